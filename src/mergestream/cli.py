@@ -1,0 +1,81 @@
+"""What every entry script shares: errors as one line on stderr, and exit codes that a shell can use.
+
+Kept light: this module is imported before Hydra composes anything, so it imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from mergestream.errors import UserError
+
+_failed_jobs: list[str] = []
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Call a ``@hydra.main`` function; exit with 1 and one line when the command line or the config is wrong.
+
+    With ``HYDRA_FULL_ERROR=1`` in the environment nothing is caught, so the traceback shows.
+    """
+    if _full_errors():
+        main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exception over instead of printing it
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _print_error(_one_line(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _print_error("interrupted; type the same command again to continue from the last finished task")
+        sys.exit(130)
+    if _failed_jobs:
+        sys.exit(1)
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """Around the body of one Hydra job: a `UserError` ends a single run, or is reported and skipped in a sweep."""
+    try:
+        yield
+    except (UserError, OmegaConfBaseException) as error:
+        if os.environ.get("MERGESTREAM_FULL_ERROR"):
+            raise
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN:
+            # The other jobs of a sweep are worth finishing; `launch` still exits with 1.
+            _print_error(f"job {hydra.job.num} ({hydra.job.override_dirname}): {_one_line(error)}")
+            _failed_jobs.append(hydra.job.override_dirname)
+        else:
+            _print_error(_one_line(error))
+            sys.exit(1)
+
+
+def _full_errors() -> bool:
+    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    if full:
+        os.environ["MERGESTREAM_FULL_ERROR"] = "1"
+    return full
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group} must be one of {', '.join(error.options)}; got {group}={option}"
+    cause = error.__cause__
+    text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    # OmegaConf appends "full_key: …" and "object_type=…" lines; Hydra wraps its hints over several.
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def _print_error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)

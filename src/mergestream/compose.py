@@ -1,0 +1,54 @@
+"""From the composed config to the objects it names: the CLIP, the stream, the method, the strategy."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from mergestream.data.stream import TaskStream
+from mergestream.errors import UserError
+from mergestream.models.clip import Clip, Transforms
+
+
+def build(node: DictConfig, *, without: tuple[str, ...] = (), **arguments: Any) -> Any:
+    """Call the node's ``_target_`` with its other keys and `arguments`, except the keys named in `without`.
+
+    A node with ``_partial_: true`` comes back as the bound function.
+
+    Raises:
+        UserError: if the target does not take a key of the node.
+    """
+    values = {str(key): value for key, value in node.items() if key not in without}
+    # Always bound first and called here: Hydra would turn dataclasses among the arguments into configs.
+    bound = instantiate({**values, "_partial_": True, "_convert_": "all"})
+    if node.get("_partial_"):
+        return bound
+    try:
+        inspect.signature(bound.func).bind(*bound.args, **bound.keywords, **arguments)
+    except TypeError as error:
+        raise UserError(f"{node['_target_']} does not fit its config: {error}") from error
+    return bound(**arguments)
+
+
+def load_clip(cfg: DictConfig) -> Clip:
+    """The CLIP of the ``model`` group."""
+    return build(cfg.model, without=("name",))
+
+
+def load_stream(cfg: DictConfig, transforms: Transforms) -> TaskStream:
+    """The dataset of the ``dataset`` group, cut as the ``stream`` group says."""
+    source = build(cfg.dataset, without=("name",))
+    tasks = build(cfg.stream, without=("name",), source=source, tasks=cfg.tasks, seed=cfg.seed)
+    return TaskStream(
+        source, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, num_workers=cfg.data.num_workers
+    )
+
+
+def local_device(accelerator: str, local_rank: int = 0) -> torch.device:
+    """The device of this process: its GPU, or the CPU."""
+    use_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")

@@ -1,0 +1,62 @@
+"""Which class ids belong to which task, and which training samples are kept for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mergestream.errors import UserError
+from mergestream.keys import permutation
+
+
+def class_splits(num_classes: int, tasks: int, class_order: Sequence[int] | None = None) -> list[list[int]]:
+    """Class ids of each task: task t takes positions floor(C/T·t) … floor(C/T·(t+1))-1 of the class order, sorted.
+
+    The boundaries are the published ones (Marczak et al. 2024), so tasks are unequal when T does not divide C.
+
+    Args:
+        num_classes: C.
+        tasks: T, between 1 and C.
+        class_order: a permutation of 0…C-1; None is the natural order.
+
+    Raises:
+        UserError: if `tasks` is out of range or `class_order` is no permutation.
+    """
+    if not 1 <= tasks <= num_classes:
+        raise UserError(
+            f"tasks must be between 1 and the number of classes, {num_classes}; got tasks={tasks}. "
+            f"Write for example tasks={min(5, num_classes)}."
+        )
+    order = list(range(num_classes)) if class_order is None else [int(c) for c in class_order]
+    if sorted(order) != list(range(num_classes)):
+        raise UserError(f"a class order is a permutation of 0…{num_classes - 1}; got {len(order)} entries: {order[:8]}…")
+    # Integer arithmetic: floor(C·t/T) is exact where C/T·t in floating point may fall just below a whole number.
+    bounds = [num_classes * task // tasks for task in range(tasks + 1)]
+    return [sorted(order[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+
+
+def class_order(num_classes: int, order: str, published: dict[str, Sequence[int]], seed: int) -> list[int]:
+    """The class order named by ``stream.order``: natural, shuffled (by `seed`), or one that the dataset publishes.
+
+    Raises:
+        UserError: if the dataset has no order of that name.
+    """
+    if order == "natural":
+        return list(range(num_classes))
+    if order == "shuffled":
+        return permutation(num_classes, seed, "class order").tolist()
+    if order in published:
+        return [int(c) for c in published[order]]
+    options = ", ".join(["natural", "shuffled", *published])
+    raise UserError(f"stream.order must be one of {options} for this dataset; got stream.order={order}")
+
+
+def validation_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) indices: floor(fraction · n) samples of every class go to validation, drawn by `seed`."""
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        chosen = permutation(len(of_class), seed, "validation", int(label))[: int(fraction * len(of_class))]
+        held_out[of_class[chosen]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

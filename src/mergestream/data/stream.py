@@ -1,0 +1,184 @@
+"""The stream: a source cut into tasks, and the LightningDataModule that serves one task at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
+from mergestream.data.source import Source, Split
+from mergestream.data.splits import class_order, class_splits, validation_cut
+from mergestream.models.clip import Transforms
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stream.
+
+    Args:
+        name: short, for displays.
+        classes: class ids of the head while the task is trained, sorted.
+        train, validation: positions in the source's train split, int64.
+        test: positions in the source's test split, int64.
+    """
+
+    name: str
+    classes: list[int]
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def class_incremental(source: Source, *, tasks: int, seed: int, order: str, validation: float) -> list[Task]:
+    """T tasks of disjoint classes (see `class_splits`), in the class order that `order` names.
+
+    Args:
+        source: the dataset.
+        tasks: T.
+        seed: draws the shuffled order and the validation cut.
+        order: natural, shuffled, or one that the dataset publishes (paper).
+        validation: fraction of every class's training samples that is kept for validation, in [0, 1).
+    """
+    published = class_order(source.num_classes, order, source.class_orders, seed)
+    train, held_out = validation_cut(source.train.labels, validation, seed)
+
+    def of_classes(split: Split, positions: np.ndarray, classes: list[int]) -> np.ndarray:
+        return positions[np.isin(split.labels[positions], classes)]
+
+    return [
+        Task(
+            name=_span([source.class_names[c] for c in classes]),
+            classes=classes,
+            train=of_classes(source.train, train, classes),
+            validation=of_classes(source.train, held_out, classes),
+            test=of_classes(source.test, np.arange(len(source.test)), classes),
+        )
+        for classes in class_splits(source.num_classes, tasks, published)
+    ]
+
+
+def _span(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)})"
+
+
+class TaskStream(pl.LightningDataModule):
+    """T tasks, one at a time: iterate over it, and the train loader serves the task of the iteration.
+
+    Args:
+        source: the dataset.
+        tasks: its tasks, in order.
+        transforms: image transforms for training and for evaluation.
+        batch_size: samples in a global training batch, all processes together.
+        seed: keys the shuffle and the augmentation.
+        num_workers: worker processes per loader; the result does not depend on it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tasks: Sequence[Task],
+        transforms: Transforms,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        self.source, self.tasks, self.transforms = source, list(tasks), transforms
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.current = 0
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        for self.current, task in enumerate(self.tasks):
+            yield task
+
+    def joined(self) -> TaskStream:
+        """The same data as a stream of one task that holds everything."""
+
+        def union(field: str) -> np.ndarray:
+            return np.unique(np.concatenate([getattr(task, field) for task in self.tasks]))
+
+        classes = sorted(set().union(*(task.classes for task in self.tasks)))
+        task = Task("all", classes, union("train"), union("validation"), union("test"))
+        return TaskStream(
+            self.source,
+            [task],
+            self.transforms,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_workers=self.num_workers,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches (images [B, 3, H, W], labels [B], weights [B]) of the current task, for this process."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        parts = (self.seed, self.current)
+        return DataLoader(
+            TrainImages(self.source.train, self.transforms.train, (*parts, "augmentation")),
+            batch_sampler=KeyedBatchSampler(
+                self.tasks[self.current].train, self.batch_size, (*parts, "shuffle"), rank, world_size
+            ),
+            **self._loader_options(),
+        )
+
+    def eval_dataloader(self, split: str = "test", rank: int = 0, world_size: int = 1) -> DataLoader:
+        """Batches (images, labels, tasks) over a split of *all* tasks, each sample once over all processes.
+
+        Args:
+            split: test or validation.
+            rank, world_size: this process takes every `world_size`-th sample; nothing is padded.
+        """
+        positions = [getattr(task, split) for task in self.tasks]
+        tasks = np.repeat(np.arange(len(self.tasks)), [len(p) for p in positions])
+        shard = slice(rank, None, world_size)
+        samples = self.source.test if split == "test" else self.source.train
+        return DataLoader(
+            EvalImages(samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard]),
+            batch_size=max(1, min(256, 2 * self.batch_size)),
+            **self._loader_options(),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What ``stream.json`` records: classes and sample counts of each task, and a hash of each split's indices."""
+        names = self.source.class_names
+        return {
+            "num_classes": self.source.num_classes,
+            "class_order": [c for task in self.tasks for c in task.classes],
+            "tasks": [
+                {
+                    "name": task.name,
+                    "classes": task.classes,
+                    "class_names": [names[c] for c in task.classes],
+                    **{s: len(getattr(task, s)) for s in ("train", "validation", "test")},
+                    **{f"{s}_sha256": _hash(getattr(task, s)) for s in ("train", "validation", "test")},
+                }
+                for task in self.tasks
+            ],
+        }
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            # Keeps the loader from drawing its base seed from the global generator that training uses.
+            "generator": _generator(self.seed),
+        }
+
+
+def _generator(seed: int):
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def _hash(indices: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()

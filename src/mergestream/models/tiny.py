@@ -1,0 +1,52 @@
+"""The embedded tiny CLIP: 1.1 M parameters, byte-level text, weights in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mergestream.models.clip import Clip, clip_transforms
+
+WEIGHTS = Path(__file__).with_name("tiny.safetensors")
+CONTEXT_LENGTH = 64  # bytes, the start and end marks included
+START, END = 256, 257
+IMAGE_SIZE = 32
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def build() -> CLIP:
+    """The architecture, randomly initialised: ViT of 4 layers, width 128, patch 8; text transformer of 2 layers, width 96."""
+    return CLIP(
+        embed_dim=128,
+        vision_cfg={"image_size": IMAGE_SIZE, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
+        text_cfg={"context_length": CONTEXT_LENGTH, "vocab_size": END + 1, "width": 96, "heads": 4, "layers": 2},
+    )
+
+
+def tokenize(texts: Sequence[str]) -> Tensor:
+    """UTF-8 bytes between a start and an end mark, padded with 0: int64 [len(texts), 64].
+
+    The end mark has the largest id because open_clip pools the text at the argmax of the ids.
+
+    Raises:
+        ValueError: if a text has more than 62 bytes.
+    """
+    tokens_NL = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
+    for row, text in zip(tokens_NL, texts, strict=True):
+        ids = [START, *text.encode(), END]
+        if len(ids) > CONTEXT_LENGTH:
+            raise ValueError(f"a prompt for model=tiny has at most {CONTEXT_LENGTH - 2} bytes, got {text!r}")
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens_NL
+
+
+def tiny() -> Clip:
+    """The pre-trained tiny CLIP; `pretrain_tiny.py` beside this file made the weights."""
+    model = build()
+    model.load_state_dict(load_file(WEIGHTS))
+    return Clip(model.eval(), tokenize, clip_transforms(IMAGE_SIZE, MEAN, STD), source=f"mergestream/{WEIGHTS.name}")

@@ -1,0 +1,96 @@
+"""metrics.json: what a training run or a merge reports, and under which circumstances it was measured."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mergestream import __version__
+from mergestream.metrics import evaluation_row, summarize
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "torchmetrics", "hydra-core", "numpy")
+
+Counts = dict[str, list[int]]
+
+
+def assemble(
+    kind: str,
+    cfg: DictConfig,
+    zero_shot: Counts,
+    rows: Sequence[Counts],
+    seen: Sequence[int],
+    timing: dict[str, float],
+    devices: int = 1,
+) -> dict[str, Any]:
+    """The content of metrics.json; all accuracies are fractions in [0, 1].
+
+    Args:
+        kind: train or merge.
+        cfg: the resolved config.
+        zero_shot: counts of θ₀ (see `TaskAccuracy`).
+        rows: counts after each task, or of each merge.
+        seen: how many tasks each row has been trained on.
+        timing: seconds by stage.
+        devices: processes that took part.
+    """
+    base = evaluation_row(zero_shot, 0)
+    table = [evaluation_row(counts, n) for counts, n in zip(rows, seen, strict=True)] or [base]
+    agnostic = [row["task_agnostic"] for row in table]
+    incremental = [row["seen"] for row in table if row["seen"] is not None]
+    summary = {
+        "final_accuracy": table[-1]["overall"],
+        "average_incremental_accuracy": float(np.mean(incremental)) if incremental else float("nan"),
+        **summarize(agnostic, base["task_agnostic"]),
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "zero_shot": {name: base[name] for name in ("task_agnostic", "task_aware", "overall")},
+        "accuracy": {"task_agnostic": agnostic, "task_aware": [row["task_aware"] for row in table]},
+        "overall": [row["overall"] for row in table],
+        "seen": [row["seen"] for row in table],
+        "test_samples": zero_shot["total"],
+        "summary": summary,
+        "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
+        "environment": environment(devices),
+        "git": git_state(),
+    }
+
+
+def environment(devices: int) -> dict[str, Any]:
+    """Versions and devices of this process."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "mergestream": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "processes": devices,
+        "gpus": gpus,
+        "threads": torch.get_num_threads(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from, and whether it has uncommitted changes; None outside one."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

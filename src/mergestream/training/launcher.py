@@ -1,0 +1,111 @@
+"""DDP from inside a Hydra job: N processes by torch's elastic launch, for single runs and for every job of a sweep.
+
+Lightning's own launcher starts the script again in every child, and with it the whole sweep; here only `function`
+runs in the children, and Lightning finds the process group's environment set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mergestream.errors import UserError
+
+
+def device_count(devices: int | str, accelerator: str) -> int:
+    """Number of processes that ``devices`` means on this machine.
+
+    Raises:
+        UserError: if there are not that many, or the value is no positive number.
+    """
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise UserError(f"accelerator must be one of auto, cpu, gpu; got accelerator={accelerator}")
+    gpus = torch.cuda.device_count()
+    if accelerator == "gpu" and not gpus:
+        raise UserError("accelerator=gpu needs a GPU that PyTorch sees, and there is none. Write accelerator=cpu.")
+    on_gpu = gpus > 0 and accelerator != "cpu"
+    available, kind = (gpus, "GPUs") if on_gpu else (_cores(), "CPU cores")
+    if devices == "auto":
+        return gpus if on_gpu else 1
+    if not isinstance(devices, int) or isinstance(devices, bool) or not 1 <= devices <= available:
+        raise UserError(
+            f"devices must be auto or between 1 and the number of {kind} here, {available}; got devices={devices}"
+        )
+    return devices
+
+
+def launch(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int) -> None:
+    """Call ``function(cfg)`` here, or in `devices` new processes of one process group.
+
+    Under a launcher that has already made the processes (torchrun, srun), call it here.
+
+    Raises:
+        UserError: the one that a process raised.
+        RuntimeError: if a process failed in another way.
+    """
+    if devices == 1 or world() != (1, 1):
+        function(cfg)
+        return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), _cores() // devices)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        message = str(failure.message)
+        if message.startswith("UserError: "):
+            raise UserError(message.removeprefix("UserError: ")) from None
+        raise RuntimeError(f"process {failure.global_rank} of {devices} failed:\n{message}") from None
+
+
+def world() -> tuple[int, int]:
+    """(processes per node, nodes) of the launcher that started this process; (1, 1) without one."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:  # elastic launch, torchrun
+        local = int(env["LOCAL_WORLD_SIZE"])
+        return local, int(env["WORLD_SIZE"]) // local
+    if "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # srun, as Lightning reads it
+        nodes = int(env.get("SLURM_NNODES", 1))
+        return int(env.get("SLURM_NTASKS", 1)) // nodes, nodes
+    return 1, 1
+
+
+def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], threads: int) -> None:
+    torch.set_num_threads(max(1, threads))
+    try:
+        function(OmegaConf.create(config))
+    except BaseException as error:
+        # The agent kills the other processes as soon as this one ends; what it reads about it is in this file.
+        text = f"UserError: {error}" if isinstance(error, UserError) else traceback.format_exc()
+        _report(text)
+        sys.exit(1)
+
+
+def _report(text: str) -> None:
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": {"message": text, "extraInfo": {"py_callstack": "", "timestamp": "0"}}}
+        with open(path, "w") as file:
+            json.dump(content, file)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,81 @@
+"""The LightningModule that fine-tunes the image tower on one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from mergestream.models.clip import TextHead
+from mergestream.training.schedule import warmup_cosine
+
+
+class Learner(pl.LightningModule):
+    """Image tower and frozen text head over the classes of the task; only the tower has parameters.
+
+    Args:
+        encoder: the image tower, trained in place.
+        head: text head over all classes.
+        classes: class ids of the task; the training logits are restricted to them.
+        optimizer: parameters → optimizer.
+        warmup: warm-up steps if an integer, a fraction of all steps if a float.
+        first_step: optimizer steps before this task, so that a log of the whole stream has one x axis.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: TextHead,
+        classes: Sequence[int],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        warmup: int | float,
+        first_step: int = 0,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head.restrict(classes)
+        self.make_optimizer, self.warmup, self.first_step = optimizer, warmup, first_step
+        # Column of each class id in the restricted head; -1 marks the classes of other tasks.
+        columns = torch.full((len(head.weight_CD),), -1)
+        columns[list(classes)] = torch.arange(len(classes))
+        self.register_buffer("columns", columns, persistent=False)
+        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
+        self.validation_accuracy = MulticlassAccuracy(len(classes), average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes of the task] of images [B, 3, H, W]."""
+        return self.head(self.encoder(images))
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels, weights = batch
+        logits, targets = self(images), self.columns[labels]
+        # The sampler's weights make the ranks' average the mean over the global batch, even where shards differ.
+        loss = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+        self.train_accuracy(logits[weights > 0], targets[weights > 0])
+        self._log({"loss": loss, "accuracy": self.train_accuracy, "lr": self.optimizers().param_groups[0]["lr"]})
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        images, labels, _ = batch
+        self.validation_accuracy(self(images), self.columns[labels])
+        self._log({"validation_accuracy": self.validation_accuracy}, on_epoch=True, on_step=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(self.encoder.parameters())
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = self.warmup if isinstance(self.warmup, int) else round(self.warmup * total)
+        schedule = LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, base_lr=1.0, warmup_steps=warmup, total_steps=total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _log(self, values: dict[str, Any], **options: Any) -> None:
+        step = float(self.first_step + self.global_step)
+        self.log_dict({**values, "step": step}, **options)

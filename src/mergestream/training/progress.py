@@ -1,0 +1,69 @@
+"""One progress display for the whole stream."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StreamProgress(pl.Callback):
+    """A bar over the optimizer steps of all tasks: task k of T, epoch, loss, accuracy, remaining time.
+
+    Quiet where nobody watches (no terminal, or CI): then `finished` alone prints, a line per task.
+
+    Args:
+        total_steps: optimizer steps of all tasks that are still to be trained.
+        tasks: T.
+        epochs: epochs per task.
+        visible: whether this process prints at all (rank 0).
+    """
+
+    def __init__(self, total_steps: int, tasks: int, epochs: int, visible: bool = True):
+        self.console = Console(quiet=not visible, highlight=False, soft_wrap=True)
+        self.tasks, self.epochs = tasks, epochs
+        self.current = 0
+        self.began = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not visible or not self.console.is_terminal or bool(os.environ.get("CI")),
+        )
+        self.line = self.bar.add_task("training", total=total_steps)
+
+    def __enter__(self) -> StreamProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, task: int) -> None:
+        """Task `task` (from 0) begins."""
+        self.current, self.began = task, time.monotonic()
+
+    def finished(self, overall: float) -> None:
+        """The current task is trained and evaluated."""
+        seconds = time.monotonic() - self.began
+        self.console.print(f"task {self.current + 1}/{self.tasks}  overall accuracy {overall:.3f}  {seconds:.1f} s")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
+        self.bar.advance(self.line)
+        if self.bar.disable or trainer.global_step % 10:  # reading a metric waits for the device
+            return
+        values = trainer.callback_metrics
+        text = f"task {self.current + 1}/{self.tasks}  epoch {trainer.current_epoch + 1}/{self.epochs}"
+        for name in ("loss", "accuracy"):
+            if name in values:
+                text += f"  {name} {values[name].item():.3f}"
+        self.bar.update(self.line, description=text)

@@ -1,0 +1,173 @@
+"""Train a stream: one config in, one run directory out."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
+
+from mergestream import __version__, display, files
+from mergestream.checks import check_training
+from mergestream.compose import build, load_clip, load_stream, local_device
+from mergestream.data.stream import TaskStream
+from mergestream.evaluation import evaluate
+from mergestream.keys import key
+from mergestream.methods.method import Method
+from mergestream.models.clip import text_head
+from mergestream.results import Counts, assemble
+from mergestream.runs import Run, config_hash, readable, store_base
+from mergestream.training import launcher
+from mergestream.training.learner import Learner
+from mergestream.training.progress import StreamProgress
+
+
+def train(cfg: DictConfig) -> None:
+    """Check the config, then train its stream here or in as many processes as ``devices`` says.
+
+    Raises:
+        UserError: if the config, the data or the weights are not what they must be.
+    """
+    OmegaConf.resolve(cfg)
+    check_training(cfg)
+    launcher.launch(train_stream, cfg, launcher.device_count(cfg.devices, cfg.accelerator))
+
+
+def train_stream(cfg: DictConfig) -> None:
+    """Train, save and evaluate every task in turn; tasks that are already on disk are loaded instead."""
+    _silence_lightning()
+    began = time.monotonic()
+    run = Run.of(cfg)
+    first = rank_zero_only.rank == 0
+    if run.finished():
+        run.claim(cfg)
+        if first:
+            show(run, "already finished, nothing to do")
+        return
+
+    # Everything that can fail for want of data or weights comes before the first file is written.
+    method = build(cfg.method)
+    clip = load_clip(cfg)
+    stream = load_stream(cfg, clip.transforms)
+    training = _training_stream(stream, method)
+    local_size, nodes = launcher.world()
+    device = local_device(cfg.accelerator, rank_zero_only.rank % local_size)
+    clip.model.to(device)
+    head = text_head(clip, stream.source.class_names, stream.source.templates)
+    encoder = clip.encoder
+    base = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+    if first:
+        run.claim(cfg)
+        _, base_sha256 = store_base(Path(cfg.root), base)
+        parameters = sum(p.numel() for p in clip.model.parameters())
+        files.write_json(run.path / "stream.json", {"stream": cfg.stream.name, **stream.describe()})
+        files.write_json(
+            run.path / "base.json",
+            {"name": cfg.model.name, "source": clip.source, "sha256": base_sha256, "clip_parameters": parameters},
+        )
+        stamp = {"base_sha256": base_sha256, "config_sha256": config_hash(cfg), "version": __version__}
+    _barrier()
+
+    zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
+    timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
+    logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
+    steps = [cfg.epochs * -(-len(task.train) // cfg.batch_size) for task in training.tasks] if training else []
+    done = [run.evaluation(index).is_file() for index in range(len(steps))]
+    rows: list[Counts] = []
+    remaining = sum(n for n, is_done in zip(steps, done, strict=True) if not is_done)
+    with StreamProgress(remaining, len(steps), cfg.epochs, visible=first) as progress:
+        for index, task in enumerate(training or ()):
+            if done[index]:
+                encoder.load_state_dict(files.read_tensors(run.encoder(index)))
+                rows.append(files.read_json(run.evaluation(index)))
+                continue
+            progress.start(index)
+            started = time.monotonic()
+            if method.start == "base":
+                encoder.load_state_dict(base)
+            learner = Learner(
+                encoder, head, task.classes, build(cfg.optimizer), cfg.schedule.warmup, first_step=sum(steps[:index])
+            )
+            fit(learner, training, cfg, logger, [progress, method])
+            if first:
+                state = {name: tensor.float() for name, tensor in encoder.state_dict().items()}
+                files.write_tensors(run.encoder(index), state, {**stamp, "task": str(index)})
+            trained = time.monotonic()
+            seen = len(stream) if method.data == "all" else index + 1
+            rows.append(evaluate(encoder, head, stream, seen=seen, device=device))
+            timing["training"] += trained - started
+            timing["evaluation"] += time.monotonic() - trained
+            if first:
+                files.write_json(run.evaluation(index), rows[-1])
+                progress.finished(sum(rows[-1]["agnostic"]) / sum(rows[-1]["total"]))
+            _barrier()
+    if first:
+        seen_rows = [len(stream)] if method.data == "all" else list(range(1, len(rows) + 1))
+        timing["total"] = time.monotonic() - began
+        files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, local_size * nodes))
+        if isinstance(logger, Logger):
+            logger.finalize("success")
+        show(run, f"trained in {timing['total']:.1f} s")
+
+
+def fit(
+    learner: Learner, stream: TaskStream, cfg: DictConfig, logger: Logger | None, callbacks: list[pl.Callback]
+) -> None:
+    """Train one task. The Trainer is fresh: a second ``fit`` on one Trainer would train 0 steps."""
+    local_size, nodes = launcher.world()
+    pl.seed_everything(key(cfg.seed, stream.current) % 2**32, workers=True, verbose=False)
+    trainer = pl.Trainer(
+        accelerator=cfg.accelerator,
+        devices=local_size,
+        num_nodes=nodes,
+        # Buffers are the frozen head: equal on all ranks, and broadcasting them would wait on uneven shards.
+        strategy=DDPStrategy(broadcast_buffers=False) if local_size * nodes > 1 else "auto",
+        max_epochs=cfg.epochs,
+        precision=cfg.precision,
+        gradient_clip_val=cfg.gradient_clip,
+        logger=logger or False,
+        log_every_n_steps=10,
+        callbacks=callbacks,
+        use_distributed_sampler=False,  # the stream shards by rank itself
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(learner, datamodule=stream)
+
+
+def show(run: Run, headline: str) -> None:
+    """The table of a finished run, and where it lies."""
+    metrics, stream = files.read_json(run.metrics), files.read_json(run.path / "stream.json")
+    display.run_table(headline, [task["name"] for task in stream["tasks"]], metrics)
+    print(f"results in {readable(run.path)}")
+
+
+def _training_stream(stream: TaskStream, method: Method) -> TaskStream | None:
+    """What the method trains on: the stream, all of it as one task, or nothing."""
+    return {"task": stream, "all": stream.joined(), "none": None}[method.data]
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def _silence_lightning() -> None:
+    """Leave the screen to the progress display and the tables."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",  # data.num_workers is the user's choice
+        r".*The number of training batches.*",  # small tasks are normal here
+        r".*Checkpoint directory.*|.*already configured with model summary.*|.*`isinstance\(treespec, LeafSpec\)`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,19 @@
+"""The learning rate of each optimizer step."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_cosine(step: int, *, base_lr: float, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to 0.
+
+    lr = base · (step + 1) / warmup                                        for step < warmup
+    lr = base · ½ (1 + cos(π · (step − warmup) / (total − warmup)))        otherwise
+
+    A warm-up longer than the whole training never reaches `base_lr`; so it is in the published schedule.
+    """
+    if step < warmup_steps:
+        return base_lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress)) * base_lr

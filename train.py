@@ -1,0 +1,18 @@
+"""Train a stream: ``python train.py dataset=digits tasks=5 method=seq``; ``python train.py --help`` lists everything."""
+
+import hydra
+from omegaconf import DictConfig
+
+from mergestream import cli
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    with cli.job():
+        from mergestream.training import train
+
+        train(cfg)
+
+
+if __name__ == "__main__":
+    cli.launch(main)
