@@ -1,4 +1,4 @@
-"""Train a stream: ``python train.py dataset=digits tasks=5 method=seq``; ``python train.py --help`` lists everything."""
+"""Train a stream: ``python train.py dataset=digits tasks=5 method=seq``; ``--help`` lists everything."""
 
 import hydra
 from omegaconf import DictConfig

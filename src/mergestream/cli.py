@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.errors import UserError
 
+HANDED_OVER = "raise"
+
 _failed_jobs: list[str] = []
 
 
@@ -28,15 +30,18 @@ def launch(main: Callable[[], None]) -> None:
     if _full_errors():
         main()
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exception over instead of printing it
+    _failed_jobs.clear()
+    os.environ["HYDRA_FULL_ERROR"] = HANDED_OVER  # Hydra then raises its exception instead of printing it
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         _print_error(_one_line(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        _print_error("interrupted; type the same command again to continue from the last finished task")
+        _print_error("interrupted; type the same command again to continue after the last finished task")
         sys.exit(130)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
     if _failed_jobs:
         sys.exit(1)
 
@@ -47,7 +52,7 @@ def job() -> Iterator[None]:
     try:
         yield
     except (UserError, OmegaConfBaseException) as error:
-        if os.environ.get("MERGESTREAM_FULL_ERROR"):
+        if _full_errors():
             raise
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
@@ -60,10 +65,8 @@ def job() -> Iterator[None]:
 
 
 def _full_errors() -> bool:
-    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    if full:
-        os.environ["MERGESTREAM_FULL_ERROR"] = "1"
-    return full
+    """Whether the user asked for tracebacks, as opposed to `launch` asking Hydra to raise."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0", HANDED_OVER)
 
 
 def _one_line(error: BaseException) -> str:

@@ -50,5 +50,9 @@ def run_table(title: str, task_names: Sequence[str], metrics: dict[str, Any]) ->
         ["all", sum(metrics["test_samples"]), metrics["zero_shot"]["overall"], *blank, summary["final_accuracy"], ""]
     )
     table(title, columns, rows)
-    parts = [f"{name.replace('_', ' ')} {number(summary[name])}" for name in summary if number(summary[name])]
+    parts = [
+        f"{name.replace('_', ' ')} {number(summary[name])}"
+        for name in summary
+        if number(summary[name]) and name != "last"
+    ]
     console().print("  ".join(parts))

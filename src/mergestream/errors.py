@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: one line with the rule, what arrived and what to type, naming the config key."""
+    """Something the user can put right, in one line: the rule, what arrived, what to type, and the config key."""

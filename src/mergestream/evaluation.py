@@ -11,7 +11,7 @@ from mergestream.metrics import TaskAccuracy
 from mergestream.models.clip import TextHead
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: moving the encoder here must leave weights that can be trained on
 def evaluate(
     encoder: nn.Module, head: TextHead, stream: TaskStream, *, seen: int, device: torch.device, split: str = "test"
 ) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ class TaskAccuracy(Metric):
     """
 
     full_state_update = False
+    allowed_TC: Tensor
+    seen_C: Tensor
+    total: Tensor
+    agnostic: Tensor
+    aware: Tensor
+    seen_correct: Tensor
 
     def __init__(self, task_classes: Sequence[Sequence[int]], num_classes: int, seen: int):
         super().__init__()
@@ -56,20 +63,36 @@ class TaskAccuracy(Metric):
         return {name: getattr(self, name).tolist() for name in ("total", "agnostic", "aware", "seen_correct")}
 
 
-def evaluation_row(counts: dict[str, list[int]], seen: int) -> dict[str, list[float] | float | None]:
-    """Fractions from the counts of `TaskAccuracy`: one row of both accuracy matrices, `overall` and `seen`."""
+@dataclass(frozen=True)
+class Row:
+    """What one encoder achieves, as fractions.
+
+    Args:
+        task_agnostic, task_aware: per task, among all classes and among the classes of the task.
+        overall: over all samples, among all classes.
+        seen: over the samples of the tasks seen so far, among their classes; None before the first.
+    """
+
+    task_agnostic: list[float]
+    task_aware: list[float]
+    overall: float
+    seen: float | None
+
+
+def row(counts: dict[str, list[int]], seen: int) -> Row:
+    """Fractions from the counts of `TaskAccuracy`, of an encoder that has seen the first `seen` tasks."""
     total = counts["total"]
 
     def fractions(correct: list[int]) -> list[float]:
         return [c / n if n else float("nan") for c, n in zip(correct, total, strict=True)]
 
     of_seen = sum(total[:seen])
-    return {
-        "task_agnostic": fractions(counts["agnostic"]),
-        "task_aware": fractions(counts["aware"]),
-        "overall": sum(counts["agnostic"]) / sum(total),
-        "seen": sum(counts["seen_correct"]) / of_seen if of_seen else None,
-    }
+    return Row(
+        task_agnostic=fractions(counts["agnostic"]),
+        task_aware=fractions(counts["aware"]),
+        overall=sum(counts["agnostic"]) / sum(total),
+        seen=sum(counts["seen_correct"]) / of_seen if of_seen else None,
+    )
 
 
 def summarize(accuracy: Sequence[Sequence[float]], zero_shot: Sequence[float]) -> dict[str, float]:

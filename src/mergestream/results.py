@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream import __version__
-from mergestream.metrics import evaluation_row, summarize
+from mergestream.metrics import row, summarize
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "torchmetrics", "hydra-core", "numpy")
@@ -43,23 +43,23 @@ def assemble(
         timing: seconds by stage.
         devices: processes that took part.
     """
-    base = evaluation_row(zero_shot, 0)
-    table = [evaluation_row(counts, n) for counts, n in zip(rows, seen, strict=True)] or [base]
-    agnostic = [row["task_agnostic"] for row in table]
-    incremental = [row["seen"] for row in table if row["seen"] is not None]
+    base = row(zero_shot, 0)
+    table = [row(counts, n) for counts, n in zip(rows, seen, strict=True)] or [base]
+    agnostic = [r.task_agnostic for r in table]
+    incremental = [r.seen for r in table if r.seen is not None]
     summary = {
-        "final_accuracy": table[-1]["overall"],
+        "final_accuracy": table[-1].overall,
         "average_incremental_accuracy": float(np.mean(incremental)) if incremental else float("nan"),
-        **summarize(agnostic, base["task_agnostic"]),
+        **summarize(agnostic, base.task_agnostic),
     }
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "config": OmegaConf.to_container(cfg, resolve=True),
-        "zero_shot": {name: base[name] for name in ("task_agnostic", "task_aware", "overall")},
-        "accuracy": {"task_agnostic": agnostic, "task_aware": [row["task_aware"] for row in table]},
-        "overall": [row["overall"] for row in table],
-        "seen": [row["seen"] for row in table],
+        "zero_shot": {"task_agnostic": base.task_agnostic, "task_aware": base.task_aware, "overall": base.overall},
+        "accuracy": {"task_agnostic": agnostic, "task_aware": [r.task_aware for r in table]},
+        "overall": [r.overall for r in table],
+        "seen": [r.seen for r in table],
         "test_samples": zero_shot["total"],
         "summary": summary,
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},

@@ -1,10 +1,10 @@
 """The run directory: where a config's results live, what it holds, and whether a run is what its config says.
 
-    <root>/<dataset>/<stream>-<tasks>/<model>/<method>/seed-<seed>[-<tag>]/
-      config.yaml  stream.json  base.json  metrics.json
-      task-00/encoder.safetensors  task-00/evaluation.json  …
-      merges/<strategy>-<scale>/merged.safetensors  metrics.json
-    <root>/_base/<sha256>.safetensors
+<root>/<dataset>/<stream>-<tasks>/<model>/<method>/seed-<seed>[-<tag>]/
+  config.yaml  stream.json  base.json  metrics.json
+  task-00/encoder.safetensors  task-00/evaluation.json  …
+  merges/<strategy>-<scale>/merged.safetensors  metrics.json
+<root>/_base/<sha256>.safetensors
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,6 @@ class Run:
         """The encoders that the run has saved, in the order of the tasks."""
         return sorted(self.path.glob("task-*/encoder.safetensors"))
 
-    @cached_property
-    def config(self) -> DictConfig:
-        """The resolved config that made the run."""
-        return OmegaConf.load(self.path / "config.yaml")
-
     def claim(self, cfg: DictConfig) -> None:
         """Make the directory for `cfg`, or find that it already belongs to it.
 
@@ -79,14 +74,36 @@ class Run:
             UserError: if it holds a run whose config gives other results.
         """
         if (self.path / "config.yaml").exists():
-            if differences := _differences(self.config, cfg):
-                raise UserError(
-                    f"a run directory holds one config; {self.path} has {differences[0][1]} where this command says "
-                    f"{differences[0][0]}. Write tag=NAME for a second run beside it, or delete the directory."
-                )
+            self.require_same(cfg)
             return
         with files.whole(self.path / "config.yaml") as partial:
             partial.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+
+    def require_same(self, cfg: DictConfig, keys: Sequence[str] | None = None) -> None:
+        """
+        Args:
+            cfg: a resolved config.
+            keys: compare these parts only; None compares all that decides the result.
+
+        Raises:
+            UserError: if the run was made with another config.
+        """
+        here, there = _deciding(cfg), _deciding(self._config())
+        # Parts of a merge that a training run has not are none of its business.
+        chosen = sorted(there if keys is not None else here.keys() | there.keys())
+        for key in chosen:
+            if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
+                continue
+            if here.get(key) != there.get(key):
+                raise UserError(
+                    f"a run directory holds one config; {self.path} has {key}={there.get(key)} where this command says "
+                    f"{key}={here.get(key)}. Write {key}={there.get(key)}, or tag=NAME for a second run beside it."
+                )
+
+    def _config(self) -> DictConfig:
+        config = OmegaConf.load(self.path / "config.yaml")
+        assert isinstance(config, DictConfig)
+        return config
 
     def finished(self) -> bool:
         return self.metrics.is_file()
@@ -133,18 +150,6 @@ def _deciding(cfg: DictConfig) -> dict[str, Any]:
     """Dotted keys and values of a config, without what leaves the result as it is."""
     flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
-
-
-def _differences(there: DictConfig, here: DictConfig) -> list[tuple[str, str]]:
-    """Pairs ("key=value here", "key=value there") where two configs differ in what decides the result."""
-    flat_here, flat_there = _deciding(here), _deciding(there)
-
-    def item(flat: dict[str, Any], key: str) -> str:
-        return f"{key}={flat[key]}" if key in flat else f"no {key}"
-
-    keys = sorted(flat_here.keys() | flat_there.keys())
-    pairs = [(item(flat_here, key), item(flat_there, key)) for key in keys]
-    return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

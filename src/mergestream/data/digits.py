@@ -9,7 +9,12 @@ from mergestream.data.pictures import Pictures
 from mergestream.data.source import Source, Split
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = ("a photo of the digit {}.", "a picture of the digit {}.", "a drawing of the digit {}.", "a scan of the digit {}.")
+TEMPLATES = (
+    "a photo of the digit {}.",
+    "a picture of the digit {}.",
+    "a drawing of the digit {}.",
+    "a scan of the digit {}.",
+)
 
 
 def digits(test_every: int = 4) -> Source:

@@ -23,13 +23,7 @@ from mergestream.data.pictures import Pictures
 from mergestream.data.source import Source, Split
 
 # Look-alikes across scripts (Latin A, Greek Α, Cyrillic А) are left out: no image could tell them apart.
-CHARACTERS = (
-    "0123456789"
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    "abdefghinqrtmy"
-    "ΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφψω"
-    "БДЖЗИЙЛЦЧШЩЪЫЬЭЮЯЂЄЉЊЋЏ"
-)
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghinqrtmyΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφψωБДЖЗИЙЛЦЧШЩЪЫЬЭЮЯЂЄЉЊЋЏ"
 FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",

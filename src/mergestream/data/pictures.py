@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from PIL import Image
 
 
-class Pictures(Sequence):
-    """A uint8 array [N, H, W] read as N greyscale PIL images."""
+class Pictures:
+    """A uint8 array [N, H, W] or [N, H, W, 3] read as N PIL images."""
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels

@@ -21,7 +21,7 @@ class Draw(NamedTuple):
     `weight` makes the sum of weight · loss, averaged over the ranks, the mean loss of the global batch.
     """
 
-    index: int
+    sample: int
     epoch: int
     weight: float
 
@@ -58,7 +58,7 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             weight = self.world_size / len(batch)
-            mine = [Draw(index, self.epoch, weight) for index in batch[self.rank :: self.world_size]]
+            mine = [Draw(sample, self.epoch, weight) for sample in batch[self.rank :: self.world_size]]
             yield mine or [Draw(batch[0], self.epoch, 0.0)]
 
 
@@ -80,8 +80,8 @@ class TrainImages(Dataset):
             return [self[draw] for draw in draws]
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int, float]:
-        torch.default_generator.manual_seed(key(*self.parts, draw.epoch, draw.index))
-        return self.transform(self.split.images[draw.index]), int(self.split.labels[draw.index]), draw.weight
+        torch.default_generator.manual_seed(key(*self.parts, draw.epoch, draw.sample))
+        return self.transform(self.split.images[draw.sample]), int(self.split.labels[draw.sample]), draw.weight
 
 
 class EvalImages(Dataset):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+
+class Images(Protocol):
+    """N images by index, opened only when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -14,7 +23,7 @@ class Split:
     """One split of a dataset.
 
     Args:
-        images: N images by index; opened only when asked for.
+        images: N images by index.
         labels: class id of each image, int64 [N].
         domains: domain id of each image, int64 [N], for datasets that have domains.
 
@@ -22,7 +31,7 @@ class Split:
         ValueError: if the lengths differ.
     """
 
-    images: Sequence[Image.Image]
+    images: Images
     labels: np.ndarray
     domains: np.ndarray | None = None
 
@@ -54,7 +63,7 @@ class Source:
     templates: Sequence[str]
     train: Split
     test: Split
-    class_orders: dict[str, Sequence[int]] = field(default_factory=dict)
+    class_orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
     domain_names: Sequence[str] = ()
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,13 +31,15 @@ def class_splits(num_classes: int, tasks: int, class_order: Sequence[int] | None
         )
     order = list(range(num_classes)) if class_order is None else [int(c) for c in class_order]
     if sorted(order) != list(range(num_classes)):
-        raise UserError(f"a class order is a permutation of 0…{num_classes - 1}; got {len(order)} entries: {order[:8]}…")
+        raise UserError(
+            f"a class order is a permutation of 0…{num_classes - 1}; got {len(order)} entries: {order[:8]}…"
+        )
     # Integer arithmetic: floor(C·t/T) is exact where C/T·t in floating point may fall just below a whole number.
     bounds = [num_classes * task // tasks for task in range(tasks + 1)]
-    return [sorted(order[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [sorted(order[low:high]) for low, high in pairwise(bounds)]
 
 
-def class_order(num_classes: int, order: str, published: dict[str, Sequence[int]], seed: int) -> list[int]:
+def class_order(num_classes: int, order: str, published: Mapping[str, Sequence[int]], seed: int) -> list[int]:
     """The class order named by ``stream.order``: natural, shuffled (by `seed`), or one that the dataset publishes.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
@@ -98,7 +99,8 @@ class TaskStream(pl.LightningDataModule):
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[Task]:
-        for self.current, task in enumerate(self.tasks):
+        for index, task in enumerate(self.tasks):
+            self.current = index
             yield task
 
     def joined(self) -> TaskStream:
@@ -120,7 +122,7 @@ class TaskStream(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches (images [B, 3, H, W], labels [B], weights [B]) of the current task, for this process."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = self._rank()
         parts = (self.seed, self.current)
         return DataLoader(
             TrainImages(self.source.train, self.transforms.train, (*parts, "augmentation")),
@@ -130,15 +132,24 @@ class TaskStream(pl.LightningDataModule):
             **self._loader_options(),
         )
 
-    def eval_dataloader(self, split: str = "test", rank: int = 0, world_size: int = 1) -> DataLoader:
-        """Batches (images, labels, tasks) over a split of *all* tasks, each sample once over all processes.
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The current task's validation samples for this process; nothing where ``stream.validation`` is 0."""
+        if not len(self.tasks[self.current].validation):
+            return []
+        return self.eval_dataloader("validation", *self._rank(), only=self.current)
+
+    def eval_dataloader(
+        self, split: str = "test", rank: int = 0, world_size: int = 1, only: int | None = None
+    ) -> DataLoader:
+        """Batches (images, labels, tasks) over a split, each sample once over all processes.
 
         Args:
             split: test or validation.
             rank, world_size: this process takes every `world_size`-th sample; nothing is padded.
+            only: one task; None is all of them.
         """
-        positions = [getattr(task, split) for task in self.tasks]
-        tasks = np.repeat(np.arange(len(self.tasks)), [len(p) for p in positions])
+        positions = [getattr(task, split) for t, task in enumerate(self.tasks) if only in (None, t)]
+        tasks = np.repeat(np.arange(len(self.tasks)) if only is None else [only], [len(p) for p in positions])
         shard = slice(rank, None, world_size)
         samples = self.source.test if split == "test" else self.source.train
         return DataLoader(
@@ -165,19 +176,16 @@ class TaskStream(pl.LightningDataModule):
             ],
         }
 
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             # Keeps the loader from drawing its base seed from the global generator that training uses.
-            "generator": _generator(self.seed),
+            "generator": torch.Generator().manual_seed(self.seed),
         }
-
-
-def _generator(seed: int):
-    import torch
-
-    return torch.Generator().manual_seed(seed)
 
 
 def _hash(indices: np.ndarray) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from open_clip import image_transform
+from open_clip.model import CLIP
 from PIL import Image
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class Clip:
         source: where the weights came from, for the record.
     """
 
-    model: nn.Module
+    model: CLIP
     tokenize: Callable[[Sequence[str]], Tensor]
     transforms: Transforms
     source: str
@@ -57,6 +58,8 @@ class TextHead(nn.Module):
         weight_CD: one normalised text embedding per class.
         scale: exp(s), CLIP's learnt temperature.
     """
+
+    weight_CD: Tensor
 
     def __init__(self, weight_CD: Tensor, scale: float):
         super().__init__()

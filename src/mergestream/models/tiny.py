@@ -20,7 +20,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def build() -> CLIP:
-    """The architecture, randomly initialised: ViT of 4 layers, width 128, patch 8; text transformer of 2 layers, width 96."""
+    """The architecture, randomly initialised: 4 layers of width 128 on 8 px patches; 2 layers of width 96 on bytes."""
     return CLIP(
         embed_dim=128,
         vision_cfg={"image_size": IMAGE_SIZE, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},

@@ -12,10 +12,13 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from mergestream.errors import UserError
 
@@ -70,11 +73,11 @@ def launch(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int
     try:
         elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), _cores() // devices)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         message = str(failure.message)
         if message.startswith("UserError: "):
             raise UserError(message.removeprefix("UserError: ")) from None
-        raise RuntimeError(f"process {failure.global_rank} of {devices} failed:\n{message}") from None
+        raise RuntimeError(f"process {rank} of {devices} failed:\n{message}") from None
 
 
 def world() -> tuple[int, int]:
@@ -83,10 +86,34 @@ def world() -> tuple[int, int]:
     if "LOCAL_WORLD_SIZE" in env:  # elastic launch, torchrun
         local = int(env["LOCAL_WORLD_SIZE"])
         return local, int(env["WORLD_SIZE"]) // local
-    if "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # srun, as Lightning reads it
+    if "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in (
+        "bash",
+        "interactive",
+    ):  # srun, as Lightning reads it
         nodes = int(env.get("SLURM_NNODES", 1))
         return int(env.get("SLURM_NTASKS", 1)) // nodes, nodes
     return 1, 1
+
+
+def local_rank() -> int:
+    """Number of this process on its node."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+
+
+def join(device: torch.device) -> tuple[int, int]:
+    """(rank, world size) of this process, in a process group if there is more than one; Lightning takes it over."""
+    local, nodes = world()
+    if local * nodes == 1:
+        return 0, 1
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        if "MASTER_ADDR" not in os.environ:  # srun sets none; Lightning knows how to make one
+            slurm = SLURMEnvironment()
+            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=local * nodes)
+    return rank, local * nodes
 
 
 def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], threads: int) -> None:
@@ -103,8 +130,7 @@ def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], thre
 def _report(text: str) -> None:
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         content = {"message": {"message": text, "extraInfo": {"py_callstack": "", "timestamp": "0"}}}
-        with open(path, "w") as file:
-            json.dump(content, file)
+        Path(path).write_text(json.dumps(content))
 
 
 def _cores() -> int:

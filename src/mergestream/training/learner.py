@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,6 +29,8 @@ class Learner(pl.LightningModule):
         warmup: warm-up steps if an integer, a fraction of all steps if a float.
         first_step: optimizer steps before this task, so that a log of the whole stream has one x axis.
     """
+
+    columns: Tensor
 
     def __init__(
         self,
@@ -59,7 +62,9 @@ class Learner(pl.LightningModule):
         # The sampler's weights make the ranks' average the mean over the global batch, even where shards differ.
         loss = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
         self.train_accuracy(logits[weights > 0], targets[weights > 0])
-        self._log({"loss": loss, "accuracy": self.train_accuracy, "lr": self.optimizers().param_groups[0]["lr"]})
+        self._log(
+            {"loss": loss, "accuracy": self.train_accuracy, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        )
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
@@ -67,7 +72,19 @@ class Learner(pl.LightningModule):
         self.validation_accuracy(self(images), self.columns[labels])
         self._log({"validation_accuracy": self.validation_accuracy}, on_epoch=True, on_step=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Zero the gradient of the attention's key bias, which is zero in exact arithmetic.
+
+        A key bias adds the same number to all logits of a query, which softmax ignores. What arrives here is rounding
+        noise, and Adam would scale it up to full steps: weights that no result depends on would differ between one
+        process and two by more than everything else together, and would enter the task vectors.
+        """
+        for module in self.encoder.modules():
+            bias = module.in_proj_bias if isinstance(module, nn.MultiheadAttention) else None
+            if bias is not None and bias.grad is not None:
+                bias.grad.chunk(3)[1].zero_()  # query, key, value
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.encoder.parameters())
         total = int(self.trainer.estimated_stepping_batches)
         warmup = self.warmup if isinstance(self.warmup, int) else round(self.warmup * total)

@@ -1,4 +1,4 @@
-"""Where the curves of training go: one function per option of the ``logger`` group, each called with the run's folder."""
+"""Where the curves of training go: one function per option of the ``logger`` group."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **op
         online = False
     mode = options.pop("mode", "online" if online else "offline")
     settings = client.Settings(silent=True, console="off")
-    return WandbLogger(project=project, save_dir=path, name=_name(path), config=config, mode=mode, settings=settings, **options)
+    return WandbLogger(
+        project=project, save_dir=path, name=_name(path), config=config, mode=mode, settings=settings, **options
+    )
 
 
 def _name(path: Path) -> str:

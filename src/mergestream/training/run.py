@@ -12,7 +12,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from mergestream import __version__, display, files
 from mergestream.checks import check_training
@@ -21,7 +21,7 @@ from mergestream.data.stream import TaskStream
 from mergestream.evaluation import evaluate
 from mergestream.keys import key
 from mergestream.methods.method import Method
-from mergestream.models.clip import text_head
+from mergestream.models.clip import Clip, text_head
 from mergestream.results import Counts, assemble
 from mergestream.runs import Run, config_hash, readable, store_base
 from mergestream.training import launcher
@@ -45,7 +45,9 @@ def train_stream(cfg: DictConfig) -> None:
     _silence_lightning()
     began = time.monotonic()
     run = Run.of(cfg)
-    first = rank_zero_only.rank == 0
+    device = local_device(cfg.accelerator, launcher.local_rank())
+    rank, world_size = launcher.join(device)
+    first = rank == 0
     if run.finished():
         run.claim(cfg)
         if first:
@@ -53,37 +55,29 @@ def train_stream(cfg: DictConfig) -> None:
         return
 
     # Everything that can fail for want of data or weights comes before the first file is written.
-    method = build(cfg.method)
+    method: Method = build(cfg.method)
     clip = load_clip(cfg)
     stream = load_stream(cfg, clip.transforms)
-    training = _training_stream(stream, method)
-    local_size, nodes = launcher.world()
-    device = local_device(cfg.accelerator, rank_zero_only.rank % local_size)
+    # What the method trains on: the stream, all of it as one task, or nothing.
+    training = stream.joined() if method.data == "all" else stream
+    tasks = [] if method.data == "none" else training.tasks
     clip.model.to(device)
     head = text_head(clip, stream.source.class_names, stream.source.templates)
     encoder = clip.encoder
     base = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
-    if first:
-        run.claim(cfg)
-        _, base_sha256 = store_base(Path(cfg.root), base)
-        parameters = sum(p.numel() for p in clip.model.parameters())
-        files.write_json(run.path / "stream.json", {"stream": cfg.stream.name, **stream.describe()})
-        files.write_json(
-            run.path / "base.json",
-            {"name": cfg.model.name, "source": clip.source, "sha256": base_sha256, "clip_parameters": parameters},
-        )
-        stamp = {"base_sha256": base_sha256, "config_sha256": config_hash(cfg), "version": __version__}
+    stamp = _record(cfg, run, stream, clip, base) if first else {}
+    del clip  # the text tower has made the head and is not needed any more
     _barrier()
 
     zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
     timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
-    steps = [cfg.epochs * -(-len(task.train) // cfg.batch_size) for task in training.tasks] if training else []
+    steps = [cfg.epochs * -(-len(task.train) // cfg.batch_size) for task in tasks]
     done = [run.evaluation(index).is_file() for index in range(len(steps))]
     rows: list[Counts] = []
     remaining = sum(n for n, is_done in zip(steps, done, strict=True) if not is_done)
     with StreamProgress(remaining, len(steps), cfg.epochs, visible=first) as progress:
-        for index, task in enumerate(training or ()):
+        for index, task in enumerate(training if tasks else ()):
             if done[index]:
                 encoder.load_state_dict(files.read_tensors(run.encoder(index)))
                 rows.append(files.read_json(run.evaluation(index)))
@@ -92,6 +86,7 @@ def train_stream(cfg: DictConfig) -> None:
             started = time.monotonic()
             if method.start == "base":
                 encoder.load_state_dict(base)
+            encoder.train()
             learner = Learner(
                 encoder, head, task.classes, build(cfg.optimizer), cfg.schedule.warmup, first_step=sum(steps[:index])
             )
@@ -111,10 +106,23 @@ def train_stream(cfg: DictConfig) -> None:
     if first:
         seen_rows = [len(stream)] if method.data == "all" else list(range(1, len(rows) + 1))
         timing["total"] = time.monotonic() - began
-        files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, local_size * nodes))
+        files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size))
         if isinstance(logger, Logger):
             logger.finalize("success")
         show(run, f"trained in {timing['total']:.1f} s")
+
+
+def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dict[str, Tensor]) -> dict[str, str]:
+    """Write what is known before training; returns the metadata that every encoder of the run carries."""
+    run.claim(cfg)
+    _, sha256 = store_base(Path(cfg.root), base)
+    parameters = sum(p.numel() for p in clip.model.parameters())
+    files.write_json(run.path / "stream.json", {"stream": cfg.stream.name, **stream.describe()})
+    files.write_json(
+        run.path / "base.json",
+        {"name": cfg.model.name, "source": clip.source, "sha256": sha256, "clip_parameters": parameters},
+    )
+    return {"base_sha256": sha256, "config_sha256": config_hash(cfg), "version": __version__}
 
 
 def fit(
@@ -128,7 +136,7 @@ def fit(
         devices=local_size,
         num_nodes=nodes,
         # Buffers are the frozen head: equal on all ranks, and broadcasting them would wait on uneven shards.
-        strategy=DDPStrategy(broadcast_buffers=False) if local_size * nodes > 1 else "auto",
+        strategy=DDPStrategy(forward_sync_buffers=False) if local_size * nodes > 1 else "auto",
         max_epochs=cfg.epochs,
         precision=cfg.precision,
         gradient_clip_val=cfg.gradient_clip,
@@ -151,11 +159,6 @@ def show(run: Run, headline: str) -> None:
     print(f"results in {readable(run.path)}")
 
 
-def _training_stream(stream: TaskStream, method: Method) -> TaskStream | None:
-    """What the method trains on: the stream, all of it as one task, or nothing."""
-    return {"task": stream, "all": stream.joined(), "none": None}[method.data]
-
-
 def _barrier() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
@@ -167,6 +170,7 @@ def _silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",  # data.num_workers is the user's choice
+        r".*have no `val_dataloader`.*|.*across ranks is zero.*",  # stream.validation=0
         r".*The number of training batches.*",  # small tasks are normal here
         r".*Checkpoint directory.*|.*already configured with model summary.*|.*`isinstance\(treespec, LeafSpec\)`.*",
     ):

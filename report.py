@@ -1,0 +1,18 @@
+"""Every result under the root as tables: ``python report.py [root=runs]``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from mergestream import cli
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="report")
+def main(cfg: DictConfig) -> None:
+    with cli.job():
+        from mergestream.report import report
+
+        report(cfg)
+
+
+if __name__ == "__main__":
+    cli.launch(main)
