@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.errors import UserError
 
-HANDED_OVER = "raise"
-
+_reporting = False  # whether `launch` turns errors into lines
 _failed_jobs: list[str] = []
 
 
@@ -27,11 +26,13 @@ def launch(main: Callable[[], None]) -> None:
 
     With ``HYDRA_FULL_ERROR=1`` in the environment nothing is caught, so the traceback shows.
     """
-    if _full_errors():
+    if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
         main()
         return
+    global _reporting
+    _reporting = True
     _failed_jobs.clear()
-    os.environ["HYDRA_FULL_ERROR"] = HANDED_OVER  # Hydra then raises its exception instead of printing it
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions instead of printing them
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
@@ -41,6 +42,7 @@ def launch(main: Callable[[], None]) -> None:
         _print_error("interrupted; type the same command again to continue after the last finished task")
         sys.exit(130)
     finally:
+        _reporting = False
         del os.environ["HYDRA_FULL_ERROR"]
     if _failed_jobs:
         sys.exit(1)
@@ -52,7 +54,7 @@ def job() -> Iterator[None]:
     try:
         yield
     except (UserError, OmegaConfBaseException) as error:
-        if _full_errors():
+        if not _reporting:
             raise
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
@@ -64,15 +66,12 @@ def job() -> Iterator[None]:
             sys.exit(1)
 
 
-def _full_errors() -> bool:
-    """Whether the user asked for tracebacks, as opposed to `launch` asking Hydra to raise."""
-    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0", HANDED_OVER)
-
-
 def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group} must be one of {', '.join(error.options)}; got {group}={option}"
+    if isinstance(error, OverrideParseException):
+        return f"an override is KEY=VALUE in Hydra's grammar; got {error.override}, which cannot be read. Quote it?"
     cause = error.__cause__
     text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     # OmegaConf appends "full_key: …" and "object_type=…" lines; Hydra wraps its hints over several.

@@ -95,9 +95,10 @@ class Run:
             if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
                 continue
             if here.get(key) != there.get(key):
+                had, says = (f"{key}={d[key]}" if key in d else f"no {key}" for d in (there, here))
                 raise UserError(
-                    f"a run directory holds one config; {self.path} has {key}={there.get(key)} where this command says "
-                    f"{key}={here.get(key)}. Write {key}={there.get(key)}, or tag=NAME for a second run beside it."
+                    f"a run directory holds one config; {readable(self.path)} has {had} where this command says "
+                    f"{says}. Use the run's own value, or write tag=NAME for a second run beside it."
                 )
 
     def _config(self) -> DictConfig:

@@ -7,6 +7,7 @@ runs in the children, and Lightning finds the process group's environment set.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -70,6 +71,8 @@ def launch(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int
         local_addr="localhost",
         max_restarts=0,
     )
+    # A failure is raised below, once, with the message of the process; the agent would print its own story of it.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), _cores() // devices)
     except ChildFailedError as error:
@@ -129,8 +132,7 @@ def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], thre
 
 def _report(text: str) -> None:
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        content = {"message": {"message": text, "extraInfo": {"py_callstack": "", "timestamp": "0"}}}
-        Path(path).write_text(json.dumps(content))
+        Path(path).write_text(json.dumps({"message": text, "timestamp": 0}))
 
 
 def _cores() -> int:

@@ -16,8 +16,9 @@ def none(path: Path, config: dict[str, Any]) -> None:
 
 
 def csv(path: Path, config: dict[str, Any]) -> Logger:
-    """``logs/metrics.csv``: one row every few steps, all tasks on one x axis."""
-    return CSVLogger(path, name="", version="logs")
+    """``logs/metrics.csv``: one row every few steps, all tasks on one x axis; a continued run writes ``logs-2``."""
+    parts = len(list(path.glob("logs*")))
+    return CSVLogger(path, name="", version=f"logs-{parts + 1}" if parts else "logs")
 
 
 def tensorboard(path: Path, config: dict[str, Any]) -> Logger:

@@ -141,7 +141,7 @@ def fit(
         precision=cfg.precision,
         gradient_clip_val=cfg.gradient_clip,
         logger=logger or False,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, len(stream.train_dataloader())),  # a short task leaves a row too
         callbacks=callbacks,
         use_distributed_sampler=False,  # the stream shards by rank itself
         num_sanity_val_steps=0,

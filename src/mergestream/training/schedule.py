@@ -15,5 +15,5 @@ def warmup_cosine(step: int, *, base_lr: float, warmup_steps: int, total_steps: 
     """
     if step < warmup_steps:
         return base_lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress)) * base_lr
+    angle = math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(angle)) * base_lr

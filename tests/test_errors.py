@@ -1,0 +1,136 @@
+"""Bad input: one line that names the key, exit code 1, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, command, files_below
+
+BAD = [
+    ("train.py", ["dataset=digit"], r"dataset must be one of .*digits.*glyphs.*; got dataset=digit"),
+    ("train.py", ["method=sequential"], "method must be one of ind, joint, seq, zeroshot; got method=sequential"),
+    ("train.py", ["model=huge"], "model must be one of tiny, vit_b_16; got model=huge"),
+    ("merge.py", ["strategy=magmin"], "strategy must be one of average, magmax, .*; got strategy=magmin"),
+    ("train.py", ["tasks=0"], "tasks must be a whole number, 1 or more; got tasks=0"),
+    ("train.py", ["tasks=2.5"], "tasks must be a whole number, 1 or more; got tasks=2.5"),
+    ("train.py", ["tasks=11"], "tasks must be between 1 and the number of classes, 10; got tasks=11"),
+    ("train.py", ["seed=-1"], "seed must be a whole number, 0 or more; got seed=-1"),
+    ("train.py", ["epochs=0"], "epochs must be a whole number, 1 or more; got epochs=0"),
+    ("train.py", ["batch_size=no"], "batch_size must be a whole number, 1 or more; got batch_size=no"),
+    ("train.py", ["optimizer.lr=nan"], "optimizer.lr must be a number, positive; got optimizer.lr=nan"),
+    ("train.py", ["schedule.warmup=-3"], r"schedule.warmup must be .*; got schedule.warmup=-3"),
+    ("train.py", ["stream.order=random"], "stream.order must be one of natural, shuffled .*; got stream.order=random"),
+    ("train.py", ["stream.validation=1"], "stream.validation must be a number, at least 0 and below 1; got"),
+    ("train.py", ["tag=a/b"], "tag becomes a folder name, .*; got tag=a/b"),
+    ("train.py", ["devices=999", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=999"),
+    ("train.py", ["devices=0", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=0"),
+    ("train.py", ["accelerator=abacus"], "accelerator must be one of auto, cpu, gpu; got accelerator=abacus"),
+    ("train.py", ["method.start=middle"], "method.start must be one of previous, base; got method.start=middle"),
+    ("train.py", ["epoch=3"], "epoch"),
+    ("train.py", ["tasks=[1"], "tasks"),
+    ("train.py", ["dataset.sizes=3"], "sizes"),
+    ("train.py", ["+dataset.sizes=3"], r"mergestream.data.digits.digits does not fit its config: .*sizes"),
+    ("merge.py", ["lambda=nan"], "lambda must be a finite number, .*; got lambda=nan"),
+    ("merge.py", ["lambda=inf"], "lambda must be a finite number, .*; got lambda=inf"),
+    ("merge.py", ["lambda=big"], "lambda must be a finite number, .*; got lambda=big"),
+    ("merge.py", [], r"does not exist. Type: python train.py dataset=digits tasks=5 method=seq model=tiny seed=5"),
+    ("merge.py", ["strategy=ties", "+strategy.top=3"], "strategy=ties takes strategy.density, strategy.scope; got"),
+    ("merge.py", ["base=b.safetensors"], "base, checkpoints and out go together; got base without checkpoints"),
+    ("merge.py", ["base=b.safetensors", "checkpoints=[a.pt]", "out=m.safetensors"], "b.safetensors is not there"),
+    ("report.py", [], "a report needs finished runs"),
+    (
+        "train.py",
+        ["dataset=cifar100", "model=tiny"],
+        r"dataset=cifar100 needs .*which is not there.*data.download=true",
+    ),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments", "message"), BAD, ids=lambda value: str(value)[:60])
+def test_bad_input(script, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = command(script, f"root={tmp_path}/runs", *arguments)
+    assert outcome.code == 1
+    import re
+
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert not files_below(tmp_path)
+
+
+def test_damaged_data_root(tmp_path):
+    folder = tmp_path / "data/cifar-100-python"
+    folder.mkdir(parents=True)
+    (folder / "train").write_bytes(b"not a pickle")
+    outcome = command(
+        "train.py", f"root={tmp_path}/runs", f"data.root={tmp_path}/data", "dataset=cifar100", "model=tiny"
+    )
+    assert outcome.code == 1
+    assert "is unreadable or incomplete" in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_without_network(tmp_path, monkeypatch):
+    from mergestream.models import pretrained
+
+    def no_network(*_):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(pretrained, "_cached", lambda _: None)
+    monkeypatch.setattr(pretrained, "_fetched", no_network)
+    outcome = command("train.py", f"root={tmp_path}", "model=vit_b_16")
+    assert outcome.code == 1
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "model.pretrained=/path/to/open_clip_model.safetensors" in outcome.err
+    assert "model=tiny needs no download" in outcome.err
+    assert not files_below(tmp_path)
+
+
+def test_directory_of_another_config(trained):
+    outcome = command("train.py", f"root={trained}", "tasks=3", "epochs=2")
+    assert outcome.code == 1
+    assert "holds one config" in outcome.err
+    assert "has epochs=1 where this command says epochs=2. Use the run's own value, or write tag=NAME" in outcome.err
+
+
+def test_merge_of_an_unfinished_run_and_of_no_encoders(trained):
+    outcome = command("merge.py", f"root={trained}", "tasks=3", "method=zeroshot")
+    assert outcome.code == 1
+    assert "method=zeroshot trains none" in outcome.err
+
+
+def test_a_sweep_goes_on_after_a_bad_job(tmp_path):
+    arguments = ["-m", f"root={tmp_path}", "method=zeroshot", "tasks=5,99,2"]
+    outcome = command("train.py", *arguments)
+    assert outcome.code == 1
+    assert outcome.err.count("error: job 1") == 1
+    assert len(list(tmp_path.rglob("metrics.json"))) == 2
+
+
+def test_full_error_shows_the_traceback(tmp_path):
+    environment = {**os.environ, "HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(
+        [sys.executable, "train.py", f"root={tmp_path}", "tasks=0"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "tasks must be a whole number" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "merge.py", "report.py"])
+def test_help_imports_nothing_heavy(script):
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print([m for m in ('torch', 'open_clip', 'pytorch_lightning') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+    assert "Powered by Hydra" in done.stdout

@@ -1,0 +1,172 @@
+"""The stream of tasks, the order of the samples, and the embedded sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import config
+
+from mergestream.compose import load_clip, load_stream
+from mergestream.data.digits import digits
+from mergestream.data.glyphs import CHARACTERS, DOMAINS, FONTS, glyphs, master
+from mergestream.data.sampling import KeyedBatchSampler, TrainImages
+from mergestream.data.source import Source, Split
+
+
+def make_stream(*overrides):
+    cfg = config("train", *overrides)
+    return load_stream(cfg, load_clip(cfg).transforms)
+
+
+def samples_of(batches):
+    return [draw.sample for batch in batches for draw in batch if draw.weight]
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 5, 10])
+def test_tasks_are_disjoint_and_complete(tasks):
+    stream = make_stream(f"tasks={tasks}", "stream.validation=0.2")
+    assert len(stream) == tasks
+    for split, total in (("test", len(stream.source.test)), ("train", None)):
+        parts = [getattr(task, split) for task in stream.tasks]
+        if split == "train":
+            parts += [task.validation for task in stream.tasks]
+            total = len(stream.source.train)
+        assert sorted(np.concatenate(parts)) == list(range(total))
+    for task in stream.tasks:
+        assert set(stream.source.train.labels[task.train]) == set(task.classes)
+        assert set(stream.source.test.labels[task.test]) == set(task.classes)
+
+
+def test_iteration_moves_the_train_loader():
+    stream = make_stream("tasks=5")
+    for task in stream:
+        labels = torch.cat([labels for _, labels, _ in stream.train_dataloader()])
+        assert set(labels.tolist()) == set(task.classes)
+
+
+def test_seed_decides_the_class_order_and_nothing_else_does():
+    def describe(*overrides):
+        return make_stream(*overrides).describe()
+
+    assert describe("seed=1") == describe("seed=1", "method=joint", "epochs=3")
+    assert describe("seed=1")["class_order"] != describe("seed=2")["class_order"]
+    assert describe("seed=1", "stream.order=natural")["class_order"] == list(range(10))
+
+
+def test_joined_stream_is_the_union():
+    stream = make_stream("tasks=5", "stream.validation=0.1")
+    (task,) = stream.joined().tasks
+    assert task.classes == list(range(10))
+    assert len(task.train) == sum(len(t.train) for t in stream.tasks)
+    assert not set(task.train) & set(task.validation)
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "world_size"), [(37, 8, 2), (33, 8, 4), (5, 8, 3), (64, 8, 2)])
+def test_ranks_together_draw_the_batches_of_one_process(samples, batch_size, world_size):
+    indices = np.arange(100, 100 + samples)
+
+    def batches(rank, world):
+        sampler = KeyedBatchSampler(indices, batch_size, (1, 2, "shuffle"), rank, world)
+        sampler.set_epoch(3)
+        assert len(sampler) == len(list(sampler))
+        return list(sampler)
+
+    whole = batches(0, 1)
+    ranks = [batches(rank, world_size) for rank in range(world_size)]
+    assert sorted(samples_of(whole)) == indices.tolist()
+    for number, batch in enumerate(whole):
+        parts = [rank[number] for rank in ranks]
+        assert sorted(samples_of(parts)) == sorted(samples_of([batch]))
+        # DDP averages over ranks: the weights over all ranks, divided by their number, are those of a mean.
+        assert sum(draw.weight for part in parts for draw in part) / world_size == pytest.approx(1)
+        assert {draw.weight for part in parts for draw in part} - {0.0} == {world_size / len(batch)}
+
+
+def test_shuffle_depends_on_seed_task_and_epoch():
+    def order(seed, task, epoch):
+        sampler = KeyedBatchSampler(np.arange(50), 50, (seed, task, "shuffle"))
+        sampler.set_epoch(epoch)
+        return samples_of(sampler)
+
+    orders = [order(0, 0, 0), order(1, 0, 0), order(0, 1, 0), order(0, 0, 1)]
+    assert len({tuple(o) for o in orders}) == 4
+    assert order(0, 0, 1) == orders[3]
+
+
+def test_augmentation_depends_on_the_sample_alone():
+    stream = make_stream("batch_size=16")
+    images = TrainImages(stream.source.train, stream.transforms.train, (5, 0, "augmentation"))
+    sampler = KeyedBatchSampler(np.arange(40), 16, (5, 0, "shuffle"))
+    draws = samples = [draw for batch in sampler for draw in batch]
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    forward = {d.sample: image for d, (image, *_) in zip(draws, images.__getitems__(draws), strict=True)}
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    backward = {d.sample: image for d, (image, *_) in zip(samples[::-1], images.__getitems__(draws[::-1]), strict=True)}
+    assert all(torch.equal(forward[s], backward[s]) for s in forward)
+    other = images.__getitems__([draws[0]._replace(epoch=1)])[0][0]
+    assert not torch.equal(other, forward[draws[0].sample])
+
+
+def test_workers_change_nothing():
+    def batch(workers):
+        stream = make_stream(f"data.num_workers={workers}")
+        return next(iter(stream.train_dataloader()))
+
+    for here, there in zip(batch(0), batch(2), strict=True):
+        assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_shards_hold_each_sample_once(world_size):
+    stream = make_stream("dataset=digits")
+    seen = [
+        (labels, tasks)
+        for rank in range(world_size)
+        for _, labels, tasks in stream.eval_dataloader("test", rank, world_size)
+    ]
+    labels, tasks = (torch.cat(column) for column in zip(*seen, strict=True))
+    assert torch.bincount(labels).tolist() == np.bincount(stream.source.test.labels).tolist()
+    for task, label in zip(tasks.tolist(), labels.tolist(), strict=True):
+        assert label in stream.tasks[task].classes
+
+
+def test_description_changes_with_the_samples():
+    tasks = [make_stream(f"stream.validation={v}").describe()["tasks"][0] for v in (0.0, 0.2)]
+    assert tasks[0]["train_sha256"] != tasks[1]["train_sha256"]
+    assert tasks[0]["test_sha256"] == tasks[1]["test_sha256"]
+
+
+def test_digits_are_the_uci_scans():
+    source = digits()
+    assert (len(source.train), len(source.test)) == (1352, 445)
+    assert source.train.images[0].size == (8, 8)
+    assert np.bincount(source.test.labels).min() >= 43
+
+
+def test_glyphs_are_the_same_every_time_and_cover_classes_and_domains():
+    assert len(CHARACTERS) == len(set(CHARACTERS)) == 100
+    first, second = glyphs(1, 1), glyphs(1, 1)
+    assert np.array_equal(first.train.images.pixels, second.train.images.pixels)
+    assert not np.array_equal(first.train.images.pixels, first.test.images.pixels)
+    counts = np.zeros((100, len(DOMAINS)), dtype=int)
+    np.add.at(counts, (first.train.labels, first.train.domains), 1)
+    assert (counts == 1).all()
+    assert first.class_names[0] == "digit zero"
+    assert "greek small letter beta" in first.class_names
+
+
+def test_every_font_draws_every_character():
+    empty = {font: master("\U0010fffd", font).tobytes() for font in FONTS}  # a code point that no font has
+    for font in FONTS:
+        drawings = {master(character, font).tobytes() for character in CHARACTERS}
+        assert len(drawings) == len(CHARACTERS), font
+        assert empty[font] not in drawings
+
+
+def test_a_split_with_unequal_lengths_is_refused():
+    with pytest.raises(ValueError, match="equally many, got \\[2, 3\\]"):
+        Split([None, None], np.zeros(3, dtype=np.int64))
+    assert Source(["a"], ["{}"], Split([], np.zeros(0)), Split([], np.zeros(0))).num_classes == 1
