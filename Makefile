@@ -23,7 +23,7 @@ setup: .venv/.ready ## make .venv with the locked versions
 
 demo: setup ## train, merge and compare on real handwritten digits (SEEDS=1,2,3 for error bars)
 	$(BIN)/python train.py -m $(STREAM) method=seq,ind,joint,zeroshot
-	$(BIN)/python merge.py -m $(STREAM) method=seq,ind strategy='glob(*)'
+	$(BIN)/python merge.py -m $(STREAM) method=seq,ind strategy='glob(*)' prefixes=true
 	$(BIN)/python report.py root=$(DEMO)
 
 test: setup ## run the test suite
