@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts set it
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.errors import UserError
 
+# OpenMP threads that spin while they wait starve each other as soon as two processes share the cores: a training step
+# then takes many times as long. Read by the OpenMP runtime when torch loads it; a value that the user set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _reporting = False  # whether `launch` turns errors into lines
 _failed_jobs: list[str] = []
 
@@ -42,7 +46,11 @@ def launch(main: Callable[[], None]) -> None:
         _print_error("interrupted; type the same command again to continue after the last finished task")
         sys.exit(130)
     finally:
-        _reporting = False
+        # OpenMP threads that spin while they wait starve each other as soon as two processes share the cores: a training step
+# then takes many times as long. Read by the OpenMP runtime when torch loads it; a value that the user set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_reporting = False
         del os.environ["HYDRA_FULL_ERROR"]
     if _failed_jobs:
         sys.exit(1)
