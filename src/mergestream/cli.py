@@ -46,11 +46,7 @@ def launch(main: Callable[[], None]) -> None:
         _print_error("interrupted; type the same command again to continue after the last finished task")
         sys.exit(130)
     finally:
-        # OpenMP threads that spin while they wait starve each other as soon as two processes share the cores: a training step
-# then takes many times as long. Read by the OpenMP runtime when torch loads it; a value that the user set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-_reporting = False
+        _reporting = False
         del os.environ["HYDRA_FULL_ERROR"]
     if _failed_jobs:
         sys.exit(1)
