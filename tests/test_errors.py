@@ -11,7 +11,11 @@ from helpers import ROOT, command, files_below
 
 BAD = [
     ("train.py", ["dataset=digit"], r"dataset must be one of .*digits.*glyphs.*; got dataset=digit"),
-    ("train.py", ["method=sequential"], "method must be one of ind, joint, seq, zeroshot; got method=sequential"),
+    (
+        "train.py",
+        ["method=sequential"],
+        "method must be one of ewc, ind, joint, lwf, seq, zeroshot; got method=sequential",
+    ),
     ("train.py", ["model=huge"], "model must be one of tiny, vit_b_16; got model=huge"),
     ("merge.py", ["strategy=magmin"], "strategy must be one of average, magmax, .*; got strategy=magmin"),
     ("train.py", ["tasks=0"], "tasks must be a whole number, 1 or more; got tasks=0"),
@@ -29,6 +33,9 @@ BAD = [
     ("train.py", ["devices=0", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=0"),
     ("train.py", ["accelerator=abacus"], "accelerator must be one of auto, cpu, gpu; got accelerator=abacus"),
     ("train.py", ["method.start=middle"], "method.start must be one of previous, base; got method.start=middle"),
+    ("train.py", ["method=ewc", "method.strength=-1"], "method.strength must be a number, at least 0; got"),
+    ("train.py", ["method=ewc", "method.estimator=best"], "method.estimator must be one of reference, exact, .*=best"),
+    ("train.py", ["method=lwf", "method.temperature=0"], "method.temperature must be a number, positive; got"),
     ("train.py", ["epoch=3"], "epoch"),
     ("train.py", ["tasks=[1"], "tasks"),
     ("train.py", ["dataset.sizes=3"], "sizes"),

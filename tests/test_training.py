@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mergestream import files
+from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
 from mergestream.runs import Run
 from mergestream.training import Learner, train
@@ -87,14 +88,14 @@ def test_methods_differ_where_they_should(trained):
 def test_training_moves_the_image_tower_only():
     torch.manual_seed(0)
     encoder = torch.nn.Linear(6, 4)
-    learner = Learner(encoder, TextHead(torch.randn(5, 4), 3.0), [1, 3], torch.optim.AdamW, 0.1)
+    learner = Learner(encoder, TextHead(torch.randn(5, 4), 3.0), [1, 3], torch.optim.AdamW, 0.1, Method("seq"))
     assert {id(p) for p in learner.parameters()} == {id(p) for p in encoder.parameters()}
 
 
 def test_loss_is_the_mean_cross_entropy_over_the_classes_of_the_task(monkeypatch):
     torch.manual_seed(0)
     encoder, head = torch.nn.Linear(6, 4), TextHead(torch.nn.functional.normalize(torch.randn(5, 4)), 3.0)
-    learner = Learner(encoder, head, [1, 3, 4], torch.optim.AdamW, 0.1)
+    learner = Learner(encoder, head, [1, 3, 4], torch.optim.AdamW, 0.1, Method("seq"))
     monkeypatch.setattr(learner, "_log", lambda *_, **__: None)
     monkeypatch.setattr(type(learner), "trainer", property(lambda _: FakeTrainer))
     images, labels = torch.randn(7, 6), torch.tensor([1, 3, 4, 4, 1, 3, 3])

@@ -60,6 +60,9 @@ class Run:
     def encoder(self, index: int) -> Path:
         return self.task(index) / "encoder.safetensors"
 
+    def method_state(self, index: int) -> Path:
+        return self.task(index) / "method.safetensors"
+
     def evaluation(self, index: int) -> Path:
         return self.task(index) / "evaluation.json"
 

@@ -122,15 +122,19 @@ class TaskStream(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches (images [B, 3, H, W], labels [B], weights [B]) of the current task, for this process."""
-        rank, world_size = self._rank()
+        return self._train_loader(epoch=0)
+
+    def consolidation_dataloader(self) -> DataLoader:
+        """One more pass over the current task with draws of its own, such as a Fisher is measured on."""
+        return self._train_loader(epoch=-1)
+
+    def _train_loader(self, epoch: int) -> DataLoader:
         parts = (self.seed, self.current)
-        return DataLoader(
-            TrainImages(self.source.train, self.transforms.train, (*parts, "augmentation")),
-            batch_sampler=KeyedBatchSampler(
-                self.tasks[self.current].train, self.batch_size, (*parts, "shuffle"), rank, world_size
-            ),
-            **self._loader_options(),
-        )
+        samples = self.tasks[self.current].train
+        batches = KeyedBatchSampler(samples, self.batch_size, (*parts, "shuffle"), *self._rank())
+        batches.set_epoch(epoch)
+        images = TrainImages(self.source.train, self.transforms.train, (*parts, "augmentation"))
+        return DataLoader(images, batch_sampler=batches, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The current task's validation samples for this process; nothing where ``stream.validation`` is 0."""

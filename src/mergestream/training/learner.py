@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
+from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
 from mergestream.training.schedule import warmup_cosine
 
@@ -27,6 +28,7 @@ class Learner(pl.LightningModule):
         classes: class ids of the task; the training logits are restricted to them.
         optimizer: parameters → optimizer.
         warmup: warm-up steps if an integer, a fraction of all steps if a float.
+        method: adds its penalty to the loss.
         first_step: optimizer steps before this task, so that a log of the whole stream has one x axis.
     """
 
@@ -39,12 +41,14 @@ class Learner(pl.LightningModule):
         classes: Sequence[int],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         warmup: int | float,
+        method: Method,
         first_step: int = 0,
     ):
         super().__init__()
         self.encoder = encoder
         self.head = head.restrict(classes)
         self.make_optimizer, self.warmup, self.first_step = optimizer, warmup, first_step
+        self.method = method
         # Column of each class id in the restricted head; -1 marks the classes of other tasks.
         columns = torch.full((len(head.weight_CD),), -1)
         columns[list(classes)] = torch.arange(len(classes))
@@ -58,9 +62,13 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels, weights = batch
-        logits, targets = self(images), self.columns[labels]
+        features = self.encoder(images)
+        logits, targets = self.head(features), self.columns[labels]
         # The sampler's weights make the ranks' average the mean over the global batch, even where shards differ.
         loss = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+        penalty = self.method.penalty(self.encoder, images, features, weights)
+        if penalty is not None:
+            loss = loss + penalty
         self.train_accuracy(logits[weights > 0], targets[weights > 0])
         self._log(
             {"loss": loss, "accuracy": self.train_accuracy, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
@@ -80,6 +82,8 @@ def train_stream(cfg: DictConfig) -> None:
         for index, task in enumerate(training if tasks else ()):
             if done[index]:
                 encoder.load_state_dict(files.read_tensors(run.encoder(index)))
+                state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
+                method.restore(state, encoder, head, task.classes)
                 rows.append(files.read_json(run.evaluation(index)))
                 continue
             progress.start(index)
@@ -87,13 +91,17 @@ def train_stream(cfg: DictConfig) -> None:
             if method.start == "base":
                 encoder.load_state_dict(base)
             encoder.train()
-            learner = Learner(
-                encoder, head, task.classes, build(cfg.optimizer), cfg.schedule.warmup, first_step=sum(steps[:index])
-            )
+            optimizer, warmup, first_step = build(cfg.optimizer), cfg.schedule.warmup, sum(steps[:index])
+            learner = Learner(encoder, head, task.classes, optimizer, warmup, method, first_step)
             fit(learner, training, cfg, logger, [progress, method])
+            encoder.to(device).eval()
+            head.to(device)
+            method.consolidate(encoder, head, task.classes, _real_samples(training, device))
             if first:
-                state = {name: tensor.float() for name, tensor in encoder.state_dict().items()}
-                files.write_tensors(run.encoder(index), state, {**stamp, "task": str(index)})
+                weights = {name: tensor.float() for name, tensor in encoder.state_dict().items()}
+                files.write_tensors(run.encoder(index), weights, {**stamp, "task": str(index)})
+                if state := method.state():
+                    files.write_tensors(run.method_state(index), state, {**stamp, "task": str(index)})
             trained = time.monotonic()
             seen = len(stream) if method.data == "all" else index + 1
             rows.append(evaluate(encoder, head, stream, seen=seen, device=device))
@@ -157,6 +165,13 @@ def show(run: Run, headline: str) -> None:
     metrics, stream = files.read_json(run.metrics), files.read_json(run.path / "stream.json")
     display.run_table(headline, [task["name"] for task in stream["tasks"]], metrics)
     print(f"results in {readable(run.path)}")
+
+
+def _real_samples(stream: TaskStream, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's shard of the current task, without the samples of weight 0 that only keep ranks in step."""
+    for images, labels, weights in stream.consolidation_dataloader():
+        real = weights > 0
+        yield images[real].to(device), labels[real].to(device)
 
 
 def _barrier() -> None:

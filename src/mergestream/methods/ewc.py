@@ -1,0 +1,202 @@
+"""Elastic weight consolidation: hold on to the weights that earlier tasks need (Kirkpatrick et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mergestream.errors import UserError
+from mergestream.methods.method import Batches, Method
+from mergestream.models.clip import TextHead
+
+MICRO_BATCH = 32  # samples whose gradients are held at once
+CONSOLIDATIONS = ("ema", "online", "separate")
+ESTIMATORS = ("reference", "exact", "sample", "empirical", "max_pred", "batched")
+
+
+def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> dict[str, Tensor]:
+    """Diagonal of the Fisher information of p(y | x, θ) = softmax(model(x)), one tensor for each trained parameter.
+
+    exact       1/N Σ_n Σ_c p_c (∂ log p_c / ∂θ)²
+    sample      1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the sample's position
+    empirical   the same with the label y_n for c
+    max_pred    the same with the most probable class for c
+    batched     1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²: squares of batch means, smaller than the empirical Fisher
+    reference   as published with MagMax, which differs from max_pred in two ways: gradients of batch means are never
+                zeroed, so that batch b squares the sum over all batches up to b; and the sum of squares times the
+                batch's size is divided by (⌊N/s⌋ + 1) · s, with s the size of the first batch
+
+    Args:
+        model: images → logits; parameters that do not require a gradient are left out. Its mode is left as it is.
+        batches: (inputs, labels), each sample once.
+        estimator: one of the above.
+
+    Raises:
+        UserError: for another estimator.
+    """
+    if estimator not in ESTIMATORS:
+        raise UserError(f"method.estimator must be one of {', '.join(ESTIMATORS)}; got method.estimator={estimator}")
+    if estimator in ("reference", "batched"):
+        return _of_batch_means(model, batches, accumulate=estimator == "reference")
+    return _of_samples(model, batches, estimator)
+
+
+def _of_samples(model: nn.Module, batches: Batches, estimator: str) -> dict[str, Tensor]:
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    fixed |= dict(model.named_buffers())
+    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    count = 0
+
+    def log_probability(theta: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
+        logits = functional_call(model, {**theta, **fixed}, (x[None],))[0]
+        return F.log_softmax(logits, dim=-1).gather(0, c[None])[0]
+
+    per_sample: Callable[..., dict[str, Tensor]] = vmap(grad(log_probability), in_dims=(None, 0, 0))
+    for inputs, labels in batches:
+        for x, y in zip(inputs.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True):
+            with torch.no_grad():
+                probabilities = F.softmax(model(x), dim=-1)
+            for classes, weights in _classes(probabilities, y, estimator, count):
+                with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no rule for vmap
+                    gradients = per_sample(parameters, x, classes)
+                for name, gradient in gradients.items():
+                    totals[name] += torch.einsum("n,n...->...", weights, gradient.square())
+            count += len(x)
+    samples = _sum_over_processes(torch.tensor(float(count)))
+    return {name: _sum_over_processes(total) / samples.to(total.device) for name, total in totals.items()}
+
+
+def _classes(probabilities: Tensor, labels: Tensor, estimator: str, seen: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """(class of each sample, its weight) for every gradient that the estimator takes."""
+    ones = torch.ones_like(probabilities[:, 0])
+    if estimator == "exact":
+        for c in range(probabilities.shape[1]):
+            yield torch.full_like(labels, c), probabilities[:, c]
+    elif estimator == "sample":
+        generator = torch.Generator().manual_seed(seen)
+        yield torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(labels.device), ones
+    else:
+        yield (labels if estimator == "empirical" else probabilities.argmax(-1)), ones
+
+
+def _of_batch_means(model: nn.Module, batches: Batches, accumulate: bool) -> dict[str, Tensor]:
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    running = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    samples = size = number = 0
+    for inputs, labels in batches:
+        with torch.enable_grad():
+            logits = model(inputs)
+            targets = logits.argmax(-1) if accumulate else labels
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+        # The batch is the global one: every process ends with the same totals.
+        count = int(_sum_over_processes(torch.tensor(float(len(inputs)))))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            mean = _sum_over_processes(gradient) / count
+            running[name] = running[name] + mean if accumulate else mean
+            totals[name] += running[name].square() * (count if accumulate else 1)
+        size, samples, number = size or count, samples + count, number + 1
+    divisor = (samples // size + 1) * size if accumulate else number
+    return {name: total / divisor for name, total in totals.items()}
+
+
+def _sum_over_processes(value: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        if dist.get_backend() == "nccl":
+            value = value.cuda()
+        dist.all_reduce(value)
+    return value
+
+
+def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
+    """½ Σ F (θ − θ*)², a scalar. Kirkpatrick et al. 2017, Eq. 3, without λ."""
+    terms = [(fisher[name] * (parameters[name] - anchor[name]).square()).sum() for name in fisher]
+    return 0.5 * torch.stack(terms).sum()
+
+
+class EWC(Method):
+    """Sequential fine-tuning with ``strength`` · `ewc_penalty` of earlier tasks added to the loss.
+
+    Args:
+        id: prefix of the method's folder; strength and estimator follow.
+        strength: λ, at least 0.
+        estimator: see `fisher_diagonal`; λ = 1e6 belongs to ``reference``.
+        consolidation: what becomes of earlier Fishers: ``ema`` F ← decay · F + (1 − decay) · F_new, from 0 (published);
+            ``online`` F ← decay · F + F_new (Schwarz et al. 2018); both anchor at the latest weights. ``separate``
+            keeps each task's own F and anchor (Kirkpatrick et al. 2017).
+        decay: in [0, 1].
+        mode: eval or train, the mode of the encoder during the Fisher pass.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        id: str = "ewc",
+        strength: float = 1e6,
+        estimator: str = "reference",
+        consolidation: str = "ema",
+        decay: float = 0.5,
+        mode: str = "eval",
+    ):
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < float("inf"):
+            raise UserError(f"method.strength must be a number, at least 0; got method.strength={strength}")
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
+            raise UserError(f"method.decay must be a number between 0 and 1; got method.decay={decay}")
+        choices = {"estimator": ESTIMATORS, "consolidation": CONSOLIDATIONS, "mode": ("eval", "train")}
+        for key, value in (("estimator", estimator), ("consolidation", consolidation), ("mode", mode)):
+            if value not in choices[key]:
+                raise UserError(f"method.{key} must be one of {', '.join(choices[key])}; got method.{key}={value}")
+        super().__init__(id, start="previous", data="task")
+        self.strength, self.estimator, self.consolidation = float(strength), estimator, consolidation
+        self.decay, self.mode = decay, mode
+        self.terms: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []  # (Fisher, anchor)
+
+    def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
+        """λ · Σ ½ F (θ − θ*)²; the same on every process."""
+        if not self.terms:
+            return None
+        self.terms = [tuple({k: v.to(images.device) for k, v in d.items()} for d in term) for term in self.terms]  # type: ignore[misc]
+        parameters = dict(encoder.named_parameters())
+        return self.strength * torch.stack([ewc_penalty(parameters, *term) for term in self.terms]).sum()
+
+    def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
+        """Measure the task's Fisher on its own classes and fold it into what is kept."""
+        columns = {c: i for i, c in enumerate(classes)}
+        local = ((x, torch.tensor([columns[int(c)] for c in y], device=y.device)) for x, y in batches)
+        model = nn.Sequential(encoder, head.restrict(classes)).train(self.mode == "train")
+        fisher = {k.removeprefix("0."): v for k, v in fisher_diagonal(model, local, estimator=self.estimator).items()}
+        anchor = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+        if self.consolidation != "separate":
+            old = self.terms[-1][0] if self.terms else {name: torch.zeros_like(f) for name, f in fisher.items()}
+            share = 1 - self.decay if self.consolidation == "ema" else 1.0
+            fisher = {name: self.decay * old[name].to(f.device) + share * f for name, f in fisher.items()}
+            self.terms.clear()
+        self.terms.append((fisher, anchor))
+
+    def state(self) -> dict[str, Tensor]:
+        """Fisher and anchor of every term."""
+        kinds = ("fisher", "anchor")
+        return {
+            f"{i}/{kind}/{name}": tensor
+            for i, term in enumerate(self.terms)
+            for kind, tensors in zip(kinds, term, strict=True)
+            for name, tensor in tensors.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
+        """The terms as they were saved."""
+        terms: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for key, tensor in state.items():
+            i, kind, name = key.split("/", 2)
+            terms.setdefault(i, {"fisher": {}, "anchor": {}})[kind][name] = tensor
+        self.terms = [(terms[i]["fisher"], terms[i]["anchor"]) for i in sorted(terms, key=int)]

@@ -1,0 +1,82 @@
+"""Learning without forgetting: keep answering about the past classes as before (Li & Hoiem 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from mergestream.errors import UserError
+from mergestream.methods.method import Batches, Method
+from mergestream.models.clip import TextHead
+
+EPSILON = 1e-5  # keeps the student's logarithm finite, as published
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """Mean over the batch of − Σ_c q_c log p_c, with q and p softened by the temperature, a scalar.
+
+    softened(z)_c = softmax(z)_c^{1/T} / Σ softmax(z)^{1/T};  p is the student's plus ε/C, renormalised; no factor T².
+    Li & Hoiem 2016, Eq. 3, in the published form of Marczak et al. 2024.
+
+    Args:
+        student_logits, teacher_logits: [B, C].
+        temperature: T.
+    """
+    return _per_sample(student_logits, teacher_logits, temperature).mean()
+
+
+def _per_sample(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    # softmax(z)^{1/T} renormalised is softmax(z / T).
+    teacher = torch.softmax(teacher_logits / temperature, -1)
+    student = torch.softmax(student_logits / temperature, -1) + EPSILON / student_logits.shape[-1]
+    student = student / student.sum(-1, keepdim=True)
+    return -(teacher * student.log()).sum(-1)
+
+
+class LwF(Method):
+    """Sequential fine-tuning with ``strength`` · `distillation_loss` on the past classes added to the loss.
+
+    Args:
+        id: name of the method's folder.
+        strength: λ, at least 0.
+        temperature: T, positive.
+        softmax: ``union``, one softmax over all past classes (published); ``per_task``, one for each past task, added.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+
+    def __init__(self, id: str = "lwf", strength: float = 0.3, temperature: float = 2.0, softmax: str = "union"):
+        for key, value, least in (("strength", strength, 0.0), ("temperature", temperature, 1e-6)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+                rule = "at least 0" if least == 0 else "positive"
+                raise UserError(f"method.{key} must be a number, {rule}; got method.{key}={value}")
+        if softmax not in ("union", "per_task"):
+            raise UserError(f"method.softmax must be one of union, per_task; got method.softmax={softmax}")
+        super().__init__(id, start="previous", data="task")
+        self.strength, self.temperature, self.softmax = float(strength), float(temperature), softmax
+        # Attributes of a callback: outside the module, so neither DDP nor the saved encoder knows of them.
+        self.teacher: nn.Module | None = None
+        self.heads: list[TextHead] = []
+
+    def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
+        """λ · distillation, as the weighted mean over the global batch."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            memory = self.teacher.to(images.device)(images)
+        groups = self.heads if self.softmax == "per_task" else [TextHead.join(self.heads)]
+        losses = [_per_sample(h(features), h(memory), self.temperature) for h in (g.to(images.device) for g in groups)]
+        return self.strength * (weights * torch.stack(losses).sum(0)).sum()
+
+    def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
+        """The encoder of this task becomes the teacher, and its classes past classes."""
+        self.teacher = deepcopy(encoder).eval().requires_grad_(False)
+        self.heads.append(head.restrict(classes))
+
+    def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
+        """The saved encoder of the task is the teacher."""
+        self.consolidate(encoder, head, classes, ())

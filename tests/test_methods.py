@@ -1,0 +1,198 @@
+"""EWC and LwF: their formulas against published numbers and loops, and what they do to a stream."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from helpers import command, config, golden
+from safetensors.torch import load_file
+from torch import nn
+
+from mergestream.data.digits import digits
+from mergestream.methods.ewc import EWC, ewc_penalty, fisher_diagonal
+from mergestream.methods.lwf import LwF, distillation_loss
+from mergestream.models import tiny
+from mergestream.models.clip import TextHead
+from mergestream.runs import Run
+
+SHORT = ("tasks=3", "epochs=1")
+
+
+@pytest.fixture
+def small():
+    """The golden network, its inputs in batches of 8, and everything expected of it."""
+    groups = golden("ewc.safetensors")
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+    model.load_state_dict(groups["param"])
+    x, y = groups[""]["x"], groups[""]["y"]
+    return model, list(zip(x.split(8), y.split(8), strict=True)), groups
+
+
+@pytest.mark.parametrize("estimator", ["reference", "exact", "empirical", "max_pred"])
+def test_published_fishers(small, estimator):
+    model, batches, groups = small
+    fisher = fisher_diagonal(model, batches, estimator=estimator)
+    for name, expected in groups[f"fisher_{estimator}"].items():
+        torch.testing.assert_close(fisher[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def loop_fisher(model, batches, choose):
+    """Mean over samples of the weighted squared gradients of log p_c, one backward pass each, in float64."""
+    model = model.double()
+    totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    count = 0
+    for x, y in batches:
+        for sample, label in zip(x.double(), y, strict=True):
+            logits = model(sample[None])[0]
+            for c, weight in choose(logits.softmax(-1), int(label)):
+                model.zero_grad()
+                model(sample[None])[0].log_softmax(-1)[c].backward()
+                for name, p in model.named_parameters():
+                    totals[name] += weight * p.grad**2
+            count += 1
+    return {name: (total / count).float() for name, total in totals.items()}
+
+
+@pytest.mark.parametrize("estimator", ["exact", "empirical", "max_pred"])
+def test_per_sample_fisher_against_a_loop(small, estimator):
+    model, batches, _ = small
+    fisher = fisher_diagonal(model, batches, estimator=estimator)
+    choose = {
+        "exact": lambda p, y: [(c, p[c].item()) for c in range(4)],
+        "empirical": lambda p, y: [(y, 1.0)],
+        "max_pred": lambda p, y: [(int(p.argmax()), 1.0)],
+    }[estimator]
+    for name, expected in loop_fisher(model, batches, choose).items():
+        torch.testing.assert_close(fisher[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_per_sample_fisher_of_the_image_tower_against_a_loop():
+    clip, source = tiny.tiny(), digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(clip.encoder, TextHead(nn.functional.normalize(torch.randn(4, 128)), 10.0))
+    images = torch.stack([clip.transforms.eval(source.train.images[i]) for i in range(5)])
+    batches = [(images, torch.tensor([0, 1, 2, 3, 0]))]
+    fisher = fisher_diagonal(model, batches, estimator="empirical")
+    for name, expected in loop_fisher(model, batches, lambda p, y: [(y, 1.0)]).items():
+        torch.testing.assert_close(fisher[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_sampled_fisher_is_repeatable_and_close_to_the_exact_one(small):
+    model, batches, _ = small
+    once, again = (fisher_diagonal(model, batches * 60, estimator="sample") for _ in range(2))
+    exact = fisher_diagonal(model, batches, estimator="exact")
+    for name in exact:
+        assert torch.equal(once[name], again[name])
+    total = {kind: sum(f.sum().item() for f in fisher.values()) for kind, fisher in (("s", once), ("e", exact))}
+    assert total["s"] == pytest.approx(total["e"], rel=0.1)
+
+
+def test_batched_fisher_by_hand():
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()  # p = ½ for both classes: ∂ log p_y / ∂w_c = (1[c = y] − ½) x
+    batches = [(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])), (torch.tensor([[2.0]]), torch.tensor([1]))]
+    # Batch means of the gradient for w_0: ½ · 2 = 1, and −1; squares 1 and 1.
+    assert fisher_diagonal(model, batches, estimator="batched")["weight"].tolist() == [[1.0], [1.0]]
+
+
+def test_published_penalty_and_its_gradient(small):
+    model, _, groups = small
+    parameters = dict(model.named_parameters())
+    penalty = ewc_penalty(parameters, groups["fisher_reference"], groups["anchor"])
+    assert penalty.item() == pytest.approx(groups[""]["penalty_reference"].item(), rel=1e-5)
+    penalty.backward()
+    for name, p in parameters.items():
+        expected = groups["fisher_reference"][name] * (p.detach() - groups["anchor"][name])
+        torch.testing.assert_close(p.grad, expected)
+
+
+@pytest.mark.parametrize("temperature", [1, 2])
+def test_published_distillation(temperature):
+    group = golden("lwf.safetensors")[""]
+    loss = distillation_loss(group["student_logits"], group["teacher_logits"], temperature=temperature)
+    assert loss.item() == pytest.approx(group[f"loss_T{temperature}"].item(), rel=1e-6)
+
+
+def test_consolidations_by_hand():
+    encoder, head = nn.Linear(2, 3, bias=False), TextHead(torch.eye(3), 1.0)
+    batches = [(torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))]
+
+    def fisher_after_two_tasks(**options):
+        method = EWC(estimator="empirical", **options)
+        for _ in range(2):
+            method.consolidate(encoder, head, [0, 1, 2], batches)
+        return [term[0]["weight"] for term in method.terms]
+
+    (separate, _) = fisher_after_two_tasks(consolidation="separate")
+    (ema,) = fisher_after_two_tasks(consolidation="ema", decay=0.5)
+    (online,) = fisher_after_two_tasks(consolidation="online", decay=0.5)
+    torch.testing.assert_close(ema, (0.25 + 0.5) * separate)
+    torch.testing.assert_close(online, 1.5 * separate)
+
+
+@pytest.mark.parametrize("method", ["ewc", "lwf"])
+def test_strength_zero_is_sequential_fine_tuning(method, trained, tmp_path):
+    arguments = [f"root={tmp_path}", *SHORT, f"method={method}", "method.strength=0"]
+    assert command("train.py", *arguments).code == 0
+    zero, seq = (Run.of(config("train", f"root={r}", "tasks=3", m)) for r, m in (
+        (tmp_path, f"method={method}"), (trained, "method=seq")
+    ))  # fmt: skip
+    for ours, theirs in zip(zero.encoders(), seq.encoders(), strict=True):
+        ours, theirs = load_file(ours), load_file(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("method", ["ewc", "lwf"])
+def test_two_processes_equal_one_and_a_resumed_run_the_whole(method, tmp_path):
+    arguments = [f"root={tmp_path}", *SHORT, f"method={method}", "batch_size=60", "accelerator=cpu"]
+    runs = {}
+    for tag, devices in (("one", 1), ("two", 2)):
+        outcome = command("train.py", *arguments, f"devices={devices}", f"tag={tag}")
+        assert outcome.code == 0, outcome.err
+        runs[tag] = Run.of(config("train", f"root={tmp_path}", "tasks=3", f"method={method}", f"tag={tag}"))
+    for ours, theirs in zip(runs["one"].encoders(), runs["two"].encoders(), strict=True):
+        ours, theirs = load_file(ours), load_file(theirs)
+        assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-4
+
+    whole = load_file(runs["one"].encoder(2))
+    shutil.rmtree(runs["one"].task(2))
+    runs["one"].metrics.unlink()
+    assert command("train.py", *arguments, "devices=1", "tag=one").code == 0
+    resumed = load_file(runs["one"].encoder(2))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_ewc_holds_the_weights_back(trained, tmp_path):
+    arguments = [f"root={tmp_path}", *SHORT, "method=ewc", "method.strength=1e8"]
+    assert command("train.py", *arguments).code == 0
+    held = Run.of(config("train", f"root={tmp_path}", "tasks=3", "method=ewc"))
+    free = Run.of(config("train", f"root={trained}", "tasks=3"))
+
+    def moved(run):
+        first, last = load_file(run.encoder(0)), load_file(run.encoder(2))
+        return sum((last[name] - first[name]).square().sum().item() for name in first)
+
+    assert moved(held) < moved(free)
+
+
+def test_teacher_is_frozen_and_apart():
+    torch.manual_seed(0)
+    encoder, head = nn.Linear(4, 3), TextHead(nn.functional.normalize(torch.randn(5, 3)), 2.0)
+    method = LwF()
+    images, weights = torch.randn(6, 4), torch.full((6,), 1 / 6)
+    assert method.penalty(encoder, images, encoder(images), weights) is None
+    method.consolidate(encoder, head, [0, 2], ())
+    before = {name: p.clone() for name, p in method.teacher.named_parameters()}
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
+    for _ in range(3):
+        features = encoder(images)
+        (features.square().mean() + method.penalty(encoder, images, features, weights)).backward()
+        optimizer.step()
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in method.teacher.named_parameters())
+    assert not torch.equal(encoder.weight, method.teacher.weight)
+    features = encoder(images)
+    expected = 0.3 * distillation_loss(head.restrict([0, 2])(features), head.restrict([0, 2])(method.teacher(images)))
+    torch.testing.assert_close(method.penalty(encoder, images, features, weights), expected)
