@@ -31,6 +31,8 @@ BAD = [
     ("train.py", ["tag=a/b"], "tag becomes a folder name, .*; got tag=a/b"),
     ("train.py", ["devices=999", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=999"),
     ("train.py", ["devices=0", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=0"),
+    ("train.py", ["precision=8"], "precision must be one of 32-true, bf16-mixed, 16-mixed; got precision=8"),
+    ("train.py", ["root=/proc/nowhere", "method=zeroshot"], r"/proc/nowhere.* cannot be read or written"),
     ("train.py", ["accelerator=abacus"], "accelerator must be one of auto, cpu, gpu; got accelerator=abacus"),
     ("train.py", ["method.start=middle"], "method.start must be one of previous, base; got method.start=middle"),
     ("train.py", ["method=ewc", "method.strength=-1"], "method.strength must be a number, at least 0; got"),

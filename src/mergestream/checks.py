@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from mergestream.errors import UserError
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 def check_stream(cfg: DictConfig) -> None:
     """Keys that train and merge share.
@@ -43,6 +45,8 @@ def check_training(cfg: DictConfig) -> None:
     _number(cfg, "gradient_clip", "positive", lambda x: x > 0)
     _number(cfg, "optimizer.lr", "positive", lambda x: x > 0)
     _number(cfg, "optimizer.weight_decay", "at least 0", lambda x: x >= 0)
+    if cfg.precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}; got precision={cfg.precision}")
     warmup = cfg.schedule.warmup
     if isinstance(warmup, bool) or not (
         (isinstance(warmup, int) and warmup >= 0) or (isinstance(warmup, float) and 0 <= warmup <= 1)

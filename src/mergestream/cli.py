@@ -57,9 +57,9 @@ def job() -> Iterator[None]:
     """Around the body of one Hydra job: a `UserError` ends a single run, or is reported and skipped in a sweep."""
     try:
         yield
-    except (UserError, OmegaConfBaseException) as error:
-        if not _reporting:
-            raise
+    except (UserError, OmegaConfBaseException, OSError) as error:
+        if not _reporting or (isinstance(error, OSError) and error.filename is None):
+            raise  # an OSError that names no file is a bug, not a full disk or a folder that cannot be written
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
             # The other jobs of a sweep are worth finishing; `launch` still exits with 1.
@@ -76,6 +76,10 @@ def _one_line(error: BaseException) -> str:
         return f"{group} must be one of {', '.join(error.options)}; got {group}={option}"
     if isinstance(error, OverrideParseException):
         return f"an override is KEY=VALUE in Hydra's grammar; got {error.override}, which cannot be read. Quote it?"
+    if isinstance(error, OSError):
+        return (
+            f"{error.filename} cannot be read or written ({error.strerror}); is there room, and is it yours? See root="
+        )
     cause = error.__cause__
     text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     # OmegaConf appends "full_key: …" and "object_type=…" lines; Hydra wraps its hints over several.

@@ -75,9 +75,9 @@ class Look:
 
 DOMAINS = {
     "plain": Look(),
-    "rotated": Look(degrees=35),
+    "rotated": Look(degrees=25),
     "coarse": Look(pixels=(9, 12)),
-    "noisy": Look(noise=0.2),
+    "noisy": Look(noise=0.12),
     "inverted": Look(inverted=True),
     "outlined": Look(outlined=True, scale=(1.2, 1.5)),
 }

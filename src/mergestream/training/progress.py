@@ -59,7 +59,7 @@ class StreamProgress(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
         self.bar.advance(self.line)
-        if self.bar.disable or trainer.global_step % 10:  # reading a metric waits for the device
+        if self.bar.disable or trainer.global_step % 10 != 1:  # reading a metric waits for the device
             return
         values = trainer.callback_metrics
         text = f"task {self.current + 1}/{self.tasks}  epoch {trainer.current_epoch + 1}/{self.epochs}"
