@@ -1,4 +1,4 @@
-# make demo, make test, make check, make benchmark-merge; `make` alone lists the targets.
+# make demo, make test, make check; `make` alone lists the targets.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,8 +17,8 @@ setup: .venv/.ready ## make .venv with the locked versions
 .venv/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $$(grep -E '^uv==' requirements.lock)
-	$(BIN)/uv pip install --quiet --compile-bytecode --requirement requirements.lock
-	$(BIN)/uv pip install --quiet --no-deps --editable .
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --compile-bytecode --requirement requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --compile-bytecode --no-deps --editable .
 	touch $@
 
 demo: setup ## train, merge and compare on real handwritten digits (SEEDS=1,2,3 for error bars)

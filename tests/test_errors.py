@@ -14,14 +14,14 @@ BAD = [
     (
         "train.py",
         ["method=sequential"],
-        "method must be one of ewc, ind, joint, lwf, seq, zeroshot; got method=sequential",
+        r"method must be one of .*ind.*joint.*seq.*zeroshot; got method=sequential",
     ),
     ("train.py", ["model=huge"], "model must be one of tiny, vit_b_16; got model=huge"),
     ("merge.py", ["strategy=magmin"], "strategy must be one of average, magmax, .*; got strategy=magmin"),
     ("train.py", ["tasks=0"], "tasks must be a whole number, 1 or more; got tasks=0"),
     ("train.py", ["tasks=2.5"], "tasks must be a whole number, 1 or more; got tasks=2.5"),
     ("train.py", ["tasks=11"], "tasks must be between 1 and the number of classes, 10; got tasks=11"),
-    ("train.py", ["seed=-1"], "seed must be a whole number, 0 or more; got seed=-1"),
+    ("train.py", ["seed=-1"], "seed must be a whole number, between 0 and 4294967295; got seed=-1"),
     ("train.py", ["epochs=0"], "epochs must be a whole number, 1 or more; got epochs=0"),
     ("train.py", ["batch_size=no"], "batch_size must be a whole number, 1 or more; got batch_size=no"),
     ("train.py", ["optimizer.lr=nan"], "optimizer.lr must be a number, positive; got optimizer.lr=nan"),
@@ -33,6 +33,17 @@ BAD = [
     ("train.py", ["devices=0", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=0"),
     ("train.py", ["precision=8"], "precision must be one of 32-true, bf16-mixed, 16-mixed; got precision=8"),
     ("train.py", ["root=/proc/nowhere", "method=zeroshot"], r"/proc/nowhere.* cannot be read or written"),
+    ("train.py", ["+optimizer.foo=1"], "torch.optim.AdamW does not fit its config: .*foo"),
+    ("train.py", ["optimizer._target_=torch.optim.Nope"], "_target_=torch.optim.Nope must be importable"),
+    ("train.py", ["+logger.foo=1"], "csv does not fit its config: .*foo"),
+    ("train.py", ["method=null"], "Config group override must be a string"),
+    ("train.py", [f"tag={'x' * 300}"], "cannot be read or written"),
+    ("merge.py", ["accelerator=abacus"], "accelerator must be one of auto, cpu, gpu; got accelerator=abacus"),
+    ("merge.py", ["prefixes=banana"], "prefixes must be true or false; got prefixes=banana"),
+    ("merge.py", ["strategy.scale=abc"], "strategy.scale must be a number, finite; got strategy.scale=abc"),
+    ("merge.py", ["epochs=3", "stream.order=natural"], "Type: python train.py .* epochs=3 stream.order=natural$"),
+    ("merge.py", ["base=b.pt", "checkpoints=a.pt", "out=m.safetensors"], "checkpoints must be a list of files"),
+    ("merge.py", ["base=5", "checkpoints=[a.pt]", "out=m.safetensors"], "base must be the path of a file; got base=5"),
     ("train.py", ["accelerator=abacus"], "accelerator must be one of auto, cpu, gpu; got accelerator=abacus"),
     ("train.py", ["method.start=middle"], "method.start must be one of previous, base; got method.start=middle"),
     ("train.py", ["method=ewc", "method.strength=-1"], "method.strength must be a number, at least 0; got"),
@@ -108,6 +119,10 @@ def test_directory_of_another_config(trained):
 
 
 def test_merge_of_an_unfinished_run_and_of_no_encoders(trained):
+    (trained / "digits/class-3/tiny/seq/seed-9").mkdir()
+    outcome = command("merge.py", f"root={trained}", "tasks=3", "seed=9")
+    assert outcome.code == 1
+    assert "has only 0 tasks. To continue it, type: python train.py" in outcome.err
     outcome = command("merge.py", f"root={trained}", "tasks=3", "method=zeroshot")
     assert outcome.code == 1
     assert "method=zeroshot trains none" in outcome.err

@@ -45,7 +45,7 @@ def test_merge_finds_the_run_of_the_same_values(root):
         torch.testing.assert_close(tensor.double(), expected, rtol=0, atol=1e-6)
     metrics = files.read_json(folder / "metrics.json")
     assert metrics["kind"] == "merge"
-    assert metrics["merge"] == {"strategy": "average", "scale": 0.5, "options": {}}
+    assert metrics["merge"] == {"strategy": "average", "scale": 0.5, "options": {}, "changed": {}}
     assert len(metrics["overall"]) == 1
     with safe_open(folder / "merged.safetensors", framework="pt") as file:
         assert file.metadata()["strategy"] == "average"
@@ -110,6 +110,42 @@ def test_merge_of_another_config_is_refused(root):
     assert not (run_of(root).path / "merges").exists()
 
 
+def test_other_data_than_the_run_was_trained_on_are_refused(root):
+    outcome = command("merge.py", f"root={root}", *RUN, "+dataset.test_every=3")
+    assert outcome.code == 1
+    assert "dataset.test_every=3" in outcome.err
+
+
+@pytest.mark.parametrize("damage", ["encoder deleted", "encoder cut", "base altered", "base deleted", "another base"])
+def test_a_damaged_run_is_not_merged(damage, root):
+    run = run_of(root)
+    base = next((root / "_base").iterdir())
+    if damage == "encoder deleted":
+        run.encoder(1).unlink()
+    elif damage == "encoder cut":
+        run.encoder(1).write_bytes(run.encoder(1).read_bytes()[:-8])
+    elif damage == "base altered":
+        base.write_bytes(run.encoder(0).read_bytes())
+    elif damage == "base deleted":
+        base.unlink()
+    else:
+        save_file(load_file(run.encoder(1)), run.encoder(1), metadata={"base_sha256": "0" * 64})
+    outcome = command("merge.py", f"root={root}", *RUN)
+    assert outcome.code == 1
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert not (run.path / "merges").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "base.json", "stream.json", "config.yaml"])
+@pytest.mark.parametrize("content", [None, "{}", "[1]", "{{{"])
+def test_damaged_records_are_one_line(name, content, root):
+    path = run_of(root).path / name
+    path.unlink() if content is None else path.write_text(content)
+    outcome = command("merge.py", f"root={root}", *RUN)
+    assert outcome.code == 1
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+
+
 def test_any_files(tmp_path):
     base = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "steps": torch.tensor([3])}
     one = {"a": torch.full((2, 3), 2.0), "b": torch.full((4,), 1.5, dtype=torch.bfloat16), "steps": torch.tensor([9])}
@@ -133,6 +169,7 @@ def test_any_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"w": torch.zeros(2, dtype=torch.int64)}, r"w is torch.float32 in .*B.safetensors and torch.int64 in"),
         ({"w": torch.zeros(3)}, r"w is \[2\] in .*B.safetensors and \[3\] in .*A.safetensors"),
         ({"v": torch.zeros(2)}, r"B.safetensors has no v"),
         ({"w": torch.tensor([1.0, float("nan")])}, r"w in .*A.safetensors has NaN"),
@@ -157,7 +194,7 @@ def test_damaged_files_and_wrong_calls(tmp_path):
         merge_checkpoints(good, [tmp_path / "cut.safetensors"], "magmax", out)
     with pytest.raises(UserError, match="at least one checkpoint"):
         merge_checkpoints(good, [], "magmax", out)
-    with pytest.raises(UserError, match=r"end in \.safetensors; got out=.*M\.pt"):
+    with pytest.raises(UserError, match=r"ends in \.safetensors; got out=.*M\.pt"):
         merge_checkpoints(good, [good], "magmax", tmp_path / "M.pt")
     with pytest.raises(UserError, match="finite number"):
         merge_checkpoints(good, [good], "magmax", out, scale=float("nan"))

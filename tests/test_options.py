@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, command, config
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from safetensors.torch import save_file
 
+from mergestream import files
 from mergestream.compose import build, load_clip, load_stream
 from mergestream.methods.method import Method
 from mergestream.models import tiny
 from mergestream.models.clip import text_head
+from mergestream.training import loggers
 
 GROUPS = sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir())
 
@@ -90,12 +92,12 @@ def config_image():
 
 
 @pytest.mark.parametrize("method", options("method"))
-def test_methods(method, trained):
-    node = config("train", f"method={method}").method
-    assert isinstance(build(node), Method)
-    assert node.id == method
-    outcome = command("report.py", f"root={trained}")
-    assert outcome.code == 0
+def test_methods(method, tmp_path):
+    assert isinstance(build(config("train", f"method={method}").method), Method)
+    outcome = command("train.py", f"root={tmp_path}", f"method={method}", "tasks=2", "epochs=1")
+    assert outcome.code == 0, outcome.err
+    (metrics,) = tmp_path.rglob("metrics.json")
+    assert 0 < files.read_json(metrics, "summary")["summary"]["final_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("stream", options("stream"))
@@ -111,9 +113,10 @@ def test_schedules(schedule, tmp_path):
     assert command("train.py", *arguments).code == 0
     log = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
     rates = [float(line.split(",")[log[0].split(",").index("lr")]) for line in log[1:]]
-    peak = {"paper": 3e-4 * 22 / 500, "fraction": 3e-4}[schedule]  # 22 steps never leave a warm-up of 500
-    assert max(rates) <= peak * 1.001
-    assert (rates == sorted(rates)) == (schedule == "paper")
+    assert all(0 < rate <= 3e-4 for rate in rates)
+    if schedule == "paper":  # 22 steps never leave a warm-up of 500
+        assert rates == sorted(rates)
+        assert max(rates) <= 3e-4 * 22 / 500
 
 
 @pytest.mark.parametrize("logger", options("logger"))
@@ -122,18 +125,21 @@ def test_loggers(logger, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     node = config("train", f"logger={logger}").logger
     made = build(node, path=tmp_path, config={"seed": 5})
-    kinds = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger, "none": type(None)}
-    assert isinstance(made, kinds[logger])
+    assert isinstance(made, Logger) or logger == "none"
     if made is not None:
         made.log_metrics({"loss": 0.5}, step=1)
         made.save()
-        made.finalize("success")
+        loggers.close(made)
         written = [p for p in tmp_path.rglob("*") if p.is_file()]
         assert written
 
 
 def test_wandb_without_a_key_is_offline_and_asks_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
     made = build(config("train", "logger=wandb").logger, path=tmp_path, config={})
     assert made._wandb_init["mode"] == "offline"
+    made.log_metrics({"loss": 1.0})
+    loggers.close(made)
+    assert list(tmp_path.rglob("offline-run-*"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mergestream.report import group, label, spread
 
 
-def result(method="seq", strategy=None, seed=1, accuracy=0.5, tag=None):
+def result(method="seq", strategy=None, seed=1, accuracy=0.5, tag=None, changed=None):
     config = {"dataset": {"name": "digits"}, "stream": {"name": "class"}, "model": {"name": "tiny"}}
     config |= {"method": {"id": method}, "tasks": 5, "seed": seed, "tag": tag}
-    merge = {"merge": {"strategy": strategy, "scale": 0.5, "options": {}}} if strategy else {}
+    merge = {"merge": {"strategy": strategy, "scale": 0.5, "options": {}, "changed": changed or {}}} if strategy else {}
     return {"config": config, "summary": {"final_accuracy": accuracy}, **merge}
 
 
@@ -21,6 +21,7 @@ def test_spread_by_hand():
 def test_names():
     assert label(result("ind", "magmax")) == "MaxAbs, λ = 0.5"
     assert label(result("seq", "task_arithmetic")) == "seq + task arithmetic, λ = 0.5"
+    assert label(result("seq", "ties", changed={"density": 0.1})) == "seq + ties, density = 0.1, λ = 0.5"
     assert label(result("seq", tag="mine")) == "sequential [mine]"
 
 

@@ -95,7 +95,7 @@ def test_ties_on_the_tower_alone_equals_ties_on_the_whole_clip(scope, tmp_path):
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", ["magmax", "average", "task_arithmetic", "random_mix", "ties"])
 def test_one_task_vector_is_its_own_merge(name):
     strategy = strategies.get(name)
     told = {"name": "w"} if strategy.wants_name else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import config
+from helpers import command, config
 
 from mergestream.compose import load_clip, load_stream
 from mergestream.data.digits import digits
@@ -81,6 +81,22 @@ def test_ranks_together_draw_the_batches_of_one_process(samples, batch_size, wor
         # DDP averages over ranks: the weights over all ranks, divided by their number, are those of a mean.
         assert sum(draw.weight for part in parts for draw in part) / world_size == pytest.approx(1)
         assert {draw.weight for part in parts for draw in part} - {0.0} == {world_size / len(batch)}
+
+
+def test_lightning_draws_another_order_in_every_epoch(tmp_path, monkeypatch):
+    drawn = []
+
+    def recorded(self, draws, original=TrainImages.__getitems__):
+        drawn.append([(draw.epoch, draw.sample) for draw in draws])
+        return original(self, draws)
+
+    monkeypatch.setattr(TrainImages, "__getitems__", recorded)
+    assert command("train.py", f"root={tmp_path}", "tasks=10", "epochs=3").code == 0
+    draws = [draw for batch in drawn for draw in batch]
+    end = next(i for i in range(1, len(draws)) if draws[i][0] < draws[i - 1][0])  # the second task begins
+    epochs = [[sample for epoch, sample in draws[:end] if epoch == e] for e in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(order) for order in epochs}) == 3
 
 
 def test_shuffle_depends_on_seed_task_and_epoch():

@@ -7,7 +7,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from mergestream.errors import UserError
 
@@ -20,8 +20,10 @@ def check_stream(cfg: DictConfig) -> None:
     Raises:
         UserError: on the first key that breaks its rule.
     """
+    for group in ("dataset", "stream", "model", "method", "schedule"):
+        _group(cfg, group)
     _whole(cfg, "tasks", 1)
-    _whole(cfg, "seed", 0)
+    _whole(cfg, "seed", 0, most=2**32 - 1)
     _whole(cfg, "batch_size", 1)
     _whole(cfg, "data.num_workers", 0)
     _number(cfg, "stream.validation", "at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -29,9 +31,10 @@ def check_stream(cfg: DictConfig) -> None:
         value = _get(cfg, key)
         if value is not None and (not str(value) or set(str(value)) & set("/\\\0") or str(value).startswith(".")):
             raise UserError(f"{key} becomes a folder name, without / and not starting with a dot; got {key}={value}")
-    root = Path(str(cfg.root))
-    if root.exists() and not root.is_dir():
-        raise UserError(f"root must be a folder; root={cfg.root} is a file")
+    if cfg.accelerator not in ("auto", "cpu", "gpu"):
+        raise UserError(f"accelerator must be one of auto, cpu, gpu; got accelerator={cfg.accelerator}")
+    if not isinstance(cfg.root, str) or (Path(cfg.root).exists() and not Path(cfg.root).is_dir()):
+        raise UserError(f"root must be a folder; got root={cfg.root}, which is none")
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -57,6 +60,27 @@ def check_training(cfg: DictConfig) -> None:
         )
 
 
+def check_merge(cfg: DictConfig) -> None:
+    """Keys of merge.yaml.
+
+    Raises:
+        UserError: on the first key that breaks its rule.
+    """
+    check_scale(cfg["lambda"])
+    _group(cfg, "strategy")
+    _number(cfg, "strategy.scale", "finite", lambda x: True)
+    if "seed" in cfg.strategy:
+        _whole(cfg, "strategy.seed", 0)
+    if not isinstance(cfg.prefixes, bool):
+        raise UserError(f"prefixes must be true or false; got prefixes={cfg.prefixes}")
+    for key in ("base", "out"):
+        if cfg[key] is not None and not isinstance(cfg[key], str):
+            raise UserError(f"{key} must be the path of a file; got {key}={cfg[key]}")
+    paths = cfg.checkpoints
+    if paths is not None and not (isinstance(paths, ListConfig) and all(isinstance(path, str) for path in paths)):
+        raise UserError(f"checkpoints must be a list of files, such as [A.safetensors,B.pt]; got checkpoints={paths}")
+
+
 def check_scale(scale: Any) -> None:
     """λ is any finite number or null; a negative one subtracts the task vector.
 
@@ -67,10 +91,16 @@ def check_scale(scale: Any) -> None:
         raise UserError(f"lambda must be a finite number, or null for the strategy's own; got lambda={scale}")
 
 
-def _whole(cfg: DictConfig, key: str, least: int) -> None:
+def _group(cfg: DictConfig, group: str) -> None:
+    if not isinstance(cfg.get(group), DictConfig):
+        raise UserError(f"{group} must name an option of its group; got {group}={cfg.get(group)}. See --help.")
+
+
+def _whole(cfg: DictConfig, key: str, least: int, most: int | None = None) -> None:
     value = _get(cfg, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{key} must be a whole number, {least} or more; got {key}={value}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        rule = f"{least} or more" if most is None else f"between {least} and {most}"
+        raise UserError(f"{key} must be a whole number, {rule}; got {key}={value}")
 
 
 def _number(cfg: DictConfig, key: str, rule: str, holds) -> None:

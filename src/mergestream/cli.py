@@ -15,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from mergestream.errors import UserError
+from mergestream.errors import UserError, one_line
 
 # OpenMP threads that spin while they wait starve each other as soon as two processes share the cores: a training step
 # then takes many times as long. Read by the OpenMP runtime when torch loads it; a value that the user set stays.
@@ -42,6 +42,14 @@ def launch(main: Callable[[], None]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _print_error(_one_line(error))
         sys.exit(1)
+    except (OSError, ValueError) as error:
+        of_hydra = isinstance(error, ValueError) and str(error).startswith(
+            "Config group override"
+        )  # such as GROUP=null
+        if one_line(error) is None and not of_hydra:
+            raise
+        _print_error(_one_line(error))
+        sys.exit(1)
     except KeyboardInterrupt:
         _print_error("interrupted; type the same command again to continue after the last finished task")
         sys.exit(130)
@@ -58,8 +66,8 @@ def job() -> Iterator[None]:
     try:
         yield
     except (UserError, OmegaConfBaseException, OSError) as error:
-        if not _reporting or (isinstance(error, OSError) and error.filename is None):
-            raise  # an OSError that names no file is a bug, not a full disk or a folder that cannot be written
+        if not _reporting or (one_line(error) is None and isinstance(error, OSError)):
+            raise
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
             # The other jobs of a sweep are worth finishing; `launch` still exits with 1.
@@ -76,10 +84,8 @@ def _one_line(error: BaseException) -> str:
         return f"{group} must be one of {', '.join(error.options)}; got {group}={option}"
     if isinstance(error, OverrideParseException):
         return f"an override is KEY=VALUE in Hydra's grammar; got {error.override}, which cannot be read. Quote it?"
-    if isinstance(error, OSError):
-        return (
-            f"{error.filename} cannot be read or written ({error.strerror}); is there room, and is it yours? See root="
-        )
+    if (line := one_line(error)) is not None:
+        return line
     cause = error.__cause__
     text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     # OmegaConf appends "full_key: …" and "object_type=…" lines; Hydra wraps its hints over several.

@@ -6,9 +6,11 @@ import inspect
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
 from mergestream.models.clip import Clip, Transforms
@@ -24,11 +26,15 @@ def build(node: DictConfig, *, without: tuple[str, ...] = (), **arguments: Any) 
     """
     values = {str(key): value for key, value in node.items() if key not in without}
     # Always bound first and called here: Hydra would turn dataclasses among the arguments into configs.
-    bound = instantiate({**values, "_partial_": True, "_convert_": "all"})
-    if node.get("_partial_"):
-        return bound
     try:
-        inspect.signature(bound.func).bind(*bound.args, **bound.keywords, **arguments)
+        bound = instantiate({**values, "_partial_": True, "_convert_": "all"})
+    except InstantiationException as error:
+        raise UserError(f"_target_={node.get('_target_')} must be importable: {str(error).splitlines()[0]}") from error
+    signature, partial = inspect.signature(bound.func), bool(node.get("_partial_"))
+    try:
+        (signature.bind_partial if partial else signature.bind)(*bound.args, **bound.keywords, **arguments)
+        if partial:
+            return bound
     except TypeError as error:
         raise UserError(f"{node['_target_']} does not fit its config: {error}") from error
     return bound(**arguments)
@@ -39,9 +45,14 @@ def load_clip(cfg: DictConfig) -> Clip:
     return build(cfg.model, without=("name",))
 
 
-def load_stream(cfg: DictConfig, transforms: Transforms) -> TaskStream:
-    """The dataset of the ``dataset`` group, cut as the ``stream`` group says."""
-    source = build(cfg.dataset, without=("name",))
+def load_source(cfg: DictConfig) -> Source:
+    """The dataset of the ``dataset`` group."""
+    return build(cfg.dataset, without=("name",))
+
+
+def load_stream(cfg: DictConfig, transforms: Transforms, source: Source | None = None) -> TaskStream:
+    """The dataset, cut as the ``stream`` group says; `source` is the dataset if it is loaded already."""
+    source = source or load_source(cfg)
     tasks = build(cfg.stream, without=("name",), source=source, tasks=cfg.tasks, seed=cfg.seed)
     return TaskStream(
         source, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, num_workers=cfg.data.num_workers

@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """A console that wraps nothing when it writes into a file or a pipe."""
+    """A console that is 120 columns wide where it writes into a file or a pipe."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=120)
 

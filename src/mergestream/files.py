@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,6 +22,7 @@ from mergestream.errors import UserError
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there becomes `path` in one step when the block ends well."""
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
@@ -29,8 +30,12 @@ def whole(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        for folder in made:  # innermost first; another process may have put something into it
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,18 +44,23 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object with at least `keys`.
 
     Raises:
-        UserError: if it is not valid JSON.
+        UserError: if it does not.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing. Delete its folder and run again.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} must be a JSON file, but cannot be read ({error}). Delete it and run again."
-        ) from error
+        raise UserError(f"{path} must be a JSON file, but cannot be read ({error}). Delete it, run again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, but holds {type(value).__name__}. Delete it, run again.")
+    if missing := [key for key in keys if key not in value]:
+        raise UserError(f"{path} must hold {', '.join(keys)}; it has no {missing[0]}. Delete it, run again.")
+    return value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -47,7 +47,7 @@ def report(cfg: DictConfig) -> None:
 def read_results(root: Path) -> Iterable[dict[str, Any]]:
     """The content of every metrics.json under `root`, runs and merges."""
     for path in sorted(root.rglob("metrics.json")):
-        yield files.read_json(path)
+        yield files.read_json(path, "config", "summary")
 
 
 def group(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, float]]]]:
@@ -69,7 +69,10 @@ def label(result: dict[str, Any]) -> str:
     name = PAPER_NAMES.get((method, strategy), plain)
     if config_tag := result["config"].get("tag"):
         name += f" [{config_tag}]"
-    return name if merge is None else f"{name}, λ = {merge['scale']:g}"
+    if merge is None:
+        return name
+    changed = "".join(f", {key} = {value}" for key, value in sorted(merge["changed"].items()))
+    return f"{name}{changed}, λ = {merge['scale']:.12g}"
 
 
 def spread(values: list[float | None]) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mergestream import files
 from mergestream.errors import UserError
@@ -31,16 +33,18 @@ class Run:
     """One run directory.
 
     Args:
+        root: where results go.
         path: the directory.
         command: how to make it, for messages.
     """
 
+    root: Path
     path: Path
     command: str
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> Run:
-        """The run that a composed train or merge config names."""
+    def of(cls, cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
+        """The run that a composed train or merge config names; `extra` overrides go into the command that makes it."""
         stream = f"{cfg.stream.name}-{cfg.tasks}"
         last = f"seed-{cfg.seed}" + (f"-{cfg.tag}" if cfg.tag is not None else "")
         path = Path(cfg.root) / cfg.dataset.name / stream / cfg.model.name / cfg.method.id / last
@@ -48,7 +52,7 @@ class Run:
         words += [f"model={cfg.model.name}", f"seed={cfg.seed}"]
         words += [f"stream={cfg.stream.name}"] * (cfg.stream.name != "class")
         words += [f"tag={cfg.tag}"] * (cfg.tag is not None) + [f"root={cfg.root}"] * (cfg.root != "runs")
-        return cls(path, "python train.py " + " ".join(words))
+        return cls(Path(cfg.root), path, " ".join(["python train.py", *words, *extra]))
 
     @property
     def metrics(self) -> Path:
@@ -68,7 +72,9 @@ class Run:
 
     def encoders(self) -> list[Path]:
         """The encoders that the run has saved, in the order of the tasks."""
-        return sorted(self.path.glob("task-*/encoder.safetensors"))
+        return sorted(
+            self.path.glob("task-*/encoder.safetensors"), key=lambda p: int(p.parent.name.removeprefix("task-"))
+        )
 
     def claim(self, cfg: DictConfig) -> None:
         """Make the directory for `cfg`, or find that it already belongs to it.
@@ -92,9 +98,7 @@ class Run:
             UserError: if the run was made with another config.
         """
         here, there = _deciding(cfg), _deciding(self._config())
-        # Parts of a merge that a training run has not are none of its business.
-        chosen = sorted(there if keys is not None else here.keys() | there.keys())
-        for key in chosen:
+        for key in sorted(here.keys() | there.keys()):
             if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
                 continue
             if here.get(key) != there.get(key):
@@ -105,9 +109,57 @@ class Run:
                 )
 
     def _config(self) -> DictConfig:
-        config = OmegaConf.load(self.path / "config.yaml")
-        assert isinstance(config, DictConfig)
+        path = self.path / "config.yaml"
+        try:
+            config = OmegaConf.load(path)
+        except (OSError, YAMLError, OmegaConfBaseException) as error:
+            raise UserError(
+                f"{readable(path)} must be the config of a run, but cannot be read: {_first(error)}"
+            ) from error
+        if not isinstance(config, DictConfig):
+            raise UserError(f"{readable(path)} must be the config of a run, but holds a list")
         return config
+
+    def stream(self) -> dict[str, Any]:
+        """The content of stream.json."""
+        return files.read_json(self.path / "stream.json", "tasks")
+
+    def base(self) -> dict[str, Any]:
+        """The content of base.json."""
+        return files.read_json(self.path / "base.json", "sha256", "clip_parameters")
+
+    def base_file(self) -> Path:
+        """θ₀ of the run, below the root that the run lies in.
+
+        Raises:
+            UserError: if it is missing or not what its name says.
+        """
+        sha256 = self.base()["sha256"]
+        path = self.root / "_base" / f"{sha256}.safetensors"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise UserError(
+                f"θ₀ of {readable(self.path)} must be {readable(path)}, which is missing or altered. "
+                f"Delete the run and it, and type: {self.command}"
+            )
+        return path
+
+    def trained_encoders(self, count: int) -> list[Path]:
+        """The files of the first `count` encoders, known to belong to this run's θ₀.
+
+        Raises:
+            UserError: if one is missing, damaged, or was trained from another θ₀.
+        """
+        sha256 = self.base()["sha256"]
+        paths = [self.encoder(index) for index in range(count)]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(
+                    f"{readable(path)} is missing from a finished run. Delete {readable(self.metrics)}, and type: "
+                    f"{self.command}"
+                )
+            if files.read_metadata(path).get("base_sha256") != sha256:
+                raise UserError(f"{readable(path)} was trained from another θ₀ than base.json names")
+        return paths
 
     def finished(self) -> bool:
         return self.metrics.is_file()
@@ -148,6 +200,11 @@ def readable(path: Path) -> str:
     """A path as short as it can be typed: relative to here where it is below here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _deciding(cfg: DictConfig) -> dict[str, Any]:

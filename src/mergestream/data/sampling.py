@@ -46,6 +46,11 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
 
+    @property
+    def sampler(self) -> KeyedBatchSampler:
+        """Itself: Lightning sets the epoch of a batch sampler's `sampler`, and of nothing else."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
 from mergestream.data.source import Source, Split
 from mergestream.data.splits import class_order, class_splits, validation_cut
+from mergestream.keys import key
 from mergestream.models.clip import Transforms
 
 
@@ -188,7 +189,7 @@ class TaskStream(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             # Keeps the loader from drawing its base seed from the global generator that training uses.
-            "generator": torch.Generator().manual_seed(self.seed),
+            "generator": torch.Generator().manual_seed(key(self.seed)),
         }
 
 

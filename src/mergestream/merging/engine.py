@@ -47,8 +47,8 @@ def merge_checkpoints(
     options = chosen.check(options)
     if not checkpoints:
         raise UserError("a merge needs at least one checkpoint; got checkpoints=[]")
-    if Path(out).suffix != ".safetensors":
-        raise UserError(f"out must end in .safetensors; got out={out}")
+    if Path(out).suffix != ".safetensors" or Path(out).is_dir():
+        raise UserError(f"out must be a file that ends in .safetensors; got out={out}")
     vectors = TaskVectors(Path(base), [Path(path) for path in checkpoints], clip_parameters)
     arguments = chosen.survey(vectors, **options) if chosen.survey else options
     merged = dict(vectors.base)

@@ -11,15 +11,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream import display, files
-from mergestream.checks import check_scale, check_stream
-from mergestream.compose import build, load_clip, load_stream, local_device
+from mergestream.checks import check_merge, check_stream
+from mergestream.compose import build, load_clip, load_source, load_stream, local_device
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
 from mergestream.merging.engine import merge_checkpoints
+from mergestream.methods.method import Method
 from mergestream.models.clip import text_head
 from mergestream.results import assemble
 from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
+
+MERGE_KEYS = ("strategy", "lambda", "prefixes", "base", "checkpoints", "out")
+NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root")  # already in Run.command
 
 
 def merge(cfg: DictConfig) -> None:
@@ -29,7 +33,7 @@ def merge(cfg: DictConfig) -> None:
         UserError: if the config, the run or a file is not what it must be.
     """
     OmegaConf.resolve(cfg)
-    check_scale(cfg["lambda"])
+    check_merge(cfg)
     strategy, options = bound_strategy(cfg)
     scale = float(cfg.strategy.scale if cfg["lambda"] is None else cfg["lambda"])
     given = [key for key in ("base", "checkpoints", "out") if cfg[key] is not None]
@@ -40,7 +44,9 @@ def merge(cfg: DictConfig) -> None:
         print(f"merged {len(cfg.checkpoints)} checkpoints with {strategy.name}, λ = {scale:g}, into {cfg.out}")
         return
     check_stream(cfg)
-    merge_run(cfg, Run.of(cfg), strategy, scale, options)
+    extra = [word for key, word in _typed() if key.split(".")[0] not in (*MERGE_KEYS, *NAMING_KEYS) or "." in key]
+    extra = [word for word in extra if word.split("=")[0].split(".")[0] not in MERGE_KEYS]
+    merge_run(cfg, Run.of(cfg, extra), strategy, scale, options)
 
 
 def bound_strategy(cfg: DictConfig) -> tuple[Strategy, dict[str, Any]]:
@@ -53,17 +59,22 @@ def bound_strategy(cfg: DictConfig) -> tuple[Strategy, dict[str, Any]]:
 def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, options: dict[str, Any]) -> None:
     """Merge the encoders of `run`, evaluate, and write both below its ``merges`` folder."""
     run.require_finished()
-    typed = [word.lstrip("+").split("=")[0] for word in HydraConfig.get().overrides.task]
+    typed = [key for key, _ in _typed() if key.split(".")[0] not in MERGE_KEYS]
     run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *typed])
-    encoders = run.encoders()
-    if not encoders:
+    trained = files.read_json(run.metrics, "summary", "timing")
+    method: Method = build(cfg.method)
+    if method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
-    base_info = files.read_json(run.path / "base.json")
-    base = Path(cfg.root) / "_base" / f"{base_info['sha256']}.safetensors"
+    joint = method.data == "all"
 
     began = time.monotonic()
+    source = load_source(cfg)
     clip = load_clip(cfg)
-    stream = load_stream(cfg, clip.transforms)
+    stream = load_stream(cfg, clip.transforms, source)
+    if run.stream()["tasks"] != stream.describe()["tasks"]:
+        raise UserError(f"the data are not those that {readable(run.path)} was trained on; compare its stream.json")
+    encoders = run.trained_encoders(1 if joint else len(stream))
+    base, parameters = run.base_file(), run.base()["clip_parameters"]
     device = local_device(cfg.accelerator)
     clip.model.to(device)
     head = text_head(clip, stream.source.class_names, stream.source.templates)
@@ -72,13 +83,12 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, optio
 
     folder = run.path / "merges" / merge_id(strategy, scale, options, cfg.seed)
     counts = list(range(1, len(encoders) + 1)) if cfg.prefixes else [len(encoders)]
-    joint = len(encoders) < len(stream)
     rows, seen = [], []
     with files.whole(folder / "merged.safetensors") as out:
         for count in counts:  # the last is the merge of all tasks: the one that stays
             started = time.monotonic()
-            frozen = {"clip_parameters": base_info["clip_parameters"]}
-            merge_checkpoints(base, encoders[:count], strategy, out, scale=scale, **frozen, **options)
+            files_of = encoders[:count]
+            merge_checkpoints(base, files_of, strategy, out, scale=scale, clip_parameters=parameters, **options)
             merged = time.monotonic()
             clip.encoder.load_state_dict(files.read_tensors(out))
             seen.append(len(stream) if joint else count)
@@ -87,9 +97,10 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, optio
             timing["evaluation"] += time.monotonic() - merged
     timing["total"] = time.monotonic() - began
     metrics = assemble("merge", cfg, zero_shot, rows, seen, timing)
-    metrics["merge"] = {"strategy": strategy.name, "scale": scale, "options": options}
+    changed = _changed(strategy, options, cfg.seed)
+    metrics["merge"] = {"strategy": strategy.name, "scale": scale, "options": options, "changed": changed}
     files.write_json(folder / "metrics.json", metrics)
-    _show(run, folder, metrics)
+    _show(trained, folder, metrics)
 
 
 def merge_id(strategy: Strategy, scale: float, options: dict[str, Any], seed: int) -> str:
@@ -97,13 +108,21 @@ def merge_id(strategy: Strategy, scale: float, options: dict[str, Any], seed: in
 
     The default of an option `seed` is the run's own.
     """
+    changed = [f"{key}={value}" for key, value in sorted(_changed(strategy, options, seed).items())]
+    return "-".join([strategy.name, *changed, f"{scale:.12g}"])
+
+
+def _changed(strategy: Strategy, options: dict[str, Any], seed: int) -> dict[str, Any]:
     defaults = {**strategy.defaults(), "seed": seed}
-    changed = [f"{key}={value}" for key, value in sorted(options.items()) if value != defaults[key]]
-    return "-".join([strategy.name, *changed, f"{scale:g}"])
+    return {key: value for key, value in options.items() if value != defaults[key]}
 
 
-def _show(run: Run, folder: Path, metrics: dict[str, Any]) -> None:
-    trained = files.read_json(run.metrics)
+def _typed() -> list[tuple[str, str]]:
+    """(key, override) of everything on the command line."""
+    return [(word.lstrip("+~").split("=")[0], word) for word in HydraConfig.get().overrides.task]
+
+
+def _show(trained: dict[str, Any], folder: Path, metrics: dict[str, Any]) -> None:
     columns = ["", "overall", "average", "forgetting", "seconds"]
     rows = []
     merged = metrics["merge"]

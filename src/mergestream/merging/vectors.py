@@ -1,4 +1,4 @@
-"""Task vectors, read weight by weight from the files they lie in."""
+"""Task vectors, made weight by weight from the checkpoints of a base."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ class TaskVectors:
         clip_parameters: number of parameters of the whole CLIP where the files hold its image tower only.
 
     Raises:
-        UserError: if names, shapes or dtypes of the files differ.
+        UserError: if names or shapes of the files differ, an integer meets a float, or a value is not finite.
     """
 
     def __init__(self, base: Path, checkpoints: Sequence[Path], clip_parameters: int | None = None):
         self.base = read_tensors(base)
         self.checkpoints = [read_tensors(path) for path in checkpoints]
+        for name, tensor in self.base.items():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"checkpoints must be finite; {name} in {base} has NaN or infinite values")
         for path, checkpoint in zip(checkpoints, self.checkpoints, strict=True):
             for name in sorted(self.base.keys() | checkpoint.keys()):
                 for holder, missing in ((checkpoint, path), (self.base, base)):
                     if name not in holder:
                         raise UserError(f"checkpoints must hold the tensors of their base; {missing} has no {name}")
                 ours, theirs = self.base[name], checkpoint[name]
+                if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+                    raise UserError(f"{name} is {ours.dtype} in {base} and {theirs.dtype} in {path}")
                 if ours.shape != theirs.shape:
                     raise UserError(
                         f"checkpoints must have the shapes of their base; {name} is {list(ours.shape)} in {base} "
@@ -42,6 +47,8 @@ class TaskVectors:
                     )
                 if not bool(theirs.isfinite().all()):
                     raise UserError(f"checkpoints must be finite; {name} in {path} has NaN or infinite values")
+        if not self.names:
+            raise UserError(f"a merge needs weights; {base} has no floating-point tensor")
         here = sum(tensor.numel() for tensor in self.base.values())
         self.frozen = max(0, (clip_parameters or here) - here)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergestream.errors import UserError
+from mergestream.keys import key
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
 
@@ -24,7 +26,7 @@ def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> di
     """Diagonal of the Fisher information of p(y | x, θ) = softmax(model(x)), one tensor for each trained parameter.
 
     exact       1/N Σ_n Σ_c p_c (∂ log p_c / ∂θ)²
-    sample      1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the sample's position
+    sample      1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the input
     empirical   the same with the label y_n for c
     max_pred    the same with the most probable class for c
     batched     1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²: squares of batch means, smaller than the empirical Fisher
@@ -61,9 +63,11 @@ def _of_samples(model: nn.Module, batches: Batches, estimator: str) -> dict[str,
     per_sample: Callable[..., dict[str, Tensor]] = vmap(grad(log_probability), in_dims=(None, 0, 0))
     for inputs, labels in batches:
         for x, y in zip(inputs.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True):
+            if not len(x):  # a process may have no sample of a small last batch
+                continue
             with torch.no_grad():
                 probabilities = F.softmax(model(x), dim=-1)
-            for classes, weights in _classes(probabilities, y, estimator, count):
+            for classes, weights in _classes(probabilities, x, y, estimator):
                 with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no rule for vmap
                     gradients = per_sample(parameters, x, classes)
                 for name, gradient in gradients.items():
@@ -73,15 +77,18 @@ def _of_samples(model: nn.Module, batches: Batches, estimator: str) -> dict[str,
     return {name: _sum_over_processes(total) / samples.to(total.device) for name, total in totals.items()}
 
 
-def _classes(probabilities: Tensor, labels: Tensor, estimator: str, seen: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _classes(probabilities: Tensor, inputs: Tensor, labels: Tensor, estimator: str) -> Iterable[tuple[Tensor, Tensor]]:
     """(class of each sample, its weight) for every gradient that the estimator takes."""
     ones = torch.ones_like(probabilities[:, 0])
     if estimator == "exact":
         for c in range(probabilities.shape[1]):
             yield torch.full_like(labels, c), probabilities[:, c]
     elif estimator == "sample":
-        generator = torch.Generator().manual_seed(seen)
-        yield torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(labels.device), ones
+        # Keyed by the input itself, so that the draw does not depend on which process makes it, or when.
+        keys = [key(hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest()) for x in inputs]
+        uniform = torch.tensor([[k / 2**63] for k in keys], dtype=torch.float64)
+        drawn = torch.searchsorted(probabilities.cpu().double().cumsum(-1), uniform)[:, 0]
+        yield drawn.clamp(max=probabilities.shape[1] - 1).to(labels.device), ones
     else:
         yield (labels if estimator == "empirical" else probabilities.argmax(-1)), ones
 
@@ -92,11 +99,13 @@ def _of_batch_means(model: nn.Module, batches: Batches, accumulate: bool) -> dic
     running = {name: torch.zeros_like(p) for name, p in parameters.items()}
     samples = size = number = 0
     for inputs, labels in batches:
-        with torch.enable_grad():
-            logits = model(inputs)
-            targets = logits.argmax(-1) if accumulate else labels
-            loss = F.cross_entropy(logits, targets, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = [torch.zeros_like(p) for p in parameters.values()]
+        if len(inputs):  # a process may have no sample of a small last batch
+            with torch.enable_grad():
+                logits = model(inputs)
+                targets = logits.argmax(-1) if accumulate else labels
+                loss = F.cross_entropy(logits, targets, reduction="sum")
+                gradients = list(torch.autograd.grad(loss, list(parameters.values())))
         # The batch is the global one: every process ends with the same totals.
         count = int(_sum_over_processes(torch.tensor(float(len(inputs)))))
         for name, gradient in zip(parameters, gradients, strict=True):
@@ -126,7 +135,7 @@ class EWC(Method):
     """Sequential fine-tuning with ``strength`` · `ewc_penalty` of earlier tasks added to the loss.
 
     Args:
-        id: prefix of the method's folder; strength and estimator follow.
+        id: name of the method's folder.
         strength: λ, at least 0.
         estimator: see `fisher_diagonal`; λ = 1e6 belongs to ``reference``.
         consolidation: what becomes of earlier Fishers: ``ema`` F ← decay · F + (1 − decay) · F_new, from 0 (published);
@@ -153,9 +162,9 @@ class EWC(Method):
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
             raise UserError(f"method.decay must be a number between 0 and 1; got method.decay={decay}")
         choices = {"estimator": ESTIMATORS, "consolidation": CONSOLIDATIONS, "mode": ("eval", "train")}
-        for key, value in (("estimator", estimator), ("consolidation", consolidation), ("mode", mode)):
-            if value not in choices[key]:
-                raise UserError(f"method.{key} must be one of {', '.join(choices[key])}; got method.{key}={value}")
+        for name, value in (("estimator", estimator), ("consolidation", consolidation), ("mode", mode)):
+            if value not in choices[name]:
+                raise UserError(f"method.{name} must be one of {', '.join(choices[name])}; got method.{name}={value}")
         super().__init__(id, start="previous", data="task")
         self.strength, self.estimator, self.consolidation = float(strength), estimator, consolidation
         self.decay, self.mode = decay, mode
@@ -194,9 +203,18 @@ class EWC(Method):
         }
 
     def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
-        """The terms as they were saved."""
+        """The terms as they were saved.
+
+        Raises:
+            UserError: if there are none: without them, what follows would be another method.
+        """
+        if not state:
+            raise UserError(
+                "method=ewc continues from the method.safetensors of the last finished task, and that is not there. "
+                "Delete the run directory, or restore the file, and type the same command again."
+            )
         terms: dict[str, dict[str, dict[str, Tensor]]] = {}
-        for key, tensor in state.items():
-            i, kind, name = key.split("/", 2)
+        for path, tensor in state.items():
+            i, kind, name = path.split("/", 2)
             terms.setdefault(i, {"fisher": {}, "anchor": {}})[kind][name] = tensor
         self.terms = [(terms[i]["fisher"], terms[i]["anchor"]) for i in sorted(terms, key=int)]

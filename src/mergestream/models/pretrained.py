@@ -76,7 +76,10 @@ def _download(architecture: str, tag: str) -> Path:
 
 def _cached(config: dict[str, Any]) -> Path | None:
     """The file that an earlier download left, found without a word to the network."""
-    found = try_to_load_from_cache(config.get("hf_hub", "").strip("/"), HF_SAFE_WEIGHTS_NAME)
+    repository = config.get("hf_hub", "")
+    if not repository.endswith("/"):  # a tag that names a single file, or none of the hub
+        return None
+    found = try_to_load_from_cache(repository.strip("/"), HF_SAFE_WEIGHTS_NAME)
     return Path(found) if isinstance(found, str) else None
 
 

@@ -41,7 +41,8 @@ def survey(vectors: TaskVectors, *, density: float = 0.2, scope: str = "encoder"
     thresholds = []
     for task in range(len(vectors)):
         magnitudes = torch.cat([vectors.tau(task, name).abs().flatten() for name in names])
-        dropped = len(magnitudes) + frozen - int(density * (len(magnitudes) + frozen)) - frozen
+        # The frozen parameters' zeros are the smallest of all, so they are dropped first.
+        dropped = len(magnitudes) - int(density * (len(magnitudes) + frozen))
         thresholds.append(magnitudes.kthvalue(dropped).values.item() if dropped > 0 else 0.0)
     votes = sum(_mass(vectors.taus(name), thresholds).sign().sum().item() for name in names)
     return {"thresholds": thresholds, "majority": float((votes > 0) - (votes < 0))}

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from mergestream.errors import UserError
+from mergestream.errors import UserError, one_line
 
 
 def device_count(devices: int | str, accelerator: str) -> int:
@@ -30,8 +30,6 @@ def device_count(devices: int | str, accelerator: str) -> int:
     Raises:
         UserError: if there are not that many, or the value is no positive number.
     """
-    if accelerator not in ("auto", "cpu", "gpu"):
-        raise UserError(f"accelerator must be one of auto, cpu, gpu; got accelerator={accelerator}")
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and not gpus:
         raise UserError("accelerator=gpu needs a GPU that PyTorch sees, and there is none. Write accelerator=cpu.")
@@ -125,8 +123,8 @@ def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], thre
         function(OmegaConf.create(config))
     except BaseException as error:
         # The agent kills the other processes as soon as this one ends; what it reads about it is in this file.
-        text = f"UserError: {error}" if isinstance(error, UserError) else traceback.format_exc()
-        _report(text)
+        plain = one_line(error)
+        _report(traceback.format_exc() if plain is None else f"UserError: {plain}")
         sys.exit(1)
 
 

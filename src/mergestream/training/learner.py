@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
@@ -53,8 +53,7 @@ class Learner(pl.LightningModule):
         columns = torch.full((len(head.weight_CD),), -1)
         columns[list(classes)] = torch.arange(len(classes))
         self.register_buffer("columns", columns, persistent=False)
-        self.train_accuracy = MulticlassAccuracy(len(classes), average="micro")
-        self.validation_accuracy = MulticlassAccuracy(len(classes), average="micro")
+        self.validation_accuracy = MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes of the task] of images [B, 3, H, W]."""
@@ -69,15 +68,13 @@ class Learner(pl.LightningModule):
         penalty = self.method.penalty(self.encoder, images, features, weights)
         if penalty is not None:
             loss = loss + penalty
-        self.train_accuracy(logits[weights > 0], targets[weights > 0])
-        self._log(
-            {"loss": loss, "accuracy": self.train_accuracy, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
-        )
+        accuracy = (weights * (logits.argmax(-1) == targets)).sum()
+        self._log({"loss": loss, "accuracy": accuracy, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         images, labels, _ = batch
-        self.validation_accuracy(self(images), self.columns[labels])
+        self.validation_accuracy((self(images).argmax(-1) == self.columns[labels]).float())
         self._log({"validation_accuracy": self.validation_accuracy}, on_epoch=True, on_step=False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -44,6 +44,8 @@ def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **op
     """
     import wandb as client
 
+    if client.run is not None:  # of an earlier job of the sweep, which failed before it could close it
+        client.finish()
     try:
         online = client.login(prompt=False)
     except (client.errors.AuthenticationError, client.errors.CommError, client.errors.UsageError) as error:
@@ -54,6 +56,14 @@ def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **op
     return WandbLogger(
         project=project, save_dir=path, name=_name(path), config=config, mode=mode, settings=settings, **options
     )
+
+
+def close(logger: Logger | None) -> None:
+    """The stream has ended: the next job of a sweep must not log into this one's run."""
+    if logger is not None:
+        logger.finalize("success")
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()
 
 
 def _name(path: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergestream import __version__, display, files
 from mergestream.checks import check_training
-from mergestream.compose import build, load_clip, load_stream, local_device
+from mergestream.compose import build, load_clip, load_source, load_stream, local_device
 from mergestream.data.stream import TaskStream
 from mergestream.evaluation import evaluate
 from mergestream.keys import key
@@ -26,7 +26,7 @@ from mergestream.methods.method import Method
 from mergestream.models.clip import Clip, text_head
 from mergestream.results import Counts, assemble
 from mergestream.runs import Run, config_hash, readable, store_base
-from mergestream.training import launcher
+from mergestream.training import launcher, loggers
 from mergestream.training.learner import Learner
 from mergestream.training.progress import StreamProgress
 
@@ -58,8 +58,11 @@ def train_stream(cfg: DictConfig) -> None:
 
     # Everything that can fail for want of data or weights comes before the first file is written.
     method: Method = build(cfg.method)
+    build(cfg.optimizer)
+    logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
+    source = load_source(cfg)
     clip = load_clip(cfg)
-    stream = load_stream(cfg, clip.transforms)
+    stream = load_stream(cfg, clip.transforms, source)
     # What the method trains on: the stream, all of it as one task, or nothing.
     training = stream.joined() if method.data == "all" else stream
     tasks = [] if method.data == "none" else training.tasks
@@ -73,7 +76,6 @@ def train_stream(cfg: DictConfig) -> None:
 
     zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
     timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
-    logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
     steps = [cfg.epochs * -(-len(task.train) // cfg.batch_size) for task in tasks]
     done = [run.evaluation(index).is_file() for index in range(len(steps))]
     rows: list[Counts] = []
@@ -84,7 +86,7 @@ def train_stream(cfg: DictConfig) -> None:
                 encoder.load_state_dict(files.read_tensors(run.encoder(index)))
                 state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
                 method.restore(state, encoder, head, task.classes)
-                rows.append(files.read_json(run.evaluation(index)))
+                rows.append(files.read_json(run.evaluation(index), "total", "agnostic", "aware", "seen_correct"))
                 continue
             progress.start(index)
             started = time.monotonic()
@@ -115,8 +117,7 @@ def train_stream(cfg: DictConfig) -> None:
         seen_rows = [len(stream)] if method.data == "all" else list(range(1, len(rows) + 1))
         timing["total"] = time.monotonic() - began
         files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size))
-        if isinstance(logger, Logger):
-            logger.finalize("success")
+        loggers.close(logger)
         show(run, f"trained in {timing['total']:.1f} s")
 
 
@@ -162,7 +163,7 @@ def fit(
 
 def show(run: Run, headline: str) -> None:
     """The table of a finished run, and where it lies."""
-    metrics, stream = files.read_json(run.metrics), files.read_json(run.path / "stream.json")
+    metrics, stream = files.read_json(run.metrics, "accuracy", "summary", "zero_shot"), run.stream()
     display.run_table(headline, [task["name"] for task in stream["tasks"]], metrics)
     print(f"results in {readable(run.path)}")
 
