@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -12,15 +10,16 @@ from mergestream.strategies.strategy import strategy
 
 
 @strategy(scale=1.0)
-def random_mix(taus: Sequence[Tensor], *, name: str, seed: int = 5) -> Tensor:
+def random_mix(taus: Tensor, *, name: str, start: int = 0, seed: int = 5) -> Tensor:
     """τ_p = τ_{u,p} with u uniform over the tasks, drawn for each parameter. Marczak et al. 2024, section 4.1.
 
     Args:
         taus: T tensors of one shape.
         name: the weight; with the element's index it keys the draw, so the order of the weights does not matter.
+        start: index of the first element.
         seed: keys the draws.
     """
-    counters = torch.arange(taus[0].numel(), dtype=torch.int64, device=taus[0].device) + key(seed, name)
+    counters = torch.arange(start, start + taus[0].numel(), dtype=torch.int64, device=taus.device) + key(seed, name)
     # The top 31 bits of a mixed 64-bit counter, scaled to 0…T-1: bias below T / 2³¹.
     chosen = ((_mix(counters) >> 33) & 0x7FFFFFFF) * len(taus) >> 31
     merged = taus[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,18 @@ from torch import Tensor
 
 from mergestream.errors import UserError
 
+PLACE = ("name", "start")  # where a block lies
+
 
 @dataclass(frozen=True)
 class Strategy:
     """A pure function of task vectors, and how it is applied: θ_merged = θ₀ + scale · function(taus).
 
     Args:
-        function: ``function(taus, **options) -> tau``: T float32 tensors of one shape in, one out. The engine calls it
-            for one weight after another; if it has a parameter ``name``, it is told which.
+        function: ``function(taus, **options) -> tau``: T float32 tensors of one shape, stacked, in; one out. The engine
+            calls it for one block of a weight after another, so each element of the result depends on the same
+            element of the task vectors only. If it has parameters ``name`` or ``start``, it is told which weight,
+            and at which element of it the block starts.
         scale: the published λ.
         survey: ``survey(vectors, **options) -> dict``, for a strategy that must see all weights first (a global
             threshold). It takes the options, and what it returns goes to the function in their place.
@@ -28,7 +32,7 @@ class Strategy:
     scale: float
     survey: Callable[..., dict[str, Any]] | None = None
 
-    def __call__(self, taus: Sequence[Tensor], **options: Any) -> Tensor:
+    def __call__(self, taus: Tensor, **options: Any) -> Tensor:
         return self.function(taus, **options)
 
     @property
@@ -36,14 +40,14 @@ class Strategy:
         return self.function.__name__
 
     @property
-    def wants_name(self) -> bool:
-        """Whether the function is told the name of the weight."""
-        return "name" in inspect.signature(self.function).parameters
+    def wanted(self) -> list[str]:
+        """Which of `PLACE` the function is told."""
+        return [key for key in PLACE if key in inspect.signature(self.function).parameters]
 
     def defaults(self) -> dict[str, Any]:
         """The options and their default values."""
         parameters = inspect.signature(self.survey or self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "name"}
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in PLACE}
 
     def check(self, options: dict[str, Any]) -> dict[str, Any]:
         """All options, those in `options` over the defaults.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from mergestream.strategies.strategy import strategy
 
 
 @strategy(scale=0.3)
-def task_arithmetic(taus: Sequence[Tensor]) -> Tensor:
+def task_arithmetic(taus: Tensor) -> Tensor:
     """τ = Σ_t τ_t. Ilharco et al. 2023, section 2."""
-    return sum(taus[1:], start=taus[0])
+    total = taus[0].clone()
+    for tau in taus[1:]:  # one after the other: the order of a library's sum may depend on the size of the block
+        total += tau
+    return total
