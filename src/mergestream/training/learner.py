@@ -75,7 +75,7 @@ class Learner(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         images, labels, _ = batch
         self.validation_accuracy((self(images).argmax(-1) == self.columns[labels]).float())
-        self._log({"validation_accuracy": self.validation_accuracy}, on_epoch=True, on_step=False)
+        self._log({"validation_accuracy": self.validation_accuracy}, on_epoch=True, on_step=False, sync_dist=True)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Zero the gradient of the attention's key bias, which is zero in exact arithmetic.
