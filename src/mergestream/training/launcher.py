@@ -70,7 +70,8 @@ def launch(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int
         max_restarts=0,
     )
     # A failure is raised below, once, with the message of the process; the agent would print its own story of it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), _cores() // devices)
     except ChildFailedError as error:
