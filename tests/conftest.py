@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 os.environ["WANDB_MODE"] = "offline"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts set it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts set them
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(scope="session")
