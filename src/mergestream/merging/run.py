@@ -44,8 +44,7 @@ def merge(cfg: DictConfig) -> None:
         print(f"merged {len(cfg.checkpoints)} checkpoints with {strategy.name}, λ = {scale:g}, into {cfg.out}")
         return
     check_stream(cfg)
-    extra = [word for key, word in _typed() if key.split(".")[0] not in (*MERGE_KEYS, *NAMING_KEYS) or "." in key]
-    extra = [word for word in extra if word.split("=")[0].split(".")[0] not in MERGE_KEYS]
+    extra = [word for key, word in _typed_of_training() if key not in NAMING_KEYS]
     merge_run(cfg, Run.of(cfg, extra), strategy, scale, options)
 
 
@@ -59,7 +58,7 @@ def bound_strategy(cfg: DictConfig) -> tuple[Strategy, dict[str, Any]]:
 def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, options: dict[str, Any]) -> None:
     """Merge the encoders of `run`, evaluate, and write both below its ``merges`` folder."""
     run.require_finished()
-    typed = [key for key, _ in _typed() if key.split(".")[0] not in MERGE_KEYS]
+    typed = [key for key, _ in _typed_of_training()]
     run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *typed])
     trained = files.read_json(run.metrics, "summary", "timing")
     method: Method = build(cfg.method)
@@ -117,9 +116,10 @@ def _changed(strategy: Strategy, options: dict[str, Any], seed: int) -> dict[str
     return {key: value for key, value in options.items() if value != defaults[key]}
 
 
-def _typed() -> list[tuple[str, str]]:
-    """(key, override) of everything on the command line."""
-    return [(word.lstrip("+~").split("=")[0], word) for word in HydraConfig.get().overrides.task]
+def _typed_of_training() -> list[tuple[str, str]]:
+    """(key, override) of everything on the command line that is not about the merge itself."""
+    typed = [(word.lstrip("+~").split("=")[0], word) for word in HydraConfig.get().overrides.task]
+    return [(key, word) for key, word in typed if key.split(".")[0] not in MERGE_KEYS]
 
 
 def _show(trained: dict[str, Any], folder: Path, metrics: dict[str, Any]) -> None:

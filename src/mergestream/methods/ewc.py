@@ -131,6 +131,10 @@ def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], 
     return 0.5 * torch.stack(terms).sum()
 
 
+def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
 class EWC(Method):
     """Sequential fine-tuning with ``strength`` · `ewc_penalty` of earlier tasks added to the loss.
 
@@ -174,7 +178,7 @@ class EWC(Method):
         """λ · Σ ½ F (θ − θ*)²; the same on every process."""
         if not self.terms:
             return None
-        self.terms = [tuple({k: v.to(images.device) for k, v in d.items()} for d in term) for term in self.terms]  # type: ignore[misc]
+        self.terms = [(_to(fisher, images.device), _to(anchor, images.device)) for fisher, anchor in self.terms]
         parameters = dict(encoder.named_parameters())
         return self.strength * torch.stack([ewc_penalty(parameters, *term) for term in self.terms]).sum()
 
