@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -70,10 +73,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         save_file(plain, partial, metadata=dict(metadata or {}))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read a .safetensors file, or a .pt file with tensors only (no pickled code runs).
 
     A .pt file may hold the state dict itself or have it under "state_dict".
+
+    Args:
+        path: the file.
+        mapped: leave the tensors of a .pt file on the disk, where its format allows, until they are touched.
 
     Raises:
         UserError: if the file is missing, damaged, or holds anything but tensors.
@@ -83,7 +90,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        mmap = mapped and zipfile.is_zipfile(path)  # what torch.save wrote before 1.6 is no archive
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} must be a sound .safetensors or tensors-only .pt file: {reason}") from error
@@ -91,6 +99,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} must hold a flat dict of tensors; got {type(state).__name__}")
     return state
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content; remembered for as long as the file stays as it is."""
+    status = path.stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        return digest.hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -136,7 +136,7 @@ class Run:
         """
         sha256 = self.base()["sha256"]
         path = self.root / "_base" / f"{sha256}.safetensors"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        if not path.is_file() or files.sha256(path) != sha256:
             raise UserError(
                 f"θ₀ of {readable(self.path)} must be {readable(path)}, which is missing or altered. "
                 f"Delete the run and it, and type: {self.command}"

@@ -1,21 +1,27 @@
-"""Merge checkpoints: paths in, a file out."""
+"""Merge checkpoints: paths in, a file or a folder out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergestream import __version__, files, strategies
+from mergestream import __version__, strategies
 from mergestream.checks import check_scale
 from mergestream.errors import UserError
-from mergestream.merging.tensors import TensorWriter
-from mergestream.merging.vectors import Block, TaskVectors
+from mergestream.merging.output import Output, check_out, output
+from mergestream.merging.tensors import bytes_of
+from mergestream.merging.vectors import CHUNK, Block, Rows, TaskVectors
 from mergestream.strategies.strategy import Strategy
+
+TILE = 1 << 16  # elements of a block that a strategy sees at once, unless it takes rows or whole weights
+OUTPUT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def merge_checkpoints(
@@ -24,69 +30,196 @@ def merge_checkpoints(
     strategy: str | Strategy,
     out: str | Path,
     *,
-    scale: float | None = None,
+    scale: float | Sequence[float] | None = None,
+    dtype: str | None = None,
+    on_mismatch: str = "error",
+    device: torch.device | str = "cpu",
     clip_parameters: int | None = None,
     threads: int | None = None,
     block: int | None = None,
     **options: Any,
-) -> None:
+) -> list[str]:
     """Write θ₀ + λ · strategy(θ_1 − θ₀, …, θ_T − θ₀) to `out`, computed in float32, in the dtypes of θ₀.
 
     The files are read, merged and written block by block: memory depends neither on T nor on the model, and neither
-    the size of a block nor the number of threads changes a bit of the result.
+    the size of a block nor the number of threads changes a bit of the result. A strategy on matrices holds one weight
+    of all tasks for each thread.
 
     Example:
         merge_checkpoints("base.safetensors", ["a.safetensors", "b.safetensors"], "ties", "m.safetensors", density=0.1)
 
     Args:
-        base: θ₀, a .safetensors or tensors-only .pt file.
-        checkpoints: θ_1 … θ_T, in the order of the tasks.
+        base: θ₀: a .safetensors or tensors-only .pt file, the index of a sharded checkpoint, or a folder with one.
+        checkpoints: θ_1 … θ_T, in the order of the tasks, likewise; or folders with LoRA adapters on the base.
         strategy: a strategy or its name.
-        out: the .safetensors file to write; appears whole or not at all.
-        scale: λ; None is the strategy's published one.
+        out: the .safetensors file to write, or a folder, which gets the shards and side files of θ₀; appears whole or
+            not at all.
+        scale: λ; None is the strategy's published one. Several are written in one pass, each to a path of its own:
+            `out` with -λ after its stem.
+        dtype: float32, bfloat16 or float16 for all merged weights; None is that of θ₀.
+        on_mismatch: ``error``, or ``skip`` to copy from θ₀ what does not agree in name, shape or dtype in all files.
+        device: where to compute.
         clip_parameters: parameters of the whole CLIP, for files with its image tower only (``ties`` with scope clip).
         threads: blocks at a time; None is one for each core.
-        block: elements of a block; None is chosen for the caches.
+        block: elements of a block, a multiple of 131,072; None is chosen for the caches.
         options: of the strategy.
+
+    Returns:
+        The tensors of θ₀ that ``skip`` left as they are.
 
     Raises:
         UserError: if a file is missing, damaged or does not fit the others, or an option is out of range.
     """
     chosen = strategies.get(strategy) if isinstance(strategy, str) else strategy
-    check_scale(scale)
-    factor = chosen.scale if scale is None else float(scale)
+    several = isinstance(scale, Sequence)
+    scales = [chosen.scale] if scale is None else [*scale] if isinstance(scale, Sequence) else [scale]
+    for value in scales:
+        check_scale(value)
+    if not scales or len(set(scales)) < len(scales):
+        raise UserError(f"lambda must be different numbers; got lambda={scales}")
     options = chosen.check(options)
     if not checkpoints:
         raise UserError("a merge needs at least one checkpoint; got checkpoints=[]")
-    if Path(out).suffix != ".safetensors" or Path(out).is_dir():
-        raise UserError(f"out must be a file that ends in .safetensors; got out={out}")
-    with TaskVectors(Path(base), [Path(path) for path in checkpoints], clip_parameters, threads, block) as vectors:
-        arguments = chosen.survey(vectors, **options) if chosen.survey else options
-        entries = vectors.base.entries
-        metadata = {
-            "strategy": chosen.name,
-            "scale": repr(factor),
-            "options": json.dumps(options, sort_keys=True),
-            "version": __version__,
-            "inputs": _inputs(vectors, ["0" * 32] * len(vectors.files)),
+    if dtype is not None and dtype not in OUTPUT_DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, or null for θ₀'s; got dtype={dtype}")
+    if block is not None and (block < CHUNK or block % CHUNK):
+        raise UserError(f"block must be a multiple of {CHUNK} elements; got block={block}")
+    outs = [path_of(Path(out), value) if several else Path(out) for value in scales]
+    for path in outs:
+        check_out(path)
+    paths = [Path(path) for path in checkpoints]
+    with TaskVectors(
+        Path(base), paths, clip_parameters, on_mismatch=on_mismatch, threads=threads, block=block, device=device
+    ) as vectors, ExitStack() as stack:
+        merged = set(vectors.names)
+        entries = {
+            name: replace(entry, dtype=OUTPUT_DTYPES[dtype]) if dtype and name in merged else entry
+            for name, entry in vectors.base.entries.items()
         }
-        with files.whole(Path(out)) as partial, TensorWriter(partial, entries, metadata) as writer:
+        records = [record(chosen, value, options, vectors) for value in scales]
+        writers = [
+            stack.enter_context(output(path, vectors.base, entries, known))
+            for path, known in zip(outs, records, strict=True)
+        ]
 
-            def work(block: Block, theta: Tensor, taus: Tensor) -> None:
-                where = {key: getattr(block, key) for key in chosen.wanted if key in Block._fields}
-                tau = chosen(taus, **arguments, **where)
-                theta.add_(factor * tau)  # rounded twice, as published; a fused alpha= rounds once
-                writer.write(block.name, block.start, theta.to(entries[block.name].dtype).contiguous())
+        def emit(block: Block, base: Tensor, tau: Tensor) -> None:
+            for value, writer in zip(scales, writers, strict=True):
+                theta = (value * tau).add_(base)  # rounded twice, as published; a fused alpha= rounds once
+                flat = theta.view(-1).to("cpu", entries[block.name].dtype)
+                writer.write(block.name, block.start, flat)
 
-            vectors.map(work, vectors.blocks(vectors.names), hashing=True)
-            for name in entries.keys() - set(vectors.names):  # integers: θ₀'s, as they are
-                values = torch.empty(entries[name].numel, dtype=entries[name].dtype)
-                vectors.base.read(name, 0, values)
-                writer.write(name, 0, values)
-            writer.metadata["inputs"] = _inputs(vectors, vectors.digests())
+        each_block(vectors, chosen, options, emit)
+        for writer in writers:
+            _copy_the_rest(vectors, writer)
+        for value, writer in zip(scales, writers, strict=True):
+            writer.set_metadata(record(chosen, value, options, vectors, vectors.digests()))
+    return sorted(vectors.skipped & vectors.base.entries.keys())
 
 
-def _inputs(vectors: TaskVectors, digests: Sequence[str]) -> str:
-    """Name and content hash of every file, θ₀ first."""
-    pairs = zip(vectors.files, digests, strict=True)
-    return json.dumps([{"file": file.path.name, "xxh3": digest} for file, digest in pairs])
+def merged_task_vector(
+    base: str | Path,
+    checkpoints: Sequence[str | Path],
+    strategy: Strategy,
+    options: Mapping[str, Any],
+    *,
+    clip_parameters: int | None = None,
+    device: torch.device | str = "cpu",
+    finished: bool = True,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """strategy(θ_1 − θ₀, …, θ_T − θ₀) in memory, and the content hashes of θ₀ and of every checkpoint.
+
+    Args:
+        base, checkpoints, clip_parameters, device: see `merge_checkpoints`.
+        strategy: the strategy.
+        options: all of its options.
+        finished: whether to apply the strategy's `finish`.
+    """
+    chosen = strategy if finished else replace(strategy, finish=None)
+    with TaskVectors(Path(base), [Path(p) for p in checkpoints], clip_parameters, device=device) as vectors:
+        result = {name: torch.empty(vectors.base.entries[name].shape) for name in vectors.names}
+
+        def emit(block: Block, _: Tensor, tau: Tensor) -> None:
+            result[block.name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
+
+        each_block(vectors, chosen, options, emit)
+        return result, vectors.digests()
+
+
+def each_block(
+    vectors: TaskVectors,
+    strategy: Strategy,
+    options: Mapping[str, Any],
+    emit: Callable[[Block, Tensor, Tensor], None],
+) -> None:
+    """Call ``emit(block, base, tau)`` with the merged task vector of every block."""
+    arguments = strategy.survey(vectors, **options) if strategy.survey else options
+
+    def merge(block: Block, base: Tensor, taus: Any) -> None:
+        where = {key: getattr(block, key) for key in strategy.wanted}
+        emit(block, base, strategy(taus, **arguments, **where).contiguous())
+
+    def work(block: Block, base: Tensor, taus: Any) -> None:
+        if strategy.rows or strategy.whole:
+            merge(block, base, taus)
+            return
+        for start in range(0, block.size, TILE):  # a stack of tasks is too large for a core's cache, a tile of it is not
+            size = min(TILE, block.size - start)
+            tile = Block(block.name, block.start + start, size, (size,))
+            merge(tile, base[start : start + size], taus[:, start : start + size])
+
+    blocks = vectors.blocks(vectors.names, rows=strategy.rows, whole=strategy.whole)
+    vectors.map(work, blocks, rows=strategy.rows, device=vectors.device, hashing=True)
+    places = strategy.again(**arguments) if strategy.again else {}
+
+    def work_again(tile: Block, base: Tensor, taus: Rows) -> None:
+        at = places[tile.name, tile.start]
+        if at is None:
+            merge(tile, base, taus)
+            return
+        where = {key: getattr(tile, key) for key in strategy.wanted}
+        tau = strategy(taus[:, at], **arguments, **where)
+        for i, position in enumerate(at.tolist()):
+            element = Block(tile.name, tile.start + position, 1, (1,))
+            emit(element, base[position : position + 1], tau[i : i + 1])
+
+    tiles = []
+    for name, start in places:
+        size = min(TILE, vectors.base.entries[name].numel - start)
+        tiles.append(Block(name, start, size, (size,)))
+    vectors.map(work_again, tiles, rows=True, device=vectors.device)
+
+
+def record(
+    strategy: Strategy,
+    scale: float,
+    options: Mapping[str, Any],
+    vectors: TaskVectors,
+    digests: Sequence[str] | None = None,
+) -> dict[str, str]:
+    """Metadata of a merged file; without `digests`, of the same length as with them."""
+    files = [vectors.base, *vectors.checkpoints]
+    hashes = digests or ["0" * 32] * len(files)
+    return {
+        "format": "pt",  # transformers asks for it
+        "strategy": strategy.name,
+        "scale": repr(float(scale)),
+        "options": json.dumps(dict(options), sort_keys=True),
+        "skipped": json.dumps(sorted(vectors.skipped)),
+        "version": __version__,
+        "inputs": json.dumps([{"file": f.path.name, "xxh3": h} for f, h in zip(files, hashes, strict=True)]),
+    }
+
+
+def path_of(out: Path, scale: float) -> Path:
+    """The path of one of several scales."""
+    return out.with_name(f"{out.stem}-{scale:.12g}{out.suffix}")
+
+
+def _copy_the_rest(vectors: TaskVectors, writer: Output) -> None:
+    """Integers, and what was skipped: θ₀'s, as they are."""
+    for name in vectors.base.entries.keys() - set(vectors.names):
+        entry = vectors.base.entries[name]
+        for start in range(0, entry.numel, CHUNK):
+            values = torch.empty(min(CHUNK, entry.numel - start), dtype=entry.dtype)
+            vectors.base.read(name, start, bytes_of(values))
+            writer.write(name, start, values)

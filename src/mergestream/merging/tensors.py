@@ -1,12 +1,14 @@
-"""Tensors in files, read in pieces: .safetensors by offset, .pt by memory map; and a .safetensors written in pieces."""
+"""Tensors in one file, read in pieces; and a .safetensors file written in pieces."""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,26 +42,29 @@ class Entry:
     Args:
         dtype: its type.
         shape: its shape.
-        offset: of its first byte in the file.
+        offset: of its first byte in the file; None where the file does not hold it in one piece.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int
+    offset: int | None = None
 
     @property
     def numel(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
+        return prod(self.shape)
+
+
+def bytes_of(values: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    content: Any = values.view(-1).view(torch.uint8).numpy()
+    return memoryview(content)
 
 
 class TensorFile:
-    """A checkpoint whose tensors are read piece by piece; thread-safe, and nothing of it stays in memory.
+    """A file of tensors that are read piece by piece; thread-safe, and nothing of it stays in memory.
 
     Args:
-        path: a .safetensors or a tensors-only .pt file.
+        path: a .safetensors file, or one of torch.save with tensors only.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -69,24 +74,28 @@ class TensorFile:
         self.path = path
         if not path.is_file():
             raise UserError(f"a checkpoint must be an existing file; {path} is not there")
-        self.loaded: dict[str, Tensor] | None = None
-        self.descriptor = -1
-        if path.suffix == ".safetensors":
-            self.descriptor = os.open(path, os.O_RDONLY)
-            self.entries = self._parse()
-        else:
-            self.loaded = read_tensors(path)
-            self.entries = {name: Entry(t.dtype, tuple(t.shape), 0) for name, t in self.loaded.items()}
+        self.metadata: dict[str, str] = {}
+        self.loaded: dict[str, Tensor] = {}  # what cannot be read by offset
+        self.entries: dict[str, Entry] = {}
+        self.descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if path.suffix == ".safetensors":
+                self._parse_safetensors()
+            else:
+                self._parse_pt()
+        except BaseException:
+            self.close()
+            raise
 
-    def read(self, name: str, start: int, out: Tensor) -> None:
-        """Fill `out`, contiguous [n] in the tensor's dtype on the CPU, with its elements from `start` on."""
+    def read(self, name: str, start: int, target: memoryview) -> None:
+        """Fill `target`, bytes, with the tensor's elements from `start` on."""
         entry = self.entries[name]
-        if self.loaded is not None:
-            out.copy_(self.loaded[name].reshape(-1)[start : start + len(out)])
+        offset, size = entry.offset, entry.dtype.itemsize
+        if offset is None:
+            elements = self.loaded[name].reshape(-1)[start : start + len(target) // size]
+            target[:] = bytes_of(elements.contiguous())
             return
-        content: Any = out.view(torch.uint8).numpy()
-        target = memoryview(content)
-        offset = entry.offset + start * out.element_size()
+        offset += start * size
         while len(target):
             count = os.preadv(self.descriptor, [target], offset)
             if count == 0:
@@ -98,25 +107,60 @@ class TensorFile:
             os.close(self.descriptor)
             self.descriptor = -1
 
-    def _parse(self) -> dict[str, Entry]:
+    def _parse_safetensors(self) -> None:
         size = os.fstat(self.descriptor).st_size
         try:
             (length,) = struct.unpack("<Q", os.pread(self.descriptor, 8, 0))
             if length > min(LONGEST_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(os.pread(self.descriptor, length, 8))
-            header.pop("__metadata__", None)
-            entries = {}
+            self.metadata = dict(header.pop("__metadata__", None) or {})
             for name, item in header.items():
+                if item["dtype"] not in DTYPES:
+                    raise ValueError(f"{name} is {item['dtype']}, which a merge cannot read")
                 first, last = item["data_offsets"]
                 entry = Entry(DTYPES[item["dtype"]], tuple(item["shape"]), 8 + length + first)
-                if first + entry.numel * entry.dtype.itemsize != last or 8 + length + last > size:
+                if first < 0 or first + entry.numel * entry.dtype.itemsize != last or 8 + length + last > size:
                     raise ValueError(f"{name} does not lie within the file")
-                entries[name] = entry
+                self.entries[name] = entry
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            self.close()
             raise UserError(f"{self.path} must be a sound .safetensors file: {error}") from error
-        return entries
+
+    def _parse_pt(self) -> None:
+        tensors = read_tensors(self.path, mapped=True)
+        start = _mapping_start(self.path, tensors)
+        for name, tensor in tensors.items():
+            offset = None
+            if start is not None and tensor.is_contiguous() and tensor.numel():
+                offset = tensor.data_ptr() - start
+            elif tensor.numel():
+                self.loaded[name] = tensor
+            if tensor.dtype not in CODES:
+                raise UserError(f"{self.path}: {name} is {tensor.dtype}, which a merge cannot read")
+            self.entries[name] = Entry(tensor.dtype, tuple(tensor.shape), offset)
+
+
+def _mapping_start(path: Path, tensors: Mapping[str, Tensor]) -> int | None:
+    """Address at which torch mapped a zip file of `torch.save`; None if the tensors are not mapped from one.
+
+    torch does not say where a tensor lies in the file, but the archive's index says where the storages are: the
+    distances between the storages' addresses and these offsets are all the same.
+    """
+    addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel()}
+    if not addresses or not zipfile.is_zipfile(path):
+        return None
+    offsets = set()
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for record in archive.infolist():
+            if record.filename.rpartition("/")[0].endswith("data") and record.file_size:
+                file.seek(record.header_offset + 26)  # lengths of name and extra field, which follow a 30-byte header
+                name, extra = struct.unpack("<HH", file.read(4))
+                offsets.add(record.header_offset + 30 + name + extra)
+    lowest = min(addresses)
+    for offset in offsets:
+        if {address - (lowest - offset) for address in addresses} <= offsets:
+            return lowest - offset
+    return None
 
 
 class TensorWriter:
@@ -138,15 +182,15 @@ class TensorWriter:
             end = position + entry.numel * entry.dtype.itemsize
             layout = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": [position, end]}
             self.header[name], position = layout, end
-        self.length = -(-len(self._encode(metadata)) // 8) * 8
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self.size = position
         self.metadata = dict(metadata)
+        self.length = -(-len(self._encode()) // 8) * 8
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         os.truncate(self.descriptor, 8 + self.length + position)
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Put `values`, contiguous [n], at the tensor's elements from `start` on."""
-        content: Any = values.view(torch.uint8).numpy()
-        source = memoryview(content)
+        source = bytes_of(values)
         offset = 8 + self.length + self.header[name]["data_offsets"][0] + start * values.element_size()
         while len(source):
             count = os.pwrite(self.descriptor, source, offset)
@@ -158,10 +202,9 @@ class TensorWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             if kind is None:
-                text = self._encode(self.metadata)
-                os.pwrite(self.descriptor, struct.pack("<Q", self.length) + text.ljust(self.length), 0)
+                os.pwrite(self.descriptor, struct.pack("<Q", self.length) + self._encode().ljust(self.length), 0)
         finally:
             os.close(self.descriptor)
 
-    def _encode(self, metadata: Mapping[str, str]) -> bytes:
-        return json.dumps({"__metadata__": dict(metadata), **self.header}, separators=(",", ":")).encode()
+    def _encode(self) -> bytes:
+        return json.dumps({"__metadata__": self.metadata, **self.header}, separators=(",", ":")).encode()

@@ -1,4 +1,7 @@
-"""Merge strategies: file ``X.py`` holds the function ``X``, task vectors in and the merged task vector out."""
+"""Merge strategies: file ``X.py`` holds the function ``X``, task vectors in and the merged task vector out.
+
+Files that start with an underscore hold what several strategies share.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from mergestream.strategies.strategy import Strategy
 
 def names() -> list[str]:
     """Every strategy in this folder."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name != "strategy")
+    files = [module.name for module in iter_modules(__path__)]
+    return sorted(name for name in files if name != "strategy" and not name.startswith("_"))
 
 
 def get(name: str) -> Strategy:

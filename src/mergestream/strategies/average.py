@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mergestream.strategies._folds import total
 from mergestream.strategies.strategy import strategy
-from mergestream.strategies.task_arithmetic import task_arithmetic
 
 
-@strategy(scale=1.0)
+@strategy(scale=1.0, rows=True, running=True, finish=lambda tau, tasks: tau / tasks)
 def average(taus: Tensor) -> Tensor:
     """τ = 1/T Σ_t τ_t, so that θ_merged is the mean of the fine-tuned weights. Wortsman et al. 2022."""
-    return task_arithmetic(taus) / len(taus)
+    return total(taus)  # divided by T when all are in

@@ -5,21 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergestream.strategies._folds import extremes, zeros
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.5)
+@strategy(scale=0.5, rows=True, running=True)
 def magmax(taus: Tensor) -> Tensor:
     """τ_p = τ_{t*,p} with t* = argmax_t |τ_{t,p}|; equal magnitudes go to the later task.
 
     Marczak et al. 2024, Eq. 2. On independently fine-tuned encoders (method=ind) this is MaxAbs.
     """
-    largest, smallest = taus.amax(0), taus.amin(0)
-    merged = torch.where(largest > -smallest, largest, smallest)
-    tied = (largest == -smallest) & (largest > 0)
-    if bool(tied.any()):  # +x and −x: rare in float32, common in what was trained in bfloat16
-        winners = taus[0]
-        for tau in taus[1:]:
+    largest, smallest = extremes(taus) if isinstance(taus, Tensor) else taus.extremes()
+    largest, smallest = largest.view(-1), smallest.view(-1)
+    balance = largest + smallest  # zero only if both are equal in magnitude, else of the larger one's sign
+    merged = torch.copysign(torch.maximum(largest, -smallest), balance)
+    # +x and −x meet in a few of a million parameters, in bfloat16 in far more; only there the order of tasks matters.
+    tied = zeros(balance)
+    tied = tied[largest[tied] > 0]
+    if len(tied):
+        winners, *later = taus.flatten(1)[:, tied] if isinstance(taus, Tensor) else taus[:, tied]
+        for tau in later:
             winners = torch.where(tau.abs() >= winners.abs(), tau, winners)
-        merged = torch.where(tied, winners, merged)
-    return merged
+        merged[tied] = winners
+    return merged.view(taus.shape[1:])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mergestream.keys import key
+from mergestream.strategies._draws import draws
 from mergestream.strategies.strategy import strategy
 
 
@@ -19,23 +20,7 @@ def random_mix(taus: Tensor, *, name: str, start: int = 0, seed: int = 5) -> Ten
         start: index of the first element.
         seed: keys the draws.
     """
-    counters = torch.arange(start, start + taus[0].numel(), dtype=torch.int64, device=taus.device) + key(seed, name)
-    # The top 31 bits of a mixed 64-bit counter, scaled to 0…T-1: bias below T / 2³¹.
-    chosen = ((_mix(counters) >> 33) & 0x7FFFFFFF) * len(taus) >> 31
-    merged = taus[0]
-    for task, tau in enumerate(taus[1:], start=1):
-        merged = torch.where(chosen.view(tau.shape) == task, tau, merged)
-    return merged
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 counters, which wrap around (Steele et al. 2014)."""
-    x = x * -7046029254386353131  # 0x9E3779B97F4A7C15, the odd number nearest to 2⁶⁴ / φ
-    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; `>>` on int64 would copy the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    # 32 bits scaled to 0…T−1: bias below T / 2³².
+    index = draws(start, taus[0].numel(), seed, name).astype(np.uint64) * np.uint64(len(taus)) >> np.uint64(32)
+    chosen = torch.from_numpy(index.astype(np.int64)).to(taus.device)
+    return taus.gather(0, chosen.view(1, *taus.shape[1:])).squeeze(0)

@@ -19,21 +19,34 @@ class Strategy:
     """A pure function of task vectors, and how it is applied: θ_merged = θ₀ + scale · function(taus).
 
     Args:
-        function: ``function(taus, **options) -> tau``: T float32 tensors of one shape, stacked, in; one out. The engine
-            calls it for one block of a weight after another, so each element of the result depends on the same
-            element of the task vectors only. If it has parameters ``name`` or ``start``, it is told which weight,
-            and at which element of it the block starts.
+        function: ``function(taus, **options) -> tau``: T float32 task vectors in, one out. The engine calls it for one
+            block of a weight after another; `taus` is the stack [T, n] of the block. If it has parameters ``name`` or
+            ``start``, it is told which weight, and at which element of it the block starts.
         scale: the published λ.
         survey: ``survey(vectors, **options) -> dict``, for a strategy that must see all weights first (a global
             threshold). It takes the options, and what it returns goes to the function in their place.
+        rows: `taus` is a `Rows` instead of a stack: it has a length, and iterating reads one [n] after the other into
+            one buffer, which the function may change. Faster where the function is a loop over the tasks.
+        whole: a block is a whole weight in its own shape: [T, *shape], or rows of that shape.
+        running: function((function((τ_1 … τ_{t−1})), τ_t)) = function((τ_1 … τ_t)), to the bit, so that a running merge
+            needs the merge so far and the new task vector only.
+        again: ``again(**options) -> dict``, asked once all is merged: (name, start) of the tiles that are merged once
+            more, because of something that only shows in the end, and at which positions; None is all of them.
+        finish: ``finish(tau, T) -> tau``, what is left to do with the function's result once all tasks are in.
     """
 
     function: Callable[..., Tensor]
     scale: float
     survey: Callable[..., dict[str, Any]] | None = None
+    rows: bool = False
+    whole: bool = False
+    running: bool = False
+    again: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
+    finish: Callable[[Tensor, int], Tensor] | None = None
 
-    def __call__(self, taus: Tensor, **options: Any) -> Tensor:
-        return self.function(taus, **options)
+    def __call__(self, taus: Any, **options: Any) -> Tensor:
+        tau = self.function(taus, **options)
+        return self.finish(tau, len(taus)) if self.finish else tau
 
     @property
     def name(self) -> str:
@@ -62,8 +75,19 @@ class Strategy:
         return {**defaults, **options}
 
 
-def strategy(
-    *, scale: float, survey: Callable[..., dict[str, Any]] | None = None
-) -> Callable[[Callable[..., Tensor]], Strategy]:
-    """Decorator that makes a function a strategy."""
-    return lambda function: Strategy(function, scale, survey)
+def strategy(*, scale: float, **how: Any) -> Callable[[Callable[..., Tensor]], Strategy]:
+    """Decorator that makes a function a strategy; the arguments are those of `Strategy`."""
+    return lambda function: Strategy(function, scale, **how)
+
+
+def require_fraction(key: str, value: Any, *, zero: bool = False) -> None:
+    """
+    Raises:
+        UserError: if the option `value` is not a number in (0, 1], or in [0, 1) where `zero` is allowed.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 <= value < 1 if zero else 0 < value <= 1):
+        raise UserError(
+            f"{key} must be a fraction in {'[0, 1)' if zero else '(0, 1]'}; got {key}={value}. "
+            f"Write {key}=0.2 for 20 %."
+        )

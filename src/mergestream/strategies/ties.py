@@ -2,125 +2,124 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mergestream.errors import UserError
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies._folds import elected, zeros
+from mergestream.strategies._ranks import smallest_magnitudes
+from mergestream.strategies.strategy import require_fraction, strategy
 
 if TYPE_CHECKING:
-    from mergestream.merging.vectors import Block, TaskVectors
+    from mergestream.merging.vectors import TaskVectors
 
-SCOPES = ("encoder", "clip")
-HALF = 1 << 16  # values of half of a float's bits
+FEW = 64  # undecided parameters of a tile that are remembered one by one
+SCOPES = ("encoder", "clip", "tensor")
 
 
 def survey(vectors: TaskVectors, *, density: float = 0.2, scope: str = "encoder") -> dict[str, Any]:
-    """The magnitude that each task vector is trimmed at, and the sign that most parameters elect.
+    """The magnitude that each task vector is trimmed at.
 
     Args:
         vectors: all task vectors.
         density: fraction of the parameters that survives, in (0, 1].
         scope: ``encoder`` ranks the image tower's parameters; ``clip`` ranks the whole CLIP, as the published code
-            does: the frozen text tower's zeros come last, so the tower keeps more of its own.
+            does: the frozen text tower's zeros come last, so the tower keeps more of its own; ``tensor`` ranks each
+            weight by itself.
 
     Raises:
         UserError: if an option is out of range.
     """
-    if not isinstance(density, (int, float)) or isinstance(density, bool) or not 0 < density <= 1:
-        raise UserError(
-            f"strategy=ties needs density in (0, 1], got density={density}. "
-            "Write strategy.density=0.2 for the top 20 %."
-        )
+    require_fraction("strategy.density", density)
     if scope not in SCOPES:
         raise UserError(f"strategy.scope must be one of {', '.join(SCOPES)}; got strategy.scope={scope}")
+    limits = thresholds(vectors, density, scope)
+
     names = vectors.encoder_names if scope == "encoder" else vectors.names
-    total = sum(vectors.base.entries[name].numel for name in names)
-    frozen = vectors.frozen if scope == "clip" else 0
-    # The frozen parameters' zeros are the smallest of all, so they are dropped first.
-    dropped = total - int(density * (total + frozen))
-    thresholds = smallest_magnitudes(vectors, names, dropped) if dropped > 0 else [0.0] * len(vectors)
-
-    def vote(block: Block, _: Tensor, taus: Tensor) -> float:
-        return _mass(taus, thresholds).sign().sum().item()
-
-    votes = sum(vectors.map(vote, vectors.blocks(names)))
-    return {"thresholds": thresholds, "majority": float((votes > 0) - (votes < 0))}
+    return {"thresholds": limits, "ballot": Ballot(frozenset(names))}
 
 
-def smallest_magnitudes(vectors: TaskVectors, names: Sequence[str], k: int) -> list[float]:
-    """The k-th smallest |τ_t| over the weights `names`, of every task, exactly and without sorting the model.
+@dataclass
+class Ballot:
+    """The sign that most parameters elect, found while merging: it is assumed, and the votes are counted on the way.
 
-    Two passes over the bits of the magnitudes, whose order as integers is their order as floats: the first counts the
-    upper halves and so finds that of the k-th; the second counts the lower halves of those that share it.
+    Only parameters whose surviving values sum to zero depend on it. If the assumption turns out wrong, they are merged
+    once more, which is cheaper than a pass over everything to count first.
+
+    Args:
+        names: weights that vote.
     """
-    tasks = range(len(vectors))
-    blocks = vectors.blocks(names)
-    counts = torch.zeros(len(vectors), HALF, dtype=torch.int64)
-    lock = Lock()
 
-    def count_upper(_block: Block, _: Tensor, taus: Tensor) -> None:
-        upper = _bits(taus) >> 16
-        for t in tasks:
-            found = torch.bincount(upper[t], minlength=HALF)
-            with lock:
-                counts[t] += found
+    names: frozenset[str]
+    majority: float = 1.0
+    votes: float = 0.0
+    open: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
-    vectors.map(count_upper, blocks)
-    before = counts.cumsum(1)
-    chosen = [int(torch.searchsorted(before[t], k)) for t in tasks]
-    ranks = [k - (int(before[t, chosen[t] - 1]) if chosen[t] else 0) for t in tasks]
-    counts.zero_()
-
-    def count_lower(_block: Block, _: Tensor, taus: Tensor) -> None:
-        bits = _bits(taus)
-        for t in tasks:
-            found = torch.bincount(bits[t][bits[t] >> 16 == chosen[t]] & (HALF - 1), minlength=HALF)
-            with lock:
-                counts[t] += found
-
-    vectors.map(count_lower, blocks)
-    lower = [int(torch.searchsorted(counts[t].cumsum(0), ranks[t])) for t in tasks]
-    bits = torch.tensor([(upper << 16) + low for upper, low in zip(chosen, lower, strict=True)], dtype=torch.int32)
-    return bits.view(torch.float32).tolist()
+    def cast(self, name: str, start: int, mass: Tensor, count: Tensor) -> None:
+        """Count the votes of one tile: see `elected`."""
+        votes, undecided = mass.sign().sum().item(), zeros(mass)
+        undecided = undecided[count[undecided] > 0]
+        with self.lock:
+            self.votes += votes if name in self.names else 0
+            if len(undecided):
+                self.open[name, start] = undecided if len(undecided) <= FEW else None
 
 
-def _bits(taus: Tensor) -> Tensor:
-    return taus.abs().view(torch.int32)
+def again(*, thresholds: dict[str, Sequence[float]], ballot: Ballot) -> dict[tuple[str, int], Tensor | None]:
+    """Where the undecided parameters are, if the majority is not the assumed one."""
+    ballot.majority = 1.0 if ballot.votes >= 0 else -1.0
+    return ballot.open if ballot.majority < 0 else {}
 
 
-@strategy(scale=0.55, survey=survey)
-def ties(taus: Tensor, *, thresholds: Sequence[float], majority: float) -> Tensor:
+def thresholds(vectors: TaskVectors, density: float, scope: str) -> dict[str, list[float]]:
+    """Per weight, for each task the smallest magnitude that survives."""
+    numel = {name: vectors.base.entries[name].numel for name in vectors.names}
+    if scope == "tensor":
+        kept = {name: math.floor(density * n) for name, n in numel.items()}
+        return {name: _limits(vectors, [name], n - kept[name]) for name, n in numel.items()}
+    names = vectors.encoder_names if scope == "encoder" else vectors.names
+    here = sum(numel[name] for name in names)
+    # The frozen parameters' zeros are the smallest of all, so they are dropped first.
+    ranked = here + (vectors.frozen if scope == "clip" else 0)
+    limits = _limits(vectors, names, max(0, here - int(density * ranked)))
+    return dict.fromkeys(vectors.names, limits)
+
+
+def _limits(vectors: TaskVectors, names: Sequence[str], dropped: int) -> list[float]:
+    return [limit for (limit,) in smallest_magnitudes(vectors, names, [dropped])]
+
+
+def trimmed(taus: Tensor, limits: Sequence[float]) -> Tensor:
+    """The task vectors with the parameters below their limits set to zero, in place."""
+    for tau, limit in zip(taus, limits, strict=True):
+        # hardshrink drops |τ| ≤ λ; the next smaller float32 makes it |τ| < limit.
+        torch.hardshrink(tau, _next_smaller(limit), out=tau)
+    return taus
+
+
+def _next_smaller(value: float) -> float:
+    return float(np.nextafter(np.float32(value), np.float32(-1)))
+
+
+@strategy(scale=0.55, survey=survey, again=again)
+def ties(taus: Tensor, *, name: str, start: int, thresholds: dict[str, Sequence[float]], ballot: Ballot) -> Tensor:
     """τ_p = mean of the τ_{t,p} that survive trimming and have the sign of their sum. Yadav et al. 2023, Algorithm 1.
 
     Args:
-        taus: T tensors of one shape.
-        thresholds: per task, the smallest magnitude that survives.
-        majority: sign of a parameter whose surviving values sum to zero.
+        taus: the stack [T, n].
+        name: the weight.
+        start: index of the first element.
+        thresholds: per weight, for each task the smallest magnitude that survives.
+        ballot: collects the sign that most parameters elect, which those whose surviving values sum to zero take.
     """
-    trimmed = _trimmed(taus, thresholds)
-    mass = _sum(trimmed)
-    elected = torch.where(mass == 0, majority, mass.sign())
-    agreeing = (trimmed * elected).clamp_(min=0)
-    return _sum(agreeing) * elected / _sum(agreeing > 0).clamp(min=1)
-
-
-def _trimmed(taus: Tensor, thresholds: Sequence[float]) -> Tensor:
-    limits = torch.tensor(thresholds, dtype=taus.dtype, device=taus.device).view(-1, *[1] * (taus.dim() - 1))
-    return torch.where(taus.abs() >= limits, taus, 0)
-
-
-def _mass(taus: Tensor, thresholds: Sequence[float]) -> Tensor:
-    return _sum(_trimmed(taus, thresholds))
-
-
-def _sum(values: Tensor) -> Tensor:
-    """Sum over the tasks, one after the other, whatever the size of the block."""
-    total = values[0].float().clone()
-    for row in values[1:]:
-        total += row
-    return total
+    merged, mass, count = elected(trimmed(taus, thresholds[name]), ballot.majority)
+    ballot.cast(name, start, mass, count)
+    return merged

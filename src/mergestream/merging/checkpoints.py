@@ -1,0 +1,181 @@
+"""A checkpoint as people keep them: one file, a folder of shards with an index, or a LoRA adapter on a base."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from mergestream.errors import UserError
+from mergestream.files import read_json, read_tensors
+from mergestream.merging.tensors import Entry, TensorFile
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class Checkpoint:
+    """The tensors of a single file or of the shards of a folder.
+
+    Args:
+        path: a file; the index of a sharded checkpoint (``….index.json``); or a folder with such an index or with one
+            file of weights.
+
+    Raises:
+        UserError: if there is no such checkpoint, or a file of it is missing or damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        found = _weights_of(path) if path.is_dir() else path
+        if found.name.endswith(".index.json"):
+            mapping = read_json(found, "weight_map")["weight_map"]
+            names = sorted(set(mapping.values()))
+            if any(Path(name).name != name for name in names):
+                raise UserError(f"{found} must name files beside it; it names {names[0]}")
+            self.files = [TensorFile(found.parent / name) for name in names]
+            self.index: Path | None = found
+        else:
+            self.files, mapping = [TensorFile(found)], None
+            self.index = None
+        self.holders = {name: file for file in self.files for name in file.entries}
+        if mapping is not None and (missing := sorted(mapping.keys() - self.holders.keys())):
+            raise UserError(f"{found} lists {missing[0]}, but {mapping[missing[0]]} does not hold it")
+        self.entries: dict[str, Entry] = {name: file.entries[name] for name, file in self.holders.items()}
+        self.metadata = {key: value for file in self.files for key, value in file.metadata.items()}
+
+    def read(self, name: str, start: int, target: memoryview) -> None:
+        """Fill `target`, bytes, with the tensor's elements from `start` on."""
+        self.holders[name].read(name, start, target)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+def _weights_of(folder: Path) -> Path:
+    """The index of a folder's shards, or its only file of weights; .safetensors come first."""
+    for suffix in WEIGHTS:
+        for pattern in (f"*{suffix}.index.json", f"*{suffix}"):
+            found = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise UserError(
+                    f"{folder} must hold one checkpoint; it holds {found[0].name} and {found[1].name}. Name the file."
+                )
+    raise UserError(f"{folder} must hold a checkpoint, with a file that ends in {', '.join(WEIGHTS)}; it holds none")
+
+
+class Adapter:
+    """A LoRA adapter (Hu et al. 2022) as peft saves it, seen as the task vector τ = s · B A of the weights it changes.
+
+    Args:
+        path: its folder.
+        base: the checkpoint that it was trained on.
+
+    Raises:
+        UserError: if it is damaged, of a kind that is not a plain low-rank update, or does not fit the base.
+    """
+
+    def __init__(self, path: Path, base: Checkpoint):
+        self.path = path
+        config = read_json(path / ADAPTER_CONFIG, "peft_type", "r", "lora_alpha")
+        wrong = {key: config.get(key) for key in ("use_dora", "bias") if config.get(key) not in (None, False, "none")}
+        if config["peft_type"] != "LORA" or wrong:
+            raise UserError(f"{path} must be a plain LoRA adapter; it is {config['peft_type']} with {wrong or 'r'}")
+        file = next((path / f"adapter_model{s}" for s in WEIGHTS if (path / f"adapter_model{s}").is_file()), None)
+        if file is None:
+            raise UserError(f"{path} must hold adapter_model.safetensors; it does not")
+        self.digest = xxhash.xxh3_128_hexdigest(file.read_bytes())
+        self.metadata: dict[str, str] = {}
+        self.factors: dict[str, tuple[float, Tensor, Tensor]] = {}  # weight → scale, B, A
+        self.full: dict[str, Tensor] = {}
+        tensors = {name.removeprefix("base_model.model."): t for name, t in read_tensors(file).items()}
+        for name, tensor in tensors.items():
+            if name.endswith(".lora_A.weight"):
+                module = name.removesuffix(".lora_A.weight")
+                other = tensors.get(f"{module}.lora_B.weight")
+                if other is None:
+                    raise UserError(f"{file} must hold both factors of {module}; it has no lora_B")
+                weight = _in_base(f"{module}.weight", base, path)
+                self.factors[weight] = (_scale(config, module, len(tensor)), other.double(), tensor.double())
+                shape = (other.shape[0], tensor.shape[1])
+                transposed = bool(config.get("fan_in_fan_out"))
+                if transposed:
+                    self.factors[weight] = (self.factors[weight][0], tensor.double().T, other.double().T)
+                    shape = shape[::-1]
+                if tensor.dim() != 2 or shape != base.entries[weight].shape:
+                    raise UserError(
+                        f"{weight} is {list(base.entries[weight].shape)} in {base.path}, and its update in {path} is "
+                        f"{list(shape)}"
+                    )
+            elif not name.endswith(".lora_B.weight"):
+                if ".lora_" in name:
+                    raise UserError(f"{file} must hold low-rank updates of linear layers only; it has {name}")
+                weight = _in_base(name, base, path)
+                self.full[weight] = tensor.float()
+        self.entries = base.entries
+
+    def task_vector(self, name: str, start: int, base: Tensor, out: Tensor, chunk: int) -> None:
+        """Fill `out`, float32 [n], with τ from element `start` on.
+
+        Args:
+            name: the weight.
+            start: a multiple of `chunk`.
+            base: these elements of θ₀, float32 [n].
+            out: what is filled.
+            chunk: elements that are computed at once, so that a product does not depend on the size of a block.
+        """
+        if name in self.full:
+            torch.sub(self.full[name].reshape(-1)[start : start + len(out)], base, out=out)
+        elif name in self.factors:
+            scale, B, A = self.factors[name]
+            width = A.shape[1]
+            for first in range(start, start + len(out), chunk):
+                piece = out[first - start : first - start + chunk]
+                row = first // width
+                rows = B[row : (first + len(piece) - 1) // width + 1] @ A
+                piece.copy_(scale * rows.view(-1)[first - row * width :][: len(piece)])
+        else:
+            out.zero_()
+
+    def close(self) -> None:
+        self.factors.clear()
+
+
+def _scale(config: dict[str, Any], module: str, r: int) -> float:
+    """α / r, or α / √r (rsLoRA), with the exceptions that the config makes for single modules."""
+    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    if rank != r:
+        raise UserError(f"{ADAPTER_CONFIG} gives {module} the rank {rank}, but its factors have {r}")
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _in_base(name: str, base: Checkpoint, path: Path) -> str:
+    """The name that the base has for a weight of an adapter."""
+    name = name.replace(".base_layer", "").replace(".modules_to_save", "")
+    if name in base.entries:
+        return name
+    raise UserError(f"{path} changes {name}, which {base.path} does not have; is it an adapter of another model?")
+
+
+def open_checkpoint(path: Path, base: Checkpoint) -> Checkpoint | Adapter:
+    """A fine-tuned checkpoint, or an adapter if `path` is a folder with an adapter_config.json or the file beside it."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / ADAPTER_CONFIG).is_file() and (path.is_dir() or path.stem == "adapter_model"):
+        return Adapter(folder, base)
+    return Checkpoint(path)

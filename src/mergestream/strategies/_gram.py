@@ -1,0 +1,28 @@
+"""Inner products between task vectors, summed in an order that no block size or thread changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mergestream.merging.vectors import Block, TaskVectors
+
+
+def grams(vectors: TaskVectors) -> dict[str, Tensor]:
+    """⟨τ_s, τ_t⟩ over each weight, float64 [T, T]."""
+    from mergestream.merging.vectors import CHUNK
+
+    def products(block: Block, _: Tensor, taus_TN: Tensor) -> list[Tensor]:
+        chunks = [chunk.double() for chunk in taus_TN.split(CHUNK, dim=1)]
+        return [chunk @ chunk.T for chunk in chunks]
+
+    result = {}
+    for name in vectors.names:
+        per_block = vectors.map(products, vectors.blocks([name]))
+        result[name] = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        for product in (product for block in per_block for product in block):
+            result[name] += product
+    return result

@@ -1,0 +1,60 @@
+"""Model breadcrumbs: drop the small and the very large parameters of each task vector, add up."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mergestream.errors import UserError
+from mergestream.strategies._ranks import smallest_magnitudes
+from mergestream.strategies.strategy import require_fraction, strategy
+
+if TYPE_CHECKING:
+    from mergestream.merging.vectors import TaskVectors
+
+
+def survey(vectors: TaskVectors, *, density: float = 0.9, outliers: float = 0.01) -> dict[str, Any]:
+    """For every weight and task, the magnitudes between which parameters survive.
+
+    Args:
+        vectors: all task vectors.
+        density: share of a weight's parameters that survives, in (0, 1].
+        outliers: share that is dropped as too large, in [0, 1); the rest of what is dropped is the smallest.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
+    require_fraction("strategy.density", density)
+    require_fraction("strategy.outliers", outliers, zero=True)
+    if density + outliers > 1:
+        raise UserError(
+            "strategy.density and strategy.outliers must not exceed 1 together; "
+            f"got strategy.density={density} and strategy.outliers={outliers}"
+        )
+    limits = {}
+    for name in vectors.names:
+        numel = vectors.base.entries[name].numel
+        large = math.floor(outliers * numel)
+        small = numel - large - math.floor(density * numel)
+        limits[name] = smallest_magnitudes(vectors, [name], [small, numel - large])
+    return {"limits": limits}
+
+
+@strategy(scale=0.3, survey=survey)
+def breadcrumbs(taus: Tensor, *, name: str, limits: dict[str, list[tuple[float, float]]]) -> Tensor:
+    """τ = Σ_t m_t ∘ τ_t, m_t keeping the magnitudes of a weight that are neither smallest nor outliers.
+
+    Davari & Belilovsky 2024, Eq. 3, with their λ and with mergekit's default shares.
+
+    Args:
+        taus: the stack [T, n].
+        name: the weight.
+        limits: per weight and task, (largest magnitude that is too small, largest magnitude that survives).
+    """
+
+    small, large = torch.tensor(limits[name], device=taus.device).unsqueeze(-1).unbind(1)
+    size = taus.abs()
+    return torch.where((size > small).logical_and_(size <= large), taus, 0.0).sum(0)

@@ -1,0 +1,28 @@
+"""DARE-TIES: drop parameters of each task vector at random, then elect signs and average as TIES does."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mergestream.strategies._folds import elected
+from mergestream.strategies.dare import dropped
+from mergestream.strategies.strategy import strategy
+
+
+@strategy(scale=0.55)
+def dare_ties(taus: Tensor, *, name: str, start: int = 0, density: float = 0.5, seed: int = 5) -> Tensor:
+    """τ_p = mean of the dropped and rescaled τ_{t,p} that have the sign of their sum.
+
+    Yu et al. 2024, section 3.2, with the election of TIES (Yadav et al. 2023), whose λ is the default.
+
+    Args:
+        taus: the stack [T, n].
+        name: the weight; keys the draws.
+        start: index of the first element.
+        density: share of the parameters that survives, in (0, 1].
+        seed: keys the draws.
+
+    Raises:
+        UserError: if density is out of range.
+    """
+    return elected(dropped(taus, name, start, density, seed))[0]

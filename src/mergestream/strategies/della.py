@@ -1,0 +1,48 @@
+"""DELLA: drop small parameters more often than large ones, rescale, elect signs, average."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergestream.errors import UserError
+from mergestream.strategies._draws import draws
+from mergestream.strategies._folds import elected
+from mergestream.strategies.strategy import require_fraction, strategy
+
+
+@strategy(scale=0.55, whole=True)
+def della(taus: Tensor, *, name: str, density: float = 0.5, window: float = 0.2, seed: int = 5) -> Tensor:
+    """τ_p = mean of the kept and rescaled τ_{t,p} that have the sign of their sum.
+
+    A parameter survives with a probability that grows linearly with the rank of its magnitude in its row, from
+    density − window/2 to density + window/2, and is divided by it (MAGPRUNE). Deep et al. 2024, sections 3.1–3.3. No λ
+    is published for this protocol; the default is that of TIES, whose election it shares.
+
+    Args:
+        taus: the stack of a whole weight.
+        name: the weight; keys the draws.
+        density: mean probability to survive, in (0, 1].
+        window: ε, difference between the probabilities of the largest and of the smallest of a row.
+        seed: keys the draws.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
+    require_fraction("strategy.density", density)
+    require_fraction("strategy.window", window, zero=True)
+    low, high = density - window / 2, density + window / 2
+    if low <= 0 or high > 1:
+        raise UserError(
+            "strategy.density ± strategy.window/2 must lie in (0, 1]; "
+            f"got strategy.density={density} and strategy.window={window}"
+        )
+
+    rows = taus.view(len(taus), -1, taus.shape[-1]) if taus.dim() > 2 else taus.view(len(taus), 1, -1)
+    for t, tau in enumerate(rows):
+        # Stable, so that equal magnitudes, as in bfloat16, rank by position and not by the sort's whim.
+        rank = tau.abs().argsort(dim=1, stable=True).argsort(dim=1)
+        chance = low + (high - low) * rank / max(1, tau.shape[1] - 1)
+        drawn = torch.from_numpy(draws(0, tau.numel(), seed, name, t) / 2**32).view(tau.shape)
+        tau.mul_(drawn.to(tau.device) < chance).div_(chance)
+    return elected(taus)[0]

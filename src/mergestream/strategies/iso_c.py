@@ -1,0 +1,23 @@
+"""Iso-C: the sum of the task vectors with all singular values made equal."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mergestream.strategies._folds import total
+from mergestream.strategies._matrices import on_matrices, svd
+from mergestream.strategies.strategy import strategy
+
+
+@strategy(scale=1.0, rows=True, whole=True)
+@on_matrices
+def iso_c(taus: Tensor) -> Tensor:
+    """τ = σ̄ U Vᵀ, with U diag(σ) Vᵀ = Σ_t τ_t and σ̄ the mean of σ. Mean on weights that are no matrices.
+
+    Marczak et al. 2025, section 4.1. The paper chooses λ on validation data; 1 is its α without a choice.
+
+    Args:
+        taus: T tensors of one shape, a whole weight.
+    """
+    U, S, Vt = svd(total(taus))
+    return S.mean() * (U @ Vt)

@@ -1,0 +1,40 @@
+"""Iso-CTS: a common subspace of all tasks, completed by directions of each task, with equal singular values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergestream.strategies._folds import total
+from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
+from mergestream.strategies.strategy import require_fraction, strategy
+
+
+@strategy(scale=1.0, rows=True, whole=True)
+@on_matrices
+def iso_cts(taus: Tensor, *, common: float = 0.8) -> Tensor:
+    """τ = σ̄ Û V̂ᵀ: the first singular vectors of Σ_t τ_t, and those of each τ_t outside of their span.
+
+    Û and V̂ are the orthonormal matrices nearest to [U_common, U_1 … U_T] and its V; σ̄ is the mean of all singular
+    values that belong to them. Mean on weights that are no matrices. Marczak et al. 2025, Algorithm 1; the paper
+    chooses λ on validation data.
+
+    Args:
+        taus: T tensors of one shape, a whole weight.
+        common: share of the rank that is common, in (0, 1].
+
+    Raises:
+        UserError: if common is out of range.
+    """
+    require_fraction("strategy.common", common)
+    U, S, Vt = svd(total(taus))
+    specific = round((len(S) - int(len(S) * common)) / len(taus))  # directions of each task
+    shared = max(0, len(S) - specific * len(taus))
+    left, values, right = [U[:, :shared]], [S[:shared]], [Vt[:shared]]
+    for tau in taus if specific else ():
+        own = svd(tau - left[0] @ (left[0].T @ tau))
+        left.append(own[0][:, :specific].clone())
+        values.append(own[1][:specific].clone())
+        right.append(own[2][:specific].clone())
+    basis = [torch.cat(left, 1)[:, : len(S)], torch.cat(right)[: len(S)]]
+    return torch.cat(values)[: len(S)].mean() * (nearest_orthonormal(basis[0]) @ nearest_orthonormal(basis[1]))

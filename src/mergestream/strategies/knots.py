@@ -1,0 +1,41 @@
+"""KnOTS: one singular value decomposition of all tasks side by side, then TIES in the basis that they share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mergestream.strategies._folds import elected
+from mergestream.strategies._matrices import on_matrices, svd
+from mergestream.strategies.strategy import require_fraction, strategy
+
+
+@strategy(scale=0.55, whole=True)
+@on_matrices
+def knots(taus: Tensor, *, density: float = 0.2) -> Tensor:
+    """τ = U diag(S) · ties(V_1ᵀ … V_Tᵀ), with U diag(S) [V_1ᵀ … V_Tᵀ] = [τ_1 … τ_T]; KnOTS-TIES.
+
+    TIES trims each V_t to its largest magnitudes, elects a sign for each entry and averages what agrees. Mean on
+    weights that are no matrices. Stoica et al. 2025, section 4; the paper chooses λ on validation data, the default is
+    that of TIES.
+
+    Args:
+        taus: the stack [T, m, n] of a whole weight.
+        density: share of each V_t that survives, in (0, 1].
+
+    Raises:
+        UserError: if density is out of range.
+    """
+    require_fraction("strategy.density", density)
+    tasks, rows, columns = taus.shape
+    U, S, Vt = svd(taus.transpose(0, 1).reshape(rows, tasks * columns))
+    parts = Vt.view(len(S), tasks, columns).transpose(0, 1)
+    dropped = parts[0].numel() - math.floor(density * parts[0].numel())
+
+    size = parts.abs()
+    if dropped:
+        limits = size.flatten(1).kthvalue(dropped, dim=1).values
+        parts = torch.where(size > limits.view(-1, 1, 1), parts, 0.0)
+    return (U * S) @ elected(parts.clone())[0]

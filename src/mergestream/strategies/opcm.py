@@ -1,0 +1,77 @@
+"""OPCM: merge one task after another, each projected away from the directions that the merge already uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mergestream.strategies._matrices import svd
+from mergestream.strategies.strategy import require_fraction, strategy
+
+if TYPE_CHECKING:
+    from mergestream.merging.vectors import Block, TaskVectors
+
+
+def survey(vectors: TaskVectors, *, alpha: float = 0.5) -> dict[str, Any]:
+    """The factor that gives the merged vector the mean length of the task vectors.
+
+    Args:
+        vectors: all task vectors.
+        alpha: see `opcm`.
+
+    Raises:
+        UserError: if alpha is out of range.
+    """
+    require_fraction("strategy.alpha", alpha, zero=True)
+
+    def squares(_block: Block, _: Tensor, taus: Tensor) -> list[float]:
+        lengths: list[float] = []
+
+        def measured() -> Iterator[Tensor]:  # on the way, without a second reading
+            for tau in taus:
+                lengths.append(float(tau.double().square().sum()))
+                yield tau
+
+        merged = accumulated(measured(), alpha)
+        return [*lengths, float(merged.double().square().sum())]
+
+    blocks = vectors.blocks(vectors.names, whole=True)
+    *lengths, merged = torch.tensor(vectors.map(squares, blocks, rows=True), dtype=torch.float64).sum(0).sqrt().tolist()
+    return {"alpha": alpha, "factor": sum(lengths) / len(lengths) / merged if merged else 0.0}
+
+
+@strategy(scale=1.0, survey=survey, rows=True, whole=True)
+def opcm(taus: Tensor, *, alpha: float, factor: float) -> Tensor:
+    """M_1 = τ_1, M_t = M_{t−1} + P(τ_t), τ = M_T · mean_t ‖τ_t‖ / ‖M_T‖, the lengths over the whole model.
+
+    P expresses τ_t in the singular vectors of M_{t−1}, drops the diagonal and the block of the leading ones, which
+    hold a share `alpha` of the singular values' sum, and goes back. Weights that are no matrices are added. Tang et al.
+    2025, Eq. 5–8. (There M carries a factor 1/λ_t after every task; it cancels in the next, so it is applied once.)
+
+    Args:
+        taus: T tensors of one shape, a whole weight.
+        alpha: in [0, 1); more protects more directions of the past.
+        factor: mean_t ‖τ_t‖ / ‖M_T‖.
+    """
+    return accumulated(taus, alpha) * factor
+
+
+def accumulated(taus: Iterable[Tensor], alpha: float) -> Tensor:
+    """M_T of one weight."""
+    rows = iter(taus)
+    merged = next(rows).clone()
+    for tau in rows:
+        if merged.dim() != 2:
+            merged += tau
+            continue
+        U, S, Vt = svd(merged)
+        inside = U.T @ tau @ Vt.T
+        outside = tau - U @ inside @ Vt  # what lies outside of the singular vectors stays
+        leading = int((S.cumsum(0) <= alpha * S.sum()).sum())
+        inside.diagonal().zero_()
+        inside[:leading, :leading] = 0
+        merged = merged + U @ inside @ Vt + outside
+    return merged

@@ -1,0 +1,31 @@
+"""TSV-Merge: the leading singular vectors of each task, made orthogonal to those of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
+from mergestream.strategies.strategy import strategy
+
+
+@strategy(scale=1.0, rows=True, whole=True)
+@on_matrices
+def tsv(taus: Tensor) -> Tensor:
+    """τ = Û diag(S) V̂ᵀ, with U = [U_1 … U_T] the first r/T singular vectors of each τ_t, and Û the orthonormal matrix
+    nearest to U; S and V likewise. Mean on weights that are no matrices. Gargiulo et al. 2025, Algorithm 1; λ = 1.
+
+    Args:
+        taus: T tensors of one shape, a whole weight.
+    """
+    left, values, right = [], [], []
+    for tau in taus:
+        U, S, Vt = svd(tau)
+        kept = max(1, len(S) // len(taus))
+        left.append(U[:, :kept].clone())
+        values.append(S[:kept].clone())
+        right.append(Vt[:kept].clone())
+    # More tasks than rank: what comes last does not fit into an orthonormal basis.
+    rank = min(taus.shape[1:])
+    U, S, Vt = torch.cat(left, 1)[:, :rank], torch.cat(values)[:rank], torch.cat(right)[:rank]
+    return nearest_orthonormal(U) * S @ nearest_orthonormal(Vt)

@@ -1,0 +1,45 @@
+"""WUDI: the vector whose difference from each task vector lies least in the directions of that task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergestream.errors import UserError
+from mergestream.strategies._matrices import on_matrices
+from mergestream.strategies.strategy import strategy
+
+
+@strategy(scale=1.0, rows=True, whole=True)
+@on_matrices
+def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
+    """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t. Mean on weights that are no matrices.
+
+    Cheng et al. 2025, Eq. 8, with their 300 steps of 1e-5. The gradient is 2 (m A − B) with A = Σ_t τ_tᵀτ_t / ‖τ_t‖² and
+    B = Σ_t τ_t τ_tᵀτ_t / ‖τ_t‖², so the task vectors are read once.
+
+    Args:
+        taus: T tensors of one shape, a whole weight.
+        steps: of Adam.
+        lr: its step size, in the units of the weights.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
+    if not isinstance(steps, int) or steps < 0 or not lr > 0:
+        raise UserError(
+            "strategy.steps must be a whole number and strategy.lr positive; "
+            f"got strategy.steps={steps} and strategy.lr={lr}"
+        )
+    rows, columns = taus.shape[1:]
+    merged, B, A = torch.zeros(rows, columns), torch.zeros(rows, columns), torch.zeros(columns, columns)
+    for tau in taus:
+        square = tau.square().sum()
+        if square > 0:
+            gram = tau.T @ tau / square
+            A, B, merged = A.to(tau.device) + gram, B.to(tau.device) + tau @ gram, merged.to(tau.device) + tau
+    optimizer = torch.optim.Adam([merged], lr=lr)
+    for _ in range(steps):
+        merged.grad = 2 * (merged @ A - B)
+        optimizer.step()
+    return merged
