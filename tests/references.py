@@ -1,0 +1,244 @@
+"""Every strategy once more: whole tensors, float64, plain loops; slow and obvious. What the engine is tested against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+
+from mergestream.strategies._draws import draws
+
+D = torch.float64
+Taus = dict[str, torch.Tensor]  # weight → task vectors, float64 [T, *shape]
+
+
+def by_weight(function):
+    return lambda taus, **options: {name: function(t, name=name, **options) for name, t in taus.items()}
+
+
+def magmax(t, name):
+    best = t[0]
+    for tau in t[1:]:
+        best = torch.where(tau.abs() >= best.abs(), tau, best)
+    return best
+
+
+def weighted_average(t, name, weights=None):
+    weights = weights or [1.0] * len(t)
+    return sum(w * tau for w, tau in zip(weights, t, strict=True)) / sum(weights)
+
+
+def ema(t, name, decay=0.5):
+    mean = t[0]
+    for tau in t[1:]:
+        mean = decay * mean + (1 - decay) * tau
+    return mean
+
+
+def sign_max(t, name):
+    sign = t.sum(0).sign()
+    return sign * (t * sign).clamp(min=0).amax(0)
+
+
+def random_mix(t, name, seed=5):
+    chosen = [int(u) * len(t) >> 32 for u in draws(0, t[0].numel(), seed, name)]
+    flat = t.reshape(len(t), -1)
+    return torch.tensor([flat[c, i] for i, c in enumerate(chosen)], dtype=D).view(t.shape[1:])
+
+
+def dropped(t, name, density, seed):
+    kept = [draws(0, t[0].numel(), seed, name, i) / 2**32 < density for i in range(len(t))]
+    return torch.stack([tau * torch.tensor(k).view(tau.shape) / density for tau, k in zip(t, kept, strict=True)])
+
+
+def elected(t, majority=1.0):
+    sign = t.sum(0).sign()
+    sign = torch.where(sign == 0, majority, sign)
+    agrees = t * sign > 0
+    return torch.where(agrees, t, 0.0).sum(0) / agrees.sum(0).clamp(min=1)
+
+
+def dare(t, name, density=0.5, seed=5):
+    return dropped(t, name, density, seed).sum(0)
+
+
+def dare_ties(t, name, density=0.5, seed=5):
+    return elected(dropped(t, name, density, seed))
+
+
+def breadcrumbs(t, name, density=0.9, outliers=0.01):
+    n = t[0].numel()
+    large = math.floor(outliers * n)
+    small = n - large - math.floor(density * n)
+    total = torch.zeros_like(t[0])
+    for tau in t:
+        sizes = tau.abs().flatten().sort().values
+        low = sizes[small - 1] if small else -1.0
+        high = sizes[n - large - 1] if n > large else -1.0
+        total = total + torch.where((tau.abs() > low) & (tau.abs() <= high), tau, 0.0)
+    return total
+
+
+def della(t, name, density=0.5, window=0.2, seed=5):
+    rows = t.reshape(len(t), -1, t.shape[-1]) if t.dim() > 2 else t.reshape(len(t), 1, -1)
+    result = rows.clone()
+    for task in range(len(t)):
+        drawn = (draws(0, t[0].numel(), seed, name, task) / 2**32).reshape(rows.shape[1:])
+        for r, row in enumerate(rows[task]):
+            order = sorted(range(len(row)), key=lambda i: (abs(float(row[i])), i))
+            for rank, i in enumerate(order):
+                chance = density - window / 2 + window * rank / max(1, len(row) - 1)
+                result[task, r, i] = row[i] / chance if drawn[r, i] < chance else 0.0
+    return elected(result).view(t.shape[1:])
+
+
+def ties(taus, density=0.2, scope="encoder"):
+    tower = [name for name in taus if name.startswith("visual.")] or list(taus)
+    trimmed = {}
+    for name, t in taus.items():
+        ranked = [name] if scope == "tensor" else tower
+        flat = torch.cat([taus[n].abs().flatten(1) for n in ranked], 1)
+        dropped = flat.shape[1] - int(density * flat.shape[1])
+        limits = flat.sort(1).values[:, dropped - 1] if dropped else torch.zeros(len(flat), dtype=D)
+        trimmed[name] = torch.where(t.abs() >= limits.view(-1, *[1] * (t.dim() - 1)), t, 0.0)
+    voters = taus if scope == "tensor" else tower
+    votes = sum(float(trimmed[name].sum(0).sign().sum()) for name in voters)
+    return {name: elected(t, 1.0 if votes >= 0 else -1.0) for name, t in trimmed.items()}
+
+
+def slerp(taus):
+    flat = torch.cat([t.flatten(1) for t in taus.values()], 1)
+    mean = flat[0]
+    for count, tau in enumerate(flat[1:], start=2):
+        cosine = float(mean @ tau / (mean.norm() * tau.norm()))
+        angle, share = math.acos(max(-1.0, min(1.0, cosine))), 1 / count
+        if math.sin(angle) < 1e-6:
+            mean = (1 - share) * mean + share * tau
+        else:
+            mean = (math.sin((1 - share) * angle) * mean + math.sin(share * angle) * tau) / math.sin(angle)
+    sizes = [t[0].numel() for t in taus.values()]
+    return {n: m.view(t.shape[1:]) for (n, t), m in zip(taus.items(), mean.split(sizes), strict=True)}
+
+
+def model_stock(t, name):
+    flat = t.flatten(1)
+    pairs = [float(a @ b / (a.norm() * b.norm())) for a, b in itertools.combinations(flat, 2)]
+    cosine = max(0.0, sum(pairs) / len(pairs)) if pairs else 1.0
+    return len(t) * cosine / (1 + (len(t) - 1) * cosine) * t.mean(0)
+
+
+def on_matrices(function):
+    def wrapped(t, name, **options):
+        if len(t) == 1:
+            return t[0]
+        return function(t, **options) if t.dim() == 3 else t.mean(0)
+
+    return by_weight(wrapped)
+
+
+def polar(matrix):
+    U, _, Vt = torch.linalg.svd(matrix, full_matrices=False)
+    return U @ Vt
+
+
+def tsv(t):
+    rank = min(t.shape[1:])
+    k = max(1, rank // len(t))
+    parts = [torch.linalg.svd(tau, full_matrices=False) for tau in t]
+    U = torch.cat([U[:, :k] for U, _, _ in parts], 1)[:, :rank]
+    S = torch.cat([S[:k] for _, S, _ in parts])[:rank]
+    V = torch.cat([Vt[:k] for _, _, Vt in parts])[:rank]
+    return polar(U) @ torch.diag(S) @ polar(V)
+
+
+def iso_c(t):
+    return torch.linalg.svdvals(t.sum(0)).mean() * polar(t.sum(0))
+
+
+def iso_cts(t, common=0.8):
+    U, S, Vt = torch.linalg.svd(t.sum(0), full_matrices=False)
+    per_task = round((len(S) - int(len(S) * common)) / len(t))
+    k = max(0, len(S) - per_task * len(t))
+    lefts, values, rights = [U[:, :k]], [S[:k]], [Vt[:k]]
+    for tau in t:
+        u, s, v = torch.linalg.svd(tau - U[:, :k] @ U[:, :k].T @ tau, full_matrices=False)
+        lefts.append(u[:, :per_task])
+        values.append(s[:per_task])
+        rights.append(v[:per_task])
+    left, right = torch.cat(lefts, 1)[:, : len(S)], torch.cat(rights)[: len(S)]
+    return torch.cat(values)[: len(S)].mean() * polar(left) @ polar(right)
+
+
+def knots(t, density=0.2):
+    U, S, Vt = torch.linalg.svd(torch.cat(list(t), 1), full_matrices=False)
+    parts = torch.stack(Vt.split(t.shape[2], dim=1))
+    dropped = parts[0].numel() - math.floor(density * parts[0].numel())
+    for part in parts:
+        limit = part.abs().flatten().sort().values[dropped - 1] if dropped else -1.0
+        part[part.abs() <= limit] = 0.0
+    return U @ torch.diag(S) @ elected(parts)
+
+
+def opcm(taus, alpha=0.5):
+    """As published: the norms are restored after every task, not once."""
+    names, count = list(taus), len(next(iter(taus.values())))
+    merged = {name: taus[name][0] for name in names}
+
+    def norm(vector):
+        return math.sqrt(sum(float(v.square().sum()) for v in vector.values()))
+
+    norms, factor = [norm(merged)], 1.0
+    for task in range(1, count):
+        tau = {name: taus[name][task] for name in names}
+        norms.append(norm(tau))
+        new = {}
+        for name in names:
+            clean = tau[name]
+            if clean.dim() == 2:
+                U, S, Vt = torch.linalg.svd(merged[name], full_matrices=True)
+                inside = U.T @ clean @ Vt.T
+                leading = int((S.cumsum(0) / S.sum() > alpha).float().argmax())
+                inside.diagonal().zero_()
+                inside[:leading, :leading] = 0
+                clean = U @ inside @ Vt
+            new[name] = factor * merged[name] + clean
+        factor = norm(new) / np.mean(norms)
+        merged = {name: value / factor for name, value in new.items()}
+    return merged
+
+
+def wudi(t, steps=300, lr=1e-5):
+    merged = t.sum(0).clone().requires_grad_()
+    optimizer = torch.optim.Adam([merged], lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = sum(((merged - tau) @ tau.T).square().sum() / tau.square().sum() for tau in t)
+        loss.backward()
+        optimizer.step()
+    return merged.detach()
+
+
+REFERENCES = {
+    "magmax": by_weight(magmax),
+    "average": by_weight(lambda t, name: t.mean(0)),
+    "task_arithmetic": by_weight(lambda t, name: t.sum(0)),
+    "weighted_average": by_weight(weighted_average),
+    "ema": by_weight(ema),
+    "sign_max": by_weight(sign_max),
+    "random_mix": by_weight(random_mix),
+    "dare": by_weight(dare),
+    "dare_ties": by_weight(dare_ties),
+    "breadcrumbs": by_weight(breadcrumbs),
+    "della": by_weight(della),
+    "ties": ties,
+    "slerp": slerp,
+    "model_stock": by_weight(model_stock),
+    "tsv": on_matrices(tsv),
+    "iso_c": on_matrices(iso_c),
+    "iso_cts": on_matrices(iso_cts),
+    "knots": on_matrices(knots),
+    "opcm": opcm,
+    "wudi": on_matrices(wudi),
+}

@@ -1,0 +1,82 @@
+"""Every strategy, through files and the engine, against a plain reference in float64."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import REFERENCES
+from safetensors.torch import load_file, save_file
+
+from mergestream import strategies
+from mergestream.merging import merge_checkpoints
+
+OPTIONS = {
+    "weighted_average": [{}, {"weights": [3.0, 1.0, 0.5, 2.0]}],
+    "ema": [{}, {"decay": 0.0}, {"decay": 0.9}],
+    "random_mix": [{}, {"seed": 7}],
+    "dare": [{}, {"density": 0.2, "seed": 1}],
+    "dare_ties": [{}, {"density": 1.0}],
+    "breadcrumbs": [{}, {"density": 0.3, "outliers": 0.2}, {"density": 1.0, "outliers": 0}],
+    "della": [{}, {"density": 0.3, "window": 0.5}],
+    "ties": [{}, {"density": 1.0}, {"density": 0.5, "scope": "tensor"}],
+    "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
+    "knots": [{}, {"density": 1.0}],
+    "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
+    "wudi": [{}, {"steps": 3, "lr": 0.01}],
+}
+
+
+def test_every_strategy_has_a_reference():
+    assert set(REFERENCES) == set(strategies.names())
+
+
+def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
+    generator = torch.Generator().manual_seed(seed)
+    base = {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+    taus = {}
+    for n, shape in shapes.items():
+        noise = torch.randn(tasks, *shape, generator=generator)
+        taus[n] = (noise * 4).round() / 4 if coarse else noise
+    if coarse:  # exactly representable everywhere, so that equal magnitudes and zero sums are common
+        base = {n: b.round() for n, b in base.items()}
+    paths = [folder / f"{i}.safetensors" for i in range(tasks + 1)]
+    save_file(base, paths[0])
+    for i, path in enumerate(paths[1:]):
+        save_file({n: base[n] + taus[n][i] for n in shapes}, path)
+    merge_checkpoints(paths[0], paths[1:], name, folder / "out.safetensors", scale=scale, **options)
+    # The subtraction is float32's, as in the engine: it decides which magnitudes are equal.
+    exact = {n: torch.stack([(load_file(p)[n] - base[n]).double() for p in paths[1:]]) for n in shapes}
+    expected, merged = REFERENCES[name](exact, **options), load_file(folder / "out.safetensors")
+    for n in shapes:
+        torch.testing.assert_close(merged[n].double(), base[n].double() + scale * expected[n], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n in strategies.names() for o in OPTIONS.get(n, [{}])])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_options(name, options, coarse, tmp_path):
+    if coarse and name in ("tsv", "iso_cts", "knots"):
+        coarse = False  # equal singular values have no unique vectors
+    shapes = {"visual.a": (12, 9), "visual.b": (7, 10), "bias": (11,), "conv": (3, 2, 2, 2)}
+    check(tmp_path, name, shapes, 4, 1, coarse, options)
+
+
+@pytest.mark.parametrize("name", strategies.names())
+@settings(deadline=None, max_examples=12)
+@given(data=st.data())
+def test_random_shapes(name, data):
+    sides = st.integers(1, 6)
+    shapes = data.draw(
+        st.dictionaries(
+            st.sampled_from(["a", "b", "c"]),
+            st.one_of(st.tuples(sides), st.tuples(sides, sides), st.tuples(sides, sides, sides)),
+            min_size=1,
+        )
+    )
+    tasks, seed = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 2**31))
+    with tempfile.TemporaryDirectory() as folder:
+        check(Path(folder), name, shapes, tasks, seed, False, {})
