@@ -198,7 +198,7 @@ def test_damaged_files_and_wrong_calls(tmp_path):
         merge_checkpoints(good, [good], "magmax", tmp_path / "M.pt")
     with pytest.raises(UserError, match="finite number"):
         merge_checkpoints(good, [good], "magmax", out, scale=float("nan"))
-    with pytest.raises(UserError, match="density in \\(0, 1\\], got density=20"):
+    with pytest.raises(UserError, match="strategy.density must be a fraction in \\(0, 1\\]"):
         merge_checkpoints(good, [good], "ties", out, density=20)
     assert not out.exists()
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from mergestream.errors import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+EXPORTS = ("open_clip", "huggingface")
 
 
 def check_stream(cfg: DictConfig) -> None:
@@ -66,19 +67,36 @@ def check_merge(cfg: DictConfig) -> None:
     Raises:
         UserError: on the first key that breaks its rule.
     """
-    check_scale(cfg["lambda"])
+    _scales(cfg)
     _group(cfg, "strategy")
     _number(cfg, "strategy.scale", "finite", lambda x: True)
     if "seed" in cfg.strategy:
         _whole(cfg, "strategy.seed", 0)
     if not isinstance(cfg.prefixes, bool):
         raise UserError(f"prefixes must be true or false; got prefixes={cfg.prefixes}")
+    if cfg.accelerator not in ("auto", "cpu", "gpu"):
+        raise UserError(f"accelerator must be one of auto, cpu, gpu; got accelerator={cfg.accelerator}")
+    if cfg.export not in (None, *EXPORTS):
+        raise UserError(f"export must be one of {', '.join(EXPORTS)}, or null; got export={cfg.export}")
     for key in ("base", "out"):
         if cfg[key] is not None and not isinstance(cfg[key], str):
             raise UserError(f"{key} must be the path of a file; got {key}={cfg[key]}")
     paths = cfg.checkpoints
     if paths is not None and not (isinstance(paths, ListConfig) and all(isinstance(path, str) for path in paths)):
         raise UserError(f"checkpoints must be a list of files, such as [A.safetensors,B.pt]; got checkpoints={paths}")
+
+
+def _scales(cfg: DictConfig) -> None:
+    value = cfg["lambda"]
+    if value == "select":
+        candidates = cfg.candidates
+        if not isinstance(candidates, ListConfig) or not candidates or not all(_finite(c) for c in candidates):
+            raise UserError(f"candidates must be a list of numbers, such as [0.3,0.5,0.7]; got candidates={candidates}")
+        return
+    for scale in value if isinstance(value, ListConfig) else [value]:
+        check_scale(scale)
+    if isinstance(value, ListConfig) and (not value or len(set(value)) < len(value) or None in value):
+        raise UserError(f"lambda must be a number, different numbers such as [0.3,0.5], or select; got lambda={value}")
 
 
 def check_scale(scale: Any) -> None:
@@ -88,7 +106,10 @@ def check_scale(scale: Any) -> None:
         UserError: otherwise.
     """
     if scale is not None and not _finite(scale):
-        raise UserError(f"lambda must be a finite number, or null for the strategy's own; got lambda={scale}")
+        raise UserError(
+            "lambda must be a finite number, a list of them, select, or null for the strategy's own; "
+            f"got lambda={scale}"
+        )
 
 
 def _group(cfg: DictConfig, group: str) -> None:

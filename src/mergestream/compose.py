@@ -60,6 +60,12 @@ def load_stream(cfg: DictConfig, transforms: Transforms, source: Source | None =
 
 
 def local_device(accelerator: str, local_rank: int = 0) -> torch.device:
-    """The device of this process: its GPU, or the CPU."""
+    """The device of this process: its GPU, or the CPU.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu needs a GPU that torch can use; there is none. Write accelerator=auto or cpu.")
     use_gpu = accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")

@@ -26,6 +26,7 @@ from mergestream.errors import UserError
 
 # Parts of a config that leave the result as it is: where it runs, where it is written, how it is watched.
 NEUTRAL = ("root", "tag", "devices", "accelerator", "logger", "data", "dataset.root", "dataset.download")
+NEUTRAL += ("strategy", "lambda", "merge_every_task", "keep_tasks")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ class Run:
 
     def evaluation(self, index: int) -> Path:
         return self.task(index) / "evaluation.json"
+
+    def running(self, strategy: str) -> Path:
+        """The running merge of a strategy, see `RunningMerge`."""
+        return self.path / "running" / f"{strategy}.safetensors"
+
+    def keeps_tasks(self) -> bool:
+        """Whether the run keeps the encoder of every task."""
+        return bool(self._config().get("keep_tasks", True))
 
     def encoders(self) -> list[Path]:
         """The encoders that the run has saved, in the order of the tasks."""
@@ -152,6 +161,12 @@ class Run:
         sha256 = self.base()["sha256"]
         paths = [self.encoder(index) for index in range(count)]
         for path in paths:
+            if not path.is_file() and not self.keeps_tasks():
+                kept = ", ".join(f"strategy={p.stem}" for p in sorted((self.path / "running").glob("*.safetensors")))
+                raise UserError(
+                    f"{readable(self.path)} was trained with keep_tasks=false, so only {kept} can be merged, with the "
+                    "options of its training"
+                )
             if not path.is_file():
                 raise UserError(
                     f"{readable(path)} is missing from a finished run. Delete {readable(self.metrics)}, and type: "

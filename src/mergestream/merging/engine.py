@@ -124,7 +124,6 @@ def merged_task_vector(
     *,
     clip_parameters: int | None = None,
     device: torch.device | str = "cpu",
-    finished: bool = True,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """strategy(θ_1 − θ₀, …, θ_T − θ₀) in memory, and the content hashes of θ₀ and of every checkpoint.
 
@@ -132,16 +131,14 @@ def merged_task_vector(
         base, checkpoints, clip_parameters, device: see `merge_checkpoints`.
         strategy: the strategy.
         options: all of its options.
-        finished: whether to apply the strategy's `finish`.
     """
-    chosen = strategy if finished else replace(strategy, finish=None)
     with TaskVectors(Path(base), [Path(p) for p in checkpoints], clip_parameters, device=device) as vectors:
         result = {name: torch.empty(vectors.base.entries[name].shape) for name in vectors.names}
 
         def emit(block: Block, _: Tensor, tau: Tensor) -> None:
             result[block.name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
 
-        each_block(vectors, chosen, options, emit)
+        each_block(vectors, strategy, options, emit)
         return result, vectors.digests()
 
 

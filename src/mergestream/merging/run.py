@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
 
-from mergestream import display, files
+from mergestream import __version__, display, files
 from mergestream.checks import check_merge, check_stream
 from mergestream.compose import build, load_clip, load_source, load_stream, local_device
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
-from mergestream.merging.engine import merge_checkpoints
+from mergestream.merging.engine import merge_checkpoints, merged_task_vector, path_of
+from mergestream.merging.export import export
+from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
 from mergestream.models.clip import text_head
-from mergestream.results import assemble
+from mergestream.results import Counts, assemble
 from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
 
-MERGE_KEYS = ("strategy", "lambda", "prefixes", "base", "checkpoints", "out")
+MERGE_KEYS = ("strategy", "lambda", "candidates", "prefixes", "base", "checkpoints", "out", "dtype", "on_mismatch")
+MERGE_KEYS += ("export",)
 NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root")  # already in Run.command
+SELECT = "select"
 
 
 def merge(cfg: DictConfig) -> None:
@@ -35,17 +43,18 @@ def merge(cfg: DictConfig) -> None:
     OmegaConf.resolve(cfg)
     check_merge(cfg)
     strategy, options = bound_strategy(cfg)
-    scale = float(cfg.strategy.scale if cfg["lambda"] is None else cfg["lambda"])
     given = [key for key in ("base", "checkpoints", "out") if cfg[key] is not None]
     if given:
         if missing := [key for key in ("base", "checkpoints", "out") if key not in given]:
             raise UserError(f"base, checkpoints and out go together; got {given[0]} without {missing[0]}")
-        merge_checkpoints(cfg.base, list(cfg.checkpoints), strategy, cfg.out, scale=scale, **options)
-        print(f"merged {len(cfg.checkpoints)} checkpoints with {strategy.name}, λ = {scale:g}, into {cfg.out}")
+        merge_files(cfg, strategy, options)
         return
+    for key in ("dtype", "on_mismatch"):
+        if cfg[key] not in (None, "error"):
+            raise UserError(f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}")
     check_stream(cfg)
     extra = [word for key, word in _typed_of_training() if key not in NAMING_KEYS]
-    merge_run(cfg, Run.of(cfg, extra), strategy, scale, options)
+    merge_run(cfg, Run.of(cfg, extra), strategy, options)
 
 
 def bound_strategy(cfg: DictConfig) -> tuple[Strategy, dict[str, Any]]:
@@ -55,7 +64,40 @@ def bound_strategy(cfg: DictConfig) -> tuple[Strategy, dict[str, Any]]:
     return strategy, strategy.check(bound.keywords)
 
 
-def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, options: dict[str, Any]) -> None:
+def scales_of(cfg: DictConfig) -> list[float]:
+    """λ: the published one, one or several given ones; none where it is to be selected."""
+    value = cfg["lambda"]
+    if value == SELECT:
+        return []
+    if value is None:
+        return [float(cfg.strategy.scale)]
+    return [float(v) for v in value] if isinstance(value, ListConfig) else [float(value)]
+
+
+def merge_files(cfg: DictConfig, strategy: Strategy, options: dict[str, Any]) -> None:
+    """Merge files that this project did not make."""
+    if not (scales := scales_of(cfg)):
+        raise UserError("lambda=select needs the validation data of a run; for base and checkpoints give a number")
+    several = isinstance(cfg["lambda"], ListConfig)
+    device = local_device("gpu") if cfg.accelerator == "gpu" else "cpu"
+    scale = scales if several else scales[0]
+    how = {"dtype": cfg.dtype, "on_mismatch": cfg.on_mismatch, "device": device}
+    if cfg.export is not None and (several or Path(cfg.out).suffix != ".safetensors"):
+        raise UserError(f"export needs one merged file, out=….safetensors; got out={cfg.out}, lambda={cfg['lambda']}")
+    skipped = merge_checkpoints(
+        cfg.base, list(cfg.checkpoints), strategy, cfg.out, scale=scale, **how, **options
+    )
+    for value in scales:
+        out = path_of(Path(cfg.out), value) if several else cfg.out
+        print(f"merged {len(cfg.checkpoints)} checkpoints with {strategy.name}, λ = {value:g}, into {out}")
+    if skipped:
+        print(f"left as in the base (on_mismatch=skip): {', '.join(skipped)}")
+    if cfg.export is not None:
+        out = Path(cfg.out)
+        print(f"exported to {export(load_clip(cfg), files.read_tensors(out), cfg.export, out.with_suffix(''))}")
+
+
+def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, Any]) -> None:
     """Merge the encoders of `run`, evaluate, and write both below its ``merges`` folder."""
     run.require_finished()
     typed = [key for key, _ in _typed_of_training()]
@@ -65,6 +107,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, optio
     if method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
     joint = method.data == "all"
+    scales = scales_of(cfg)
 
     began = time.monotonic()
     source = load_source(cfg)
@@ -72,43 +115,127 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, scale: float, optio
     stream = load_stream(cfg, clip.transforms, source)
     if run.stream()["tasks"] != stream.describe()["tasks"]:
         raise UserError(f"the data are not those that {readable(run.path)} was trained on; compare its stream.json")
-    encoders = run.trained_encoders(1 if joint else len(stream))
-    base, parameters = run.base_file(), run.base()["clip_parameters"]
+    if not scales and not all(len(task.validation) for task in stream.tasks):
+        raise UserError(
+            "lambda=select chooses on validation data, cut from the training data; this run has none. Train it with "
+            "stream.validation=0.1, and merge with the same"
+        )
+    total = 1 if joint else len(stream)
+    base_file = run.base_file()
     device = local_device(cfg.accelerator)
+    merging_device = device if cfg.accelerator == "gpu" else torch.device("cpu")
+    merged_of = task_vectors_of(run, strategy, options, total, base_file, merging_device)
     clip.model.to(device)
     head = text_head(clip, stream.source.class_names, stream.source.templates)
     zero_shot = evaluate(clip.encoder, head, stream, seen=0, device=device)
+    base = files.read_tensors(base_file)
     timing = {"setup": time.monotonic() - began, "merging": 0.0, "evaluation": 0.0}
 
-    folder = run.path / "merges" / merge_id(strategy, scale, options, cfg.seed)
-    counts = list(range(1, len(encoders) + 1)) if cfg.prefixes else [len(encoders)]
-    rows, seen = [], []
-    with files.whole(folder / "merged.safetensors") as out:
-        for count in counts:  # the last is the merge of all tasks: the one that stays
-            started = time.monotonic()
-            files_of = encoders[:count]
-            merge_checkpoints(base, files_of, strategy, out, scale=scale, clip_parameters=parameters, **options)
-            merged = time.monotonic()
-            clip.encoder.load_state_dict(files.read_tensors(out))
-            seen.append(len(stream) if joint else count)
-            rows.append(evaluate(clip.encoder, head, stream, seen=seen[-1], device=device))
-            timing["merging"] += merged - started
-            timing["evaluation"] += time.monotonic() - merged
+    def measure(scale: float, tau: dict[str, Tensor], seen: int, split: str = "test") -> Counts:
+        clip.encoder.load_state_dict(apply(base, tau, scale))
+        return evaluate(clip.encoder, head, stream, seen=seen, device=device, split=split)
+
+    tried: dict[float, float] = {}
+    if not scales:
+        tau, _ = merged_of(total)
+        for value in cfg.candidates:
+            counts = measure(float(value), tau, len(stream), "validation")
+            tried[float(value)] = sum(counts["agnostic"]) / sum(counts["total"])
+        scales = [max(tried, key=lambda value: tried[value])]  # the first, so the smallest, of equals
+    rows: dict[float, list[Counts]] = {scale: [] for scale in scales}
+    seen: list[int] = []
+    for count in range(1, total + 1) if cfg.prefixes else [total]:  # the last is the merge of all tasks
+        started = time.monotonic()
+        tau, inputs = merged_of(count)
+        timing["merging"] += time.monotonic() - started
+        started = time.monotonic()
+        seen.append(len(stream) if joint else count)
+        for scale in scales:
+            rows[scale].append(measure(scale, tau, seen[-1]))
+        timing["evaluation"] += time.monotonic() - started
     timing["total"] = time.monotonic() - began
-    metrics = assemble("merge", cfg, zero_shot, rows, seen, timing)
-    changed = _changed(strategy, options, cfg.seed)
-    metrics["merge"] = {"strategy": strategy.name, "scale": scale, "options": options, "changed": changed}
-    files.write_json(folder / "metrics.json", metrics)
-    _show(trained, folder, metrics)
+    for scale in scales:
+        folder = run.path / "merges" / merge_id(strategy, SELECT if tried else scale, options, cfg.seed)
+        theta = apply(base, tau, scale)
+        write_merged(folder / "merged.safetensors", theta, strategy, scale, options, inputs)
+        metrics = assemble("merge", cfg, zero_shot, rows[scale], seen, timing)
+        metrics["merge"] = describe(strategy, scale, options, cfg.seed, tried)
+        if cfg.export is not None:
+            print(f"exported to {readable(export(clip, theta, cfg.export, folder))}")
+        files.write_json(folder / "metrics.json", metrics)
+        _show(trained, folder, metrics)
 
 
-def merge_id(strategy: Strategy, scale: float, options: dict[str, Any], seed: int) -> str:
+def task_vectors_of(
+    run: Run, strategy: Strategy, options: dict[str, Any], total: int, base: Path, device: torch.device
+) -> Callable[[int], tuple[dict[str, Tensor], list[str]]]:
+    """count → merged task vector of the first `count` encoders of `run`, and hashes of what went in, θ₀ first.
+
+    Raises:
+        UserError: if encoders are missing, and no running merge stands in for them.
+    """
+    running = run.running(strategy.name)
+    if run.keeps_tasks() or not running.is_file():
+        encoders, parameters = run.trained_encoders(total), run.base()["clip_parameters"]
+        return lambda count: merged_task_vector(
+            base, encoders[:count], strategy, options, clip_parameters=parameters, device=device
+        )
+    kept = RunningMerge(running, strategy, options)
+    if kept.tasks != total:
+        raise UserError(f"{readable(running)} holds {kept.tasks} tasks of {total}; delete the run and train it again")
+
+    def of(count: int) -> tuple[dict[str, Tensor], list[str]]:
+        if count < total:
+            raise UserError("prefixes=true needs every encoder; this run was trained with keep_tasks=false")
+        return kept.task_vector()
+
+    return of
+
+
+def apply(base: Mapping[str, Tensor], tau: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """θ₀ + λ · τ, to the bit as `merge_checkpoints` computes it."""
+    return {name: (scale * tau[name]).add_(theta.float()).to(theta.dtype) for name, theta in base.items()}
+
+
+def write_merged(
+    path: Path,
+    theta: Mapping[str, Tensor],
+    strategy: Strategy,
+    scale: float,
+    options: Mapping[str, Any],
+    inputs: Sequence[str],
+) -> None:
+    """The merged encoder of a run, with a record of what it was made of."""
+    metadata = {
+        "format": "pt",
+        "strategy": strategy.name,
+        "scale": repr(scale),
+        "options": json.dumps(dict(options), sort_keys=True),
+        "version": __version__,
+        "inputs": json.dumps(list(inputs)),
+    }
+    files.write_tensors(path, theta, metadata)
+
+
+def describe(
+    strategy: Strategy, scale: float, options: dict[str, Any], seed: int, tried: Mapping[float, float]
+) -> dict[str, Any]:
+    """The part of a merge's metrics.json that says how it was made; `tried` are validation accuracies by λ."""
+    result: dict[str, Any] = {"strategy": strategy.name, "scale": scale, "options": options}
+    result["changed"] = _changed(strategy, options, seed)
+    if tried:
+        result["selected_on"] = "validation"
+        result["validation"] = [{"lambda": value, "accuracy": accuracy} for value, accuracy in tried.items()]
+    return result
+
+
+def merge_id(strategy: Strategy, scale: float | str, options: dict[str, Any], seed: int) -> str:
     """Folder of a merge: ``magmax-0.5``; options that differ from the defaults come in between.
 
     The default of an option `seed` is the run's own.
     """
     changed = [f"{key}={value}" for key, value in sorted(_changed(strategy, options, seed).items())]
-    return "-".join([strategy.name, *changed, f"{scale:.12g}"])
+    return "-".join([strategy.name, *changed, scale if isinstance(scale, str) else f"{scale:.12g}"])
 
 
 def _changed(strategy: Strategy, options: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -127,6 +254,8 @@ def _show(trained: dict[str, Any], folder: Path, metrics: dict[str, Any]) -> Non
     rows = []
     merged = metrics["merge"]
     label = f"{metrics['config']['method']['id']} + {merged['strategy']}, λ = {merged['scale']:g}"
+    if "selected_on" in merged:
+        label += " (chosen on validation data)"
     for name, result in ((metrics["config"]["method"]["id"], trained), (label, metrics)):
         summary = result["summary"]
         values = [summary["final_accuracy"], summary["average_accuracy"], summary["forgetting"]]

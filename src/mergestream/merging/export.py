@@ -1,0 +1,152 @@
+"""A merged image tower as other libraries load it: the whole CLIP, under the names that they use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from mergestream import files
+from mergestream.errors import UserError
+from mergestream.models.clip import Clip
+
+
+def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> Path:
+    """Write `clip` with the weights `encoder` in its image tower; returns what was written.
+
+    ``open_clip`` writes ``open_clip.safetensors`` for ``open_clip.create_model(name, pretrained=FILE)``;
+    ``huggingface`` writes a folder ``huggingface`` for ``transformers.CLIPModel.from_pretrained(FOLDER)``.
+
+    Args:
+        clip: the model whose image tower was merged.
+        encoder: the merged weights, under the tower's names or those of the whole model.
+        to: open_clip or huggingface.
+        folder: where to write.
+
+    Raises:
+        UserError: if the weights are not those of the model, or the format cannot hold it.
+    """
+    state = dict(clip.model.state_dict())
+    given = dict(encoder)
+    if given.keys() != state.keys():
+        given = {f"visual.{name}": tensor for name, tensor in given.items()}
+    if wrong := sorted(given.keys() - state.keys()) or [n for n, t in given.items() if t.shape != state[n].shape]:
+        raise UserError(f"export needs the model that the weights belong to; {clip.source} has no such {wrong[0]}")
+    state = {name: tensor.detach().cpu() for name, tensor in {**state, **given}.items()}
+    if to == "open_clip":
+        path = folder / "open_clip.safetensors"
+        files.write_tensors(path, state, {"format": "pt"})
+        return path
+    config, tensors = huggingface(clip.model, state)
+    path = folder / "huggingface"
+    files.write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
+    files.write_json(path / "config.json", config)
+    files.write_json(path / "preprocessor_config.json", _preprocessor(clip))
+    return path
+
+
+def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and the tensors of ``transformers.CLIPModel`` for a CLIP of open_clip with two transformers."""
+    visual = model.visual
+    if not hasattr(visual, "class_embedding") or getattr(visual, "attn_pool", None) is not None:
+        raise UserError("export=huggingface needs a CLIP with a vision transformer and a class token")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensors |= _renamed(name, tensor)
+    text = _tower(model.transformer, model.token_embedding.weight.shape[1])
+    last = model.vocab_size - 1  # open_clip pools the text at the largest id, which is the end mark
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": visual.proj.shape[1],
+        "logit_scale_init_value": float(state["logit_scale"]),
+        "text_config": {
+            **text,
+            "vocab_size": model.vocab_size,
+            "max_position_embeddings": model.context_length,
+            "projection_dim": visual.proj.shape[1],
+            "bos_token_id": last - 1,
+            "eos_token_id": last,
+            "pad_token_id": 0,
+        },
+        "vision_config": {
+            **_tower(visual.transformer, visual.conv1.out_channels),
+            "image_size": visual.image_size[0],
+            "patch_size": visual.conv1.kernel_size[0],
+            "projection_dim": visual.proj.shape[1],
+        },
+    }
+    return config, tensors
+
+
+def _tower(transformer: nn.Module, width: int) -> dict[str, Any]:
+    block = transformer.resblocks[0]
+    activation = next(module for name, module in block.mlp.named_children() if name == "gelu")
+    return {
+        "hidden_size": width,
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "num_hidden_layers": len(transformer.resblocks),
+        "num_attention_heads": block.attn.num_heads,
+        "hidden_act": "gelu" if isinstance(activation, nn.GELU) else "quick_gelu",
+        "layer_norm_eps": block.ln_1.eps,
+    }
+
+
+PLAIN = {
+    "logit_scale": "logit_scale",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+}
+NORMS = {
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # spelt like this there
+    "visual.ln_post": "vision_model.post_layernorm",
+    "ln_final": "text_model.final_layer_norm",
+}
+PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+LAYERS = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+LAYERS |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+
+
+def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor of open_clip under the name, or the three names, that it has in transformers."""
+    if name in PLAIN:
+        return {PLAIN[name]: tensor}
+    if name in PROJECTIONS:
+        return {PROJECTIONS[name]: tensor.T}
+    module, _, kind = name.rpartition(".")
+    if module in NORMS:
+        return {f"{NORMS[module]}.{kind}": tensor}
+    tower, _, rest = name.partition("transformer.resblocks.")
+    layer, _, part = rest.partition(".")
+    prefix = f"{'vision_model' if tower else 'text_model'}.encoder.layers.{layer}"
+    if part.startswith("attn.in_proj_"):
+        kind = part.removeprefix("attn.in_proj_")
+        thirds = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{prefix}.self_attn.{letter}_proj.{kind}": third for letter, third in thirds}
+    module, _, kind = part.rpartition(".")
+    if module not in LAYERS:
+        raise UserError(f"export=huggingface cannot hold {name}: transformers' CLIP has no such weight")
+    return {f"{prefix}.{LAYERS[module]}.{kind}": tensor}
+
+
+def _preprocessor(clip: Clip) -> dict[str, Any]:
+    normalize = clip.transforms.eval.transforms[-1]  # type: ignore[attr-defined]
+    size = clip.model.visual.image_size[0]
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_normalize": True,
+        "image_mean": list(normalize.mean),
+        "image_std": list(normalize.std),
+        "do_convert_rgb": True,
+    }
