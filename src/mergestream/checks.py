@@ -51,6 +51,14 @@ def check_training(cfg: DictConfig) -> None:
     _number(cfg, "optimizer.weight_decay", "at least 0", lambda x: x >= 0)
     if cfg.precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}; got precision={cfg.precision}")
+    for key in ("merge_every_task", "keep_tasks"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key} must be true or false; got {key}={cfg[key]}")
+    _group(cfg, "strategy")
+    _number(cfg, "strategy.scale", "finite", lambda x: True)
+    check_scale(cfg["lambda"])
+    if not cfg.keep_tasks and not cfg.merge_every_task:
+        raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
     warmup = cfg.schedule.warmup
     if isinstance(warmup, bool) or not (
         (isinstance(warmup, int) and warmup >= 0) or (isinstance(warmup, float) and 0 <= warmup <= 1)

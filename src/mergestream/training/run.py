@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -28,6 +28,7 @@ from mergestream.results import Counts, assemble
 from mergestream.runs import Run, config_hash, readable, store_base
 from mergestream.training import launcher, loggers
 from mergestream.training.learner import Learner
+from mergestream.training.merge_every_task import RunningEvaluation
 from mergestream.training.progress import StreamProgress
 
 
@@ -59,6 +60,7 @@ def train_stream(cfg: DictConfig) -> None:
     # Everything that can fail for want of data or weights comes before the first file is written.
     method: Method = build(cfg.method)
     build(cfg.optimizer)
+    follower = RunningEvaluation(cfg, run) if cfg.merge_every_task and method.data == "task" else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
     source = load_source(cfg)
     clip = load_clip(cfg)
@@ -74,6 +76,14 @@ def train_stream(cfg: DictConfig) -> None:
     del clip  # the text tower has made the head and is not needed any more
     _barrier()
 
+    def measure(weights: Mapping[str, Tensor], seen: int) -> Counts:
+        """Counts of other weights than those in training, which stay as they are."""
+        own = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+        encoder.load_state_dict(weights)
+        counts = evaluate(encoder, head, stream, seen=seen, device=device)
+        encoder.load_state_dict(own)
+        return counts
+
     zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
     timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
     steps = [cfg.epochs * -(-len(task.train) // cfg.batch_size) for task in tasks]
@@ -83,10 +93,13 @@ def train_stream(cfg: DictConfig) -> None:
     with StreamProgress(remaining, len(steps), cfg.epochs, visible=first) as progress:
         for index, task in enumerate(training if tasks else ()):
             if done[index]:
-                encoder.load_state_dict(files.read_tensors(run.encoder(index)))
+                if run.encoder(index).is_file() or index + 1 == len(steps) or not done[index + 1]:
+                    encoder.load_state_dict(files.read_tensors(run.encoder(index)))  # keep_tasks=false has the last one
                 state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
                 method.restore(state, encoder, head, task.classes)
                 rows.append(files.read_json(run.evaluation(index), "total", "agnostic", "aware", "seen_correct"))
+                if follower:
+                    follower.follow(index, measure)
                 continue
             progress.start(index)
             started = time.monotonic()
@@ -113,9 +126,13 @@ def train_stream(cfg: DictConfig) -> None:
                 files.write_json(run.evaluation(index), rows[-1])
                 progress.finished(sum(rows[-1]["agnostic"]) / sum(rows[-1]["total"]))
             _barrier()
+            if follower:
+                follower.follow(index, measure)
     if first:
         seen_rows = [len(stream)] if method.data == "all" else list(range(1, len(rows) + 1))
         timing["total"] = time.monotonic() - began
+        if follower:
+            follower.finish(zero_shot, timing, world_size)
         files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size))
         loggers.close(logger)
         show(run, f"trained in {timing['total']:.1f} s")
