@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -67,10 +68,24 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, contiguous and on the CPU."""
+    """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole(path) as partial:
         save_file(plain, partial, metadata=dict(metadata or {}))
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file, which the library writes in an order of chance, into that of its keys."""
+    with path.open("rb+") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        if metadata := header.pop("__metadata__", None):
+            ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+            text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+            assert len(text) <= length  # the same characters as before, in another order
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:

@@ -72,7 +72,9 @@ def label(result: dict[str, Any]) -> str:
     if merge is None:
         return name
     changed = "".join(f", {key} = {value}" for key, value in sorted(merge["changed"].items()))
-    return f"{name}{changed}, λ = {merge['scale']:.12g}"
+    # Runs of one row share the rule, not the number, where λ was chosen on validation data.
+    scale = "chosen on validation" if "selected_on" in merge else f"{merge['scale']:.12g}"
+    return f"{name}{changed}, λ = {scale}"
 
 
 def spread(values: list[float | None]) -> str:

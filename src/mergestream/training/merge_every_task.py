@@ -61,7 +61,7 @@ class RunningEvaluation:
             if self.first:
                 files.write_json(path, self.rows[-1])
         if self.first and not self.cfg.keep_tasks and index:
-            self.run.encoder(index - 1).unlink(missing_ok=True)
+            self._remove(self.run.encoder(index - 1))
 
     def finish(self, zero_shot: Counts, timing: dict[str, float], devices: int) -> None:
         """Write metrics.json of the merge, as ``merge.py prefixes=true`` would."""
@@ -69,6 +69,9 @@ class RunningEvaluation:
         metrics = assemble("merge", self.cfg, zero_shot, self.rows, seen, timing, devices)
         metrics["merge"] = describe(self.strategy, self.scale, self.options, self.cfg.seed, {})
         files.write_json(self.folder / "metrics.json", metrics)
+
+    def _remove(self, encoder: Path) -> None:
+        encoder.unlink(missing_ok=True)
 
     def _row(self, index: int) -> Path:
         return self.run.task(index) / f"{self.folder.name}.json"
