@@ -1,4 +1,4 @@
-"""Every strategy once more: whole tensors, float64, plain loops; slow and obvious. What the engine is tested against."""
+"""Every strategy once more: whole tensors, float64, plain loops. What the engine is tested against."""
 
 from __future__ import annotations
 
@@ -71,13 +71,12 @@ def dare_ties(t, name, density=0.5, seed=5):
 def breadcrumbs(t, name, density=0.9, outliers=0.01):
     n = t[0].numel()
     large = math.floor(outliers * n)
-    small = n - large - math.floor(density * n)
+    small = max(0, n - large - max(1, math.floor(density * n)))
     total = torch.zeros_like(t[0])
     for tau in t:
         sizes = tau.abs().flatten().sort().values
-        low = sizes[small - 1] if small else -1.0
-        high = sizes[n - large - 1] if n > large else -1.0
-        total = total + torch.where((tau.abs() > low) & (tau.abs() <= high), tau, 0.0)
+        low, high = sizes[small], sizes[n - large - 1]
+        total = total + torch.where((tau.abs() >= low) & (tau.abs() <= high), tau, 0.0)
     return total
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from mergestream.errors import UserError
 from mergestream.merging import merge_checkpoints
-from mergestream.merging.tensors import TensorWriter
 
 
 def model(seed, dtype=torch.bfloat16):
@@ -92,7 +91,9 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path):
     assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("damage", ["shard missing", "index lies", "index escapes", "two candidates", "nothing", "header"])
+@pytest.mark.parametrize(
+    "damage", ["shard missing", "index lies", "index escapes", "two candidates", "nothing", "header"]
+)
 def test_damaged_folders_are_one_line(damage, tmp_path):
     base = write_shards(tmp_path / "b", model(0))
     index = base / "model.safetensors.index.json"
@@ -179,10 +180,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(TensorWriter, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     for target in (out, folder):
         with pytest.raises(OSError, match="No space left"):
             merge_checkpoints(paths[0], paths[1:], "magmax", target)
+        outcome = command("merge.py", f"base={paths[0]}", f"checkpoints=[{paths[1]}]", f"out={target}")
+        assert outcome.code == 1
+        assert len(outcome.err.strip().splitlines()) == 1
     assert {path: path.read_bytes() for path in files_below(tmp_path)} == before
 
 
@@ -268,10 +272,18 @@ def write_adapter(folder, tensors, **config):
         ({"base_model.model.u.weight": torch.ones(2, 3)}, {}, "u.weight, which .* does not have"),
         ({"base_model.model.w.lora_A.weight": torch.ones(2, 9)}, {}, r"w.weight is \[5, 3\] in .* is \[5, 9\]"),
         ({"base_model.model.w.lora_embedding_A": torch.ones(2, 3)}, {}, "linear layers only"),
+        ({"base_model.model.v.lora_B.weight": torch.ones(2, 3)}, {}, "has no lora_A"),
+        ({"base_model.model.w.lora_B.weight": torch.ones(5, 3)}, {}, r"got \[2, 3\] and \[5, 3\]"),
+        ({"base_model.model.w.lora_A.weight": torch.full((2, 3), float("nan"))}, {}, "NaN or infinite"),
+        ({"base_model.model.w.weight": torch.ones(6, 3)}, {}, r"w.weight is \[5, 3\] in .* is \[6, 3\]"),
+        ({}, {"lora_alpha": None}, "a number for lora_alpha"),
     ],
 )
 def test_adapters_that_cannot_be_expanded(change, config, message, tmp_path):
-    factors = {"base_model.model.w.lora_A.weight": torch.ones(2, 3), "base_model.model.w.lora_B.weight": torch.ones(5, 2)}
+    factors = {
+        "base_model.model.w.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.w.lora_B.weight": torch.ones(5, 2),
+    }
     adapter = write_adapter(tmp_path / "a", {**factors, **change}, **config)
     save_file({"w.weight": torch.zeros(5, 3)}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match=message):
@@ -280,7 +292,10 @@ def test_adapters_that_cannot_be_expanded(change, config, message, tmp_path):
 
 def test_adapter_by_hand(tmp_path):
     """s · B A = 4/2 · ones(5, 2) ones(2, 3) = 4 everywhere."""
-    factors = {"base_model.model.w.lora_A.weight": torch.ones(2, 3), "base_model.model.w.lora_B.weight": torch.ones(5, 2)}
+    factors = {
+        "base_model.model.w.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.w.lora_B.weight": torch.ones(5, 2),
+    }
     adapter = write_adapter(tmp_path / "a", factors)
     save_file({"w.weight": torch.ones(5, 3), "b": torch.ones(2)}, tmp_path / "b.safetensors")
     merge_checkpoints(tmp_path / "b.safetensors", [adapter], "magmax", tmp_path / "m.safetensors", scale=1.0)

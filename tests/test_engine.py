@@ -22,7 +22,12 @@ from mergestream.merging.tensors import TensorFile
 from mergestream.merging.vectors import CHUNK, TaskVectors
 from mergestream.strategies import _ranks
 
-SHAPES = {"visual.a": (300, 1333), "visual.b": (7,), "c": (), "visual.empty": (0, 4)}  # several blocks, a few, one, none
+SHAPES = {
+    "visual.a": (300, 1333),
+    "visual.b": (7,),
+    "c": (),
+    "visual.empty": (0, 4),
+}  # several blocks, a few, one, none
 
 
 def write(folder, tasks, dtype=torch.float32, seed=0, coarse=False):
@@ -205,6 +210,86 @@ def test_pt_files_are_read_where_they_lie(legacy, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_pt_files_whose_tensors_could_lie_in_several_places(tmp_path):
+    """Equal layers, and copies of them that are not part of the state: no offset is guessed."""
+    layers = {f"layer{i}": torch.full((64, 64), float(i)) for i in range(5)}
+    copies = {name: tensor + 100 for name, tensor in layers.items()}
+    torch.save({"optimizer": copies, "state_dict": layers, "state_dict_ema": copies}, tmp_path / "1.pt")
+    save_file({name: torch.zeros(64, 64) for name in layers}, tmp_path / "0.safetensors")
+    merge_checkpoints(tmp_path / "0.safetensors", [tmp_path / "1.pt"], "average", tmp_path / "m.safetensors")
+    assert {name: t[0, 0].item() for name, t in load_file(tmp_path / "m.safetensors").items()} == {
+        f"layer{i}": float(i) for i in range(5)
+    }
+
+
+@pytest.mark.parametrize("name", ["ties", "dare", "breadcrumbs", "sign_max"])
+def test_a_last_tile_of_one_element(name, tmp_path):
+    """torch adds up a single column in another order than several, and than one that lies in one piece."""
+    generator = torch.Generator().manual_seed(0)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(9)]
+    for path in paths:
+        save_file({"w": torch.randn(CHUNK + 1, generator=generator)}, path)
+    contents = []
+    for block in (CHUNK, 2 * CHUNK):
+        options = {"density": 1.0} if name in ("ties", "dare") else {}
+        merge_checkpoints(paths[0], paths[1:], name, tmp_path / "m.safetensors", block=block, **options)
+        contents.append((tmp_path / "m.safetensors").read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_values_that_the_output_cannot_hold(tmp_path):
+    for index, value in enumerate((0.0, 1e5)):
+        save_file({"w": torch.tensor([value, 2.0])}, tmp_path / f"{index}.safetensors")
+    paths, out = [tmp_path / f"{i}.safetensors" for i in range(2)], tmp_path / "m.safetensors"
+    with pytest.raises(UserError, match=r"w has values that torch.float16 cannot hold, with lambda=1"):
+        merge_checkpoints(paths[0], paths[1:], "average", out, dtype="float16")
+    with pytest.raises(UserError, match="lambda=1e"):
+        merge_checkpoints(paths[0], paths[1:], "average", out, scale=1e38)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["tsv", "iso_c", "knots", "opcm"])
+def test_low_rank_updates_do_not_depend_on_rounding_noise(name, tmp_path):
+    """Rotating all task vectors rotates the merge, also where most singular values are zero; knots rotates the rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    taus = [random(40, 2) @ random(2, 30) for _ in range(3)]
+    left = torch.linalg.qr(random(40, 40)).Q
+    right = torch.linalg.qr(random(30, 30)).Q if name != "knots" else torch.eye(30, dtype=torch.float64)
+    results = []
+    for turned in ([left @ tau @ right for tau in taus], taus):
+        paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+        for path, tau in zip(paths, [torch.zeros(40, 30), *turned], strict=True):
+            save_file({"w": tau.float().contiguous()}, path)
+        merge_checkpoints(paths[0], paths[1:], name, tmp_path / "m.safetensors", scale=1.0)
+        results.append(load_file(tmp_path / "m.safetensors")["w"].double())
+    back = left.T @ results[0] @ right.T
+    assert (back - results[1]).norm() < 1e-3 * results[1].norm()
+
+
+def test_opcm_keeps_a_task_that_comes_after_nothing(tmp_path):
+    tau = torch.arange(16.0).view(4, 4)
+    for index, value in enumerate((torch.zeros(4, 4), torch.zeros(4, 4), tau)):
+        save_file({"w": value}, tmp_path / f"{index}.safetensors")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    merge_checkpoints(paths[0], paths[1:], "opcm", tmp_path / "m.safetensors")
+    # M = τ_2, and its length becomes the mean of 0 and ‖τ_2‖.
+    torch.testing.assert_close(load_file(tmp_path / "m.safetensors")["w"], tau / 2)
+
+
+def test_wudi_on_a_wide_weight_is_the_same(tmp_path):
+    """1 × 9 has more columns than three tasks have rows; its gradient is then made task by task."""
+    from references import REFERENCES
+
+    taus = torch.randn(3, 1, 9, generator=torch.Generator().manual_seed(0))
+    expected = REFERENCES["wudi"]({"w": taus.double()}, steps=20, lr=0.01)["w"]
+    merged = strategies.get("wudi")(taus, steps=20, lr=0.01)
+    torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["magmax", "average", "ties"])
 def test_memory_does_not_grow_with_the_tasks(name, tmp_path):
     """Peak memory of a merge of 3 and of 12 checkpoints, 16 MB each."""
@@ -237,3 +322,8 @@ def test_nan_and_infinity_are_named(tmp_path):
             with pytest.raises(UserError, match=r"visual.a in .*bad.safetensors has NaN or infinite"):
                 merge_checkpoints(base, [one, tmp_path / "bad.safetensors"], name, tmp_path / "m.safetensors")
             assert not (tmp_path / "m.safetensors").exists()
+    bad["visual.a"][:] = float("nan")  # a diverged training: most of it
+    save_file(bad, tmp_path / "bad.safetensors")
+    for name in ("ties", "breadcrumbs", "opcm", "slerp"):
+        with pytest.raises(UserError, match=r"visual.a in .*bad.safetensors has NaN or infinite"):
+            merge_checkpoints(base, [one, tmp_path / "bad.safetensors"], name, tmp_path / "m.safetensors")

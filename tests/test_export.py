@@ -117,10 +117,14 @@ def test_files_that_this_project_did_not_make(tmp_path):
 
 def test_what_cannot_be_exported(tmp_path):
     clip = tiny.tiny()
-    with pytest.raises(UserError, match=r"export needs the model that the weights belong to; .* no such visual.nonsense"):
+    with pytest.raises(
+        UserError, match=r"export needs the model that the weights belong to; .* no such visual.nonsense"
+    ):
         export(clip, {"nonsense": torch.zeros(1)}, "open_clip", tmp_path)
     with pytest.raises(UserError, match="cannot hold visual.transformer.resblocks.0.ls_1.gamma"):
-        huggingface(clip.model, {"visual.transformer.resblocks.0.ls_1.gamma": torch.zeros(1), "logit_scale": torch.ones(())})
+        huggingface(
+            clip.model, {"visual.transformer.resblocks.0.ls_1.gamma": torch.zeros(1), "logit_scale": torch.ones(())}
+        )
     assert not list(tmp_path.iterdir())
     outcome = command("merge.py", "export=onnx")
     assert outcome.code == 1

@@ -68,7 +68,7 @@ def test_a_running_merge_refuses_what_does_not_continue_it(tmp_path):
         RunningMerge(tmp_path / "r.safetensors", strategies.get("ties"), {})
     ema = strategies.get("ema")
     running = RunningMerge(tmp_path / "r.safetensors", ema, {"decay": 0.5})
-    with pytest.raises(UserError, match="holds 0 tasks, and the next one is task 2"):
+    with pytest.raises(UserError, match="holds 0 tasks, so task 2 does not continue it"):
         running.add(1, path, path)
     running.add(0, path, path)
     with pytest.raises(UserError, match="with other options"):
@@ -89,7 +89,7 @@ def followed(tmp_path_factory):
     return train(tmp_path_factory.mktemp("followed"), "keep_tasks=false")
 
 
-@pytest.mark.parametrize("method", ["seq", "lwf"])
+@pytest.mark.parametrize("method", ["seq", "lwf", "ewc"])
 def test_training_follows_with_one_encoder_on_disk(method, tmp_path):
     run = train(tmp_path / "followed", f"method={method}", "keep_tasks=false")
     assert [path.parent.name for path in run.encoders()] == ["task-02"]
@@ -149,11 +149,27 @@ def test_cut_off_anywhere_it_ends_alike(place, followed, tmp_path, monkeypatch):
     assert run.encoder(2).read_bytes() == followed.encoder(2).read_bytes()
 
 
+def test_another_lambda_halfway_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningEvaluation, "_remove", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command("train.py", f"root={tmp_path}", *FOLLOWED, "keep_tasks=false")
+    outcome = command("train.py", f"root={tmp_path}", *FOLLOWED, "keep_tasks=false", "lambda=0.9")
+    assert outcome.code == 1
+    assert "Use those that the run was started with" in outcome.err
+    outcome = command("train.py", f"root={tmp_path}/other", *FOLLOWED, "method=joint")
+    assert outcome.code == 1
+    assert "an encoder for each task; got method=joint" in outcome.err
+
+
 def test_merging_a_run_without_its_encoders(followed):
     outcome = command("merge.py", f"root={followed.root}", "tasks=3", "lambda=[0.3,0.7]")
     assert outcome.code == 0, outcome.err
     assert (followed.path / "merges/magmax-0.3/metrics.json").is_file()
-    for override, message in (("strategy=ties", "only strategy=magmax can be merged"), ("prefixes=true", "prefixes=true")):
+    for override, message in (
+        ("strategy=ties", "only strategy=magmax can be merged"),
+        ("prefixes=true", "prefixes=true"),
+    ):
         outcome = command("merge.py", f"root={followed.root}", "tasks=3", override)
         assert outcome.code == 1
         assert message in outcome.err

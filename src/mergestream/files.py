@@ -91,7 +91,7 @@ def _sort_metadata(path: Path) -> None:
 def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read a .safetensors file, or a .pt file with tensors only (no pickled code runs).
 
-    A .pt file may hold the state dict itself or have it under "state_dict".
+    A .pt file may hold the state dict itself or have it under "state_dict", "model_state_dict" or "model".
 
     Args:
         path: the file.
@@ -110,7 +110,11 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} must be a sound .safetensors or tensors-only .pt file: {reason}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    state = loaded
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            state = loaded[key]
+            break
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} must hold a flat dict of tensors; got {type(state).__name__}")
     return state

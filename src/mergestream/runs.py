@@ -25,7 +25,16 @@ from mergestream import files
 from mergestream.errors import UserError
 
 # Parts of a config that leave the result as it is: where it runs, where it is written, how it is watched.
-NEUTRAL = ("root", "tag", "devices", "accelerator", "logger", "data", "dataset.root", "dataset.download")
+NEUTRAL: tuple[str, ...] = (
+    "root",
+    "tag",
+    "devices",
+    "accelerator",
+    "logger",
+    "data",
+    "dataset.root",
+    "dataset.download",
+)
 NEUTRAL += ("strategy", "lambda", "merge_every_task", "keep_tasks")
 
 
@@ -76,8 +85,8 @@ class Run:
         return self.path / "running" / f"{strategy}.safetensors"
 
     def keeps_tasks(self) -> bool:
-        """Whether the run keeps the encoder of every task."""
-        return bool(self._config().get("keep_tasks", True))
+        """Whether the encoders before the last are there, or there is no running merge that could stand in for them."""
+        return self.encoder(0).is_file() or not list((self.path / "running").glob("*.safetensors"))
 
     def encoders(self) -> list[Path]:
         """The encoders that the run has saved, in the order of the tasks."""

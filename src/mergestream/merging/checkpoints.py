@@ -16,6 +16,7 @@ from mergestream.files import read_json, read_tensors
 from mergestream.merging.tensors import Entry, TensorFile
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+OTHER = ("training_args", "optimizer", "scheduler", "rng_state")  # what a Trainer leaves beside its weights
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -35,6 +36,8 @@ class Checkpoint:
         found = _weights_of(path) if path.is_dir() else path
         if found.name.endswith(".index.json"):
             mapping = read_json(found, "weight_map")["weight_map"]
+            if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()):
+                raise UserError(f"{found} must map tensors to files in its weight_map")
             names = sorted(set(mapping.values()))
             if any(Path(name).name != name for name in names):
                 raise UserError(f"{found} must name files beside it; it names {names[0]}")
@@ -62,7 +65,7 @@ def _weights_of(folder: Path) -> Path:
     """The index of a folder's shards, or its only file of weights; .safetensors come first."""
     for suffix in WEIGHTS:
         for pattern in (f"*{suffix}.index.json", f"*{suffix}"):
-            found = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+            found = sorted(p for p in folder.glob(pattern) if p.name[0] != "." and p.stem not in OTHER)
             if len(found) == 1:
                 return found[0]
             if found:
@@ -94,40 +97,50 @@ class Adapter:
             raise UserError(f"{path} must hold adapter_model.safetensors; it does not")
         self.digest = xxhash.xxh3_128_hexdigest(file.read_bytes())
         self.metadata: dict[str, str] = {}
+        self.entries = base.entries
         self.factors: dict[str, tuple[float, Tensor, Tensor]] = {}  # weight → scale, B, A
         self.full: dict[str, Tensor] = {}
         tensors = {name.removeprefix("base_model.model."): t for name, t in read_tensors(file).items()}
         for name, tensor in tensors.items():
-            if name.endswith(".lora_A.weight"):
-                module = name.removesuffix(".lora_A.weight")
-                other = tensors.get(f"{module}.lora_B.weight")
-                if other is None:
-                    raise UserError(f"{file} must hold both factors of {module}; it has no lora_B")
-                weight = _in_base(f"{module}.weight", base, path)
-                self.factors[weight] = (_scale(config, module, len(tensor)), other.double(), tensor.double())
-                shape = (other.shape[0], tensor.shape[1])
-                transposed = bool(config.get("fan_in_fan_out"))
-                if transposed:
-                    self.factors[weight] = (self.factors[weight][0], tensor.double().T, other.double().T)
-                    shape = shape[::-1]
-                if tensor.dim() != 2 or shape != base.entries[weight].shape:
-                    raise UserError(
-                        f"{weight} is {list(base.entries[weight].shape)} in {base.path}, and its update in {path} is "
-                        f"{list(shape)}"
-                    )
-            elif not name.endswith(".lora_B.weight"):
-                if ".lora_" in name:
-                    raise UserError(f"{file} must hold low-rank updates of linear layers only; it has {name}")
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"checkpoints must be finite; {name} in {file} has NaN or infinite values")
+            module, found, _ = name.partition(".lora_")
+            if not found:
                 weight = _in_base(name, base, path)
+                self._require_shape(weight, tensor.shape, base)
                 self.full[weight] = tensor.float()
-        self.entries = base.entries
+            elif name not in (f"{module}.lora_A.weight", f"{module}.lora_B.weight"):
+                raise UserError(f"{file} must hold low-rank updates of linear layers only; it has {name}")
+            elif f"{module}.weight" not in self.factors:
+                A, B = (tensors.get(f"{module}.lora_{letter}.weight") for letter in "AB")
+                if A is None or B is None:
+                    raise UserError(
+                        f"{file} must hold both factors of {module}; it has no lora_{'B' if B is None else 'A'}"
+                    )
+                if A.dim() != 2 or B.dim() != 2 or B.shape[1] != len(A):
+                    raise UserError(
+                        f"{file}: the factors of {module} must be [r, n] and [m, r]; "
+                        f"got {list(A.shape)} and {list(B.shape)}"
+                    )
+                if config.get("fan_in_fan_out"):
+                    A, B = B.T, A.T
+                weight = _in_base(f"{module}.weight", base, path)
+                self._require_shape(weight, torch.Size((len(B), A.shape[1])), base)
+                self.factors[weight] = (_scale(config, module, B.shape[1]), B, A)
+
+    def _require_shape(self, weight: str, shape: torch.Size, base: Checkpoint) -> None:
+        if tuple(shape) != base.entries[weight].shape:
+            raise UserError(
+                f"{weight} is {list(base.entries[weight].shape)} in {base.path}, and its update in {self.path} is "
+                f"{list(shape)}"
+            )
 
     def task_vector(self, name: str, start: int, base: Tensor, out: Tensor, chunk: int) -> None:
         """Fill `out`, float32 [n], with τ from element `start` on.
 
         Args:
             name: the weight.
-            start: a multiple of `chunk`.
+            start: where `out` starts; for the same bits whatever the block, a multiple of `chunk`.
             base: these elements of θ₀, float32 [n].
             out: what is filled.
             chunk: elements that are computed at once, so that a product does not depend on the size of a block.
@@ -140,7 +153,7 @@ class Adapter:
             for first in range(start, start + len(out), chunk):
                 piece = out[first - start : first - start + chunk]
                 row = first // width
-                rows = B[row : (first + len(piece) - 1) // width + 1] @ A
+                rows = B[row : (first + len(piece) - 1) // width + 1].double() @ A.double()
                 piece.copy_(scale * rows.view(-1)[first - row * width :][: len(piece)])
         else:
             out.zero_()
@@ -152,6 +165,8 @@ class Adapter:
 def _scale(config: dict[str, Any], module: str, r: int) -> float:
     """α / r, or α / √r (rsLoRA), with the exceptions that the config makes for single modules."""
     alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if not isinstance(alpha, (int, float)):
+        raise UserError(f"{ADAPTER_CONFIG} must give a number for lora_alpha; got {alpha}")
     rank = _pattern(config.get("rank_pattern"), module, config["r"])
     if rank != r:
         raise UserError(f"{ADAPTER_CONFIG} gives {module} the rank {rank}, but its factors have {r}")
@@ -174,7 +189,7 @@ def _in_base(name: str, base: Checkpoint, path: Path) -> str:
 
 
 def open_checkpoint(path: Path, base: Checkpoint) -> Checkpoint | Adapter:
-    """A fine-tuned checkpoint, or an adapter if `path` is a folder with an adapter_config.json or the file beside it."""
+    """A fine-tuned checkpoint, or an adapter if `path` is a folder with an adapter_config.json or the file in it."""
     folder = path if path.is_dir() else path.parent
     if (folder / ADAPTER_CONFIG).is_file() and (path.is_dir() or path.stem == "adapter_model"):
         return Adapter(folder, base)

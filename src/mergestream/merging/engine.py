@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,9 +42,10 @@ def merge_checkpoints(
 ) -> list[str]:
     """Write θ₀ + λ · strategy(θ_1 − θ₀, …, θ_T − θ₀) to `out`, computed in float32, in the dtypes of θ₀.
 
-    The files are read, merged and written block by block: memory depends neither on T nor on the model, and neither
-    the size of a block nor the number of threads changes a bit of the result. A strategy on matrices holds one weight
-    of all tasks for each thread.
+    The files are read, merged and written block by block: memory does not grow with the model, nor with T up to 20
+    (see `TaskVectors`), and neither the size of a block nor the number of threads changes a bit of the result. A
+    strategy on matrices holds, for each thread, one weight and its factors (tsv, iso_c, iso_cts, opcm, wudi) or one
+    weight of all tasks (knots, della).
 
     Example:
         merge_checkpoints("base.safetensors", ["a.safetensors", "b.safetensors"], "ties", "m.safetensors", density=0.1)
@@ -71,13 +73,15 @@ def merge_checkpoints(
         UserError: if a file is missing, damaged or does not fit the others, or an option is out of range.
     """
     chosen = strategies.get(strategy) if isinstance(strategy, str) else strategy
-    several = isinstance(scale, Sequence)
-    scales = [chosen.scale] if scale is None else [*scale] if isinstance(scale, Sequence) else [scale]
+    several = isinstance(scale, Sequence) and not isinstance(scale, str)
+    scales: list[Any] = [chosen.scale] if scale is None else [*scale] if several else [scale]  # type: ignore[misc]
     for value in scales:
         check_scale(value)
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"lambda must be different numbers; got lambda={scales}")
     options = chosen.check(options)
+    if isinstance(checkpoints, (str, Path)):
+        raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
     if not checkpoints:
         raise UserError("a merge needs at least one checkpoint; got checkpoints=[]")
     if dtype is not None and dtype not in OUTPUT_DTYPES:
@@ -88,9 +92,12 @@ def merge_checkpoints(
     for path in outs:
         check_out(path)
     paths = [Path(path) for path in checkpoints]
-    with TaskVectors(
-        Path(base), paths, clip_parameters, on_mismatch=on_mismatch, threads=threads, block=block, device=device
-    ) as vectors, ExitStack() as stack:
+    with (
+        TaskVectors(
+            Path(base), paths, clip_parameters, on_mismatch=on_mismatch, threads=threads, block=block, device=device
+        ) as vectors,
+        ExitStack() as stack,
+    ):
         merged = set(vectors.names)
         entries = {
             name: replace(entry, dtype=OUTPUT_DTYPES[dtype]) if dtype and name in merged else entry
@@ -106,6 +113,11 @@ def merge_checkpoints(
             for value, writer in zip(scales, writers, strict=True):
                 theta = (value * tau).add_(base)  # rounded twice, as published; a fused alpha= rounds once
                 flat = theta.view(-1).to("cpu", entries[block.name].dtype)
+                if not math.isfinite(flat.sum(dtype=torch.float32).item()) and not bool(flat.isfinite().all()):
+                    raise UserError(
+                        f"{block.name} has values that {flat.dtype} cannot hold, with lambda={value:g}; "
+                        "write a smaller lambda, or dtype=float32"
+                    )
                 writer.write(block.name, block.start, flat)
 
         each_block(vectors, chosen, options, emit)
@@ -159,7 +171,9 @@ def each_block(
         if strategy.rows or strategy.whole:
             merge(block, base, taus)
             return
-        for start in range(0, block.size, TILE):  # a stack of tasks is too large for a core's cache, a tile of it is not
+        for start in range(
+            0, block.size, TILE
+        ):  # a stack of tasks is too large for a core's cache, a tile of it is not
             size = min(TILE, block.size - start)
             tile = Block(block.name, block.start + start, size, (size,))
             merge(tile, base[start : start + size], taus[:, start : start + size])
@@ -209,7 +223,8 @@ def record(
 
 def path_of(out: Path, scale: float) -> Path:
     """The path of one of several scales."""
-    return out.with_name(f"{out.stem}-{scale:.12g}{out.suffix}")
+    suffix = out.suffix if out.suffix == ".safetensors" else ""
+    return out.with_name(f"{out.name.removesuffix(suffix)}-{scale:.12g}{suffix}")
 
 
 def _copy_the_rest(vectors: TaskVectors, writer: Output) -> None:

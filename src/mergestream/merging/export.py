@@ -82,7 +82,7 @@ def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any
     return config, tensors
 
 
-def _tower(transformer: nn.Module, width: int) -> dict[str, Any]:
+def _tower(transformer: Any, width: int) -> dict[str, Any]:
     block = transformer.resblocks[0]
     activation = next(module for name, module in block.mlp.named_children() if name == "gelu")
     return {
@@ -136,8 +136,8 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _preprocessor(clip: Clip) -> dict[str, Any]:
-    normalize = clip.transforms.eval.transforms[-1]  # type: ignore[attr-defined]
-    size = clip.model.visual.image_size[0]
+    evaluation: Any = clip.transforms.eval
+    normalize, size = evaluation.transforms[-1], clip.model.visual.image_size[0]
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,

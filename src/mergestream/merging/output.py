@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mergestream import files
 from mergestream.errors import UserError
+from mergestream.files import read_json
 from mergestream.merging.checkpoints import WEIGHTS, Checkpoint
 from mergestream.merging.tensors import Entry, TensorWriter
 
+UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".ot")  # the same weights in other formats, before the merge
 RECORD = "merge.json"  # marks a folder that a merge wrote
 
 
@@ -47,14 +51,17 @@ def check_out(out: Path) -> None:
             raise UserError(f"out must be a file where it ends in .safetensors; got out={out}, a folder")
     elif out.is_file() or out.suffix in WEIGHTS:
         raise UserError(f"out must end in .safetensors, or be a folder; got out={out}")
-    elif out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise UserError(f"out must be a new folder, or one that a merge wrote; out={out} holds other files")
+    elif out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - _written(out))):
+        raise UserError(f"out must be a new folder, or one that a merge wrote; out={out} holds {others[0]}")
+
+
+def _written(folder: Path) -> set[str]:
+    """What the merge that wrote `folder` put there."""
+    return {RECORD, *read_json(folder / RECORD, "files")["files"]} if (folder / RECORD).is_file() else set()
 
 
 @contextmanager
-def output(
-    out: Path, base: Checkpoint, entries: Mapping[str, Entry], metadata: Mapping[str, str]
-) -> Iterator[Output]:
+def output(out: Path, base: Checkpoint, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Iterator[Output]:
     """Writers for `entries`; `out` appears when the block ends well, and is as before if not.
 
     Args:
@@ -68,7 +75,7 @@ def output(
             yield Output(dict.fromkeys(entries, writer))
         return
     with _whole_folder(out) as partial, ExitStack() as stack:
-        writers = {}
+        writers: dict[str, TensorWriter] = {}
         shards: dict[str, str] = {}
         for file in base.files:
             name = _shard_name(file.path.name)
@@ -81,20 +88,42 @@ def output(
             size = sum({id(writer): writer.size for writer in writers.values()}.values())
             content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shards.items()))}
             (partial / _index_name(base.index.name)).write_text(json.dumps(content, indent=2) + "\n")
-        if base.path.is_dir():
-            for path in sorted(base.path.iterdir()):
-                if path.is_file() and not path.name.startswith(".") and not _is_weights(path) and path.name != RECORD:
-                    shutil.copy2(path, partial / path.name)
-        (partial / RECORD).write_text(json.dumps(dict(next(iter(writers.values())).metadata), indent=1) + "\n")
+        folder = base.path if base.path.is_dir() else base.index.parent if base.index else None
+        for path in sorted(folder.iterdir()) if folder else ():
+            if path.is_file() and path.name[0] != "." and path.name != RECORD and not _is_weights(path):
+                shutil.copy2(path, partial / path.name)
+        _state_dtype(partial / "config.json", {entries[name].dtype for name in writers})
+        record = {"files": sorted(path.name for path in partial.iterdir()), **next(iter(writers.values())).metadata}
+        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _state_dtype(config: Path, dtypes: set[torch.dtype]) -> None:
+    """Let a config.json that names the dtype of the weights name that of the merged ones."""
+    floating = {dtype for dtype in dtypes if dtype.is_floating_point}
+    content = read_json(config) if config.is_file() else {}
+    changed = {
+        key: str(dtype).removeprefix("torch.")
+        for key in ("torch_dtype", "dtype")
+        if key in content
+        for dtype in floating
+    }
+    if len(floating) == 1 and any(content[key] != value for key, value in changed.items()):
+        config.write_text(json.dumps({**content, **changed}, indent=2) + "\n")
 
 
 @contextmanager
 def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well."""
+    """A temporary folder beside `path` that takes its place when the block ends well.
+
+    Folders cannot be exchanged in one step; what a power cut between the two leaves is put back by the next merge.
+    """
     path = Path(os.path.abspath(path))
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    old = path.with_name(f".old-{os.getpid()}-{path.name}")
-    partial.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(f".old-{path.name}")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent))
+    partial.chmod(0o777 & ~_umask())
     try:
         yield partial
         for file in partial.iterdir():
@@ -102,6 +131,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
             os.fsync(descriptor)
             os.close(descriptor)
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         partial.rename(path)
     except BaseException:
@@ -110,6 +140,12 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _shard_name(name: str) -> str:
@@ -122,4 +158,4 @@ def _index_name(name: str) -> str:
 
 
 def _is_weights(path: Path) -> bool:
-    return path.suffix in WEIGHTS or path.name.endswith(".index.json")
+    return path.suffix in (*WEIGHTS, *UNMERGED) or path.name.endswith(".index.json")

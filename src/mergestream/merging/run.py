@@ -28,7 +28,17 @@ from mergestream.results import Counts, assemble
 from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
 
-MERGE_KEYS = ("strategy", "lambda", "candidates", "prefixes", "base", "checkpoints", "out", "dtype", "on_mismatch")
+MERGE_KEYS: tuple[str, ...] = (
+    "strategy",
+    "lambda",
+    "candidates",
+    "prefixes",
+    "base",
+    "checkpoints",
+    "out",
+    "dtype",
+    "on_mismatch",
+)
 MERGE_KEYS += ("export",)
 NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root")  # already in Run.command
 SELECT = "select"
@@ -51,7 +61,9 @@ def merge(cfg: DictConfig) -> None:
         return
     for key in ("dtype", "on_mismatch"):
         if cfg[key] not in (None, "error"):
-            raise UserError(f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}")
+            raise UserError(
+                f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}"
+            )
     check_stream(cfg)
     extra = [word for key, word in _typed_of_training() if key not in NAMING_KEYS]
     merge_run(cfg, Run.of(cfg, extra), strategy, options)
@@ -84,9 +96,7 @@ def merge_files(cfg: DictConfig, strategy: Strategy, options: dict[str, Any]) ->
     how = {"dtype": cfg.dtype, "on_mismatch": cfg.on_mismatch, "device": device}
     if cfg.export is not None and (several or Path(cfg.out).suffix != ".safetensors"):
         raise UserError(f"export needs one merged file, out=….safetensors; got out={cfg.out}, lambda={cfg['lambda']}")
-    skipped = merge_checkpoints(
-        cfg.base, list(cfg.checkpoints), strategy, cfg.out, scale=scale, **how, **options
-    )
+    skipped = merge_checkpoints(cfg.base, list(cfg.checkpoints), strategy, cfg.out, scale=scale, **how, **options)
     for value in scales:
         out = path_of(Path(cfg.out), value) if several else cfg.out
         print(f"merged {len(cfg.checkpoints)} checkpoints with {strategy.name}, λ = {value:g}, into {out}")
@@ -137,10 +147,12 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
 
     tried: dict[float, float] = {}
     if not scales:
+        started = time.monotonic()
         tau, _ = merged_of(total)
-        for value in cfg.candidates:
-            counts = measure(float(value), tau, len(stream), "validation")
-            tried[float(value)] = sum(counts["agnostic"]) / sum(counts["total"])
+        for value in sorted(float(candidate) for candidate in cfg.candidates):
+            counts = measure(value, tau, len(stream), "validation")
+            tried[value] = sum(counts["agnostic"]) / sum(counts["total"])
+        timing["selection"] = time.monotonic() - started
         scales = [max(tried, key=lambda value: tried[value])]  # the first, so the smallest, of equals
     rows: dict[float, list[Counts]] = {scale: [] for scale in scales}
     seen: list[int] = []

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from mergestream import __version__, files
 from mergestream.errors import UserError
+from mergestream.merging.engine import merged_task_vector
 from mergestream.strategies.strategy import Strategy
+from mergestream.strategies.task_arithmetic import task_arithmetic
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class RunningMerge:
         metadata = files.read_metadata(self.path)
         if metadata.get("options") != self._options():
             raise UserError(
-                f"{self.path} holds a running merge with other options, {metadata.get('options')}; delete it to start anew"
+                f"{self.path} was merged with strategy.…={metadata.get('options')}, and this command says "
+                f"{self._options()}. Use the options of the training."
             )
         return int(metadata["tasks"])
 
@@ -64,32 +67,29 @@ class RunningMerge:
         if task < done:
             return
         if task > done:
-            raise UserError(f"{self.path} holds {done} tasks, and the next one is task {task + 1}; delete it")
-        theta_0, theta, past = files.read_tensors(base), files.read_tensors(encoder), self._read()
+            raise UserError(f"{self.path} holds {done} tasks, so task {task + 1} does not continue it")
+        tau, (of_base, of_encoder) = merged_task_vector(base, [encoder], task_arithmetic, {})  # the sum of one
+        past = self._read()
         result = {}
-        for name, start in theta_0.items():
-            tau = theta[name].float() - start.float()
-            if not bool(tau.isfinite().all()):
-                raise UserError(f"checkpoints must be finite; {name} in {encoder} has NaN or infinite values")
-            rows = [past[name], tau] if past else [tau]
-            result[name] = self.strategy.function(torch.stack(rows), **self.options)
-        inputs = [*self._inputs(), files.sha256(encoder)]
+        for name, row in tau.items():
+            rows = torch.stack([past[name], row] if past else [row])
+            result[name] = self.strategy.function(rows, **self.options)
+        inputs = [*(self._inputs() or [of_base]), of_encoder]
         metadata = {
             "strategy": self.strategy.name,
             "options": self._options(),
             "tasks": str(task + 1),
-            "base_sha256": files.sha256(base),
             "inputs": json.dumps(inputs),
             "version": __version__,
         }
         files.write_tensors(self.path, result, metadata)
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
-        """The merged task vector of all tasks in it, and the sha256 of θ₀ and of every encoder that went in."""
+        """The merged task vector of all tasks in it, and the content hashes of θ₀ and of every encoder that went in."""
         result, tasks = self._read(), self.tasks
         if self.strategy.finish:
             result = {name: self.strategy.finish(tau, tasks) for name, tau in result.items()}
-        return result, [files.read_metadata(self.path)["base_sha256"], *self._inputs()]
+        return result, self._inputs()
 
     def _read(self) -> dict[str, Tensor]:
         return files.read_tensors(self.path) if self.path.is_file() else {}

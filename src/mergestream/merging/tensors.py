@@ -157,10 +157,9 @@ def _mapping_start(path: Path, tensors: Mapping[str, Tensor]) -> int | None:
                 name, extra = struct.unpack("<HH", file.read(4))
                 offsets.add(record.header_offset + 30 + name + extra)
     lowest = min(addresses)
-    for offset in offsets:
-        if {address - (lowest - offset) for address in addresses} <= offsets:
-            return lowest - offset
-    return None
+    starts = [lowest - offset for offset in offsets]
+    fitting = [start for start in starts if {address - start for address in addresses} <= offsets]
+    return fitting[0] if len(fitting) == 1 else None  # equal layers, or other tensors in the file, may fit twice
 
 
 class TensorWriter:
@@ -176,6 +175,7 @@ class TensorWriter:
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]):
+        self.path = path
         position = 0
         self.header: dict[str, dict[str, Any]] = {}
         for name, entry in tensors.items():
@@ -192,9 +192,13 @@ class TensorWriter:
         """Put `values`, contiguous [n], at the tensor's elements from `start` on."""
         source = bytes_of(values)
         offset = 8 + self.length + self.header[name]["data_offsets"][0] + start * values.element_size()
-        while len(source):
-            count = os.pwrite(self.descriptor, source, offset)
-            source, offset = source[count:], offset + count
+        try:
+            while len(source):
+                count = os.pwrite(self.descriptor, source, offset)
+                source, offset = source[count:], offset + count
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk is reported with the file that did not fit
+            raise
 
     def __enter__(self) -> TensorWriter:
         return self

@@ -21,10 +21,11 @@ from mergestream.merging.checkpoints import Adapter, Checkpoint, open_checkpoint
 from mergestream.merging.tensors import bytes_of
 from mergestream.strategies._folds import extremes
 
-VISUAL = "visual."  # where a whole CLIP keeps its image tower
+VISUAL = ("visual.", "vision_model.", "visual_projection.")  # a whole CLIP's image tower: open_clip, transformers
 CHUNK = 1 << 17  # elements that are hashed at once; every block but a tensor's last is a multiple
 ROWS = CHUNK  # elements of a block whose task vectors are read one after the other: 512 KB each
 STACK = 20 * CHUNK  # elements of all task vectors of a block that are held together: 10 MB
+WINDOW = 512  # blocks that are queued at a time
 SINGLE = 64  # positions of a block that are read one by one rather than with all others
 MISMATCH = ("error", "skip")
 
@@ -41,7 +42,9 @@ class Block(NamedTuple):
 
 
 class TaskVectors:
-    """τ_t = θ_t − θ₀ of T checkpoints, in float32, a block at a time; memory depends on neither T nor the model.
+    """τ_t = θ_t − θ₀ of T checkpoints, in float32, a block at a time.
+
+    Memory depends on neither T nor the model, but for stacks of more than 20 tasks: 0.5 MB of each, for each thread.
 
     Args:
         base: θ₀: a file, an index of shards, or a folder.
@@ -78,8 +81,12 @@ class TaskVectors:
                 self._require_same_base(self.checkpoints[-1])
                 reasons = _differences(self.base, self.checkpoints[-1])
                 if reasons and on_mismatch == "error":
-                    raise UserError(f"{next(iter(reasons.values()))}. Write on_mismatch=skip to leave such tensors out.")
+                    raise UserError(
+                        f"{next(iter(reasons.values()))}. Write on_mismatch=skip to leave such tensors out."
+                    )
                 self.skipped |= reasons.keys()
+            if double := [n for n in self.names if self.base.entries[n].dtype == torch.float64]:
+                raise UserError(f"a merge computes in float32, and {double[0]} in {base} is float64; convert it first")
             if not self.names:
                 raise UserError(f"a merge needs weights; {base} has no floating-point tensor that all files share")
         except BaseException:
@@ -87,7 +94,9 @@ class TaskVectors:
             raise
         here = sum(entry.numel for entry in self.base.entries.values())
         self.frozen = max(0, (clip_parameters or here) - here)
-        self.threads = threads or os.cpu_count() or 1
+        if threads is not None and threads < 1:
+            raise UserError(f"threads must be 1 or more, or null for one on each core; got threads={threads}")
+        self.threads = threads or _cores()
         self.block = block
         self.device = torch.device(device)
         self.hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
@@ -167,10 +176,22 @@ class TaskVectors:
         torch.set_num_threads(1)  # the threads are ours: a block is too small to share one
         pool = ThreadPoolExecutor(self.threads)
         try:
-            return list(pool.map(work, blocks))
+            results: list[Result] = []
+            for first in range(0, len(blocks), WINDOW):  # a large model has too many blocks to queue them all
+                results += pool.map(work, blocks[first : first + WINDOW])
+            return results
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, the other blocks are not worth finishing
             torch.set_num_threads(inner)
+
+    def check(self) -> None:
+        """Read everything once.
+
+        Raises:
+            UserError: if a value is NaN or infinite.
+        """
+        blocks = self.blocks(self.names, rows=True)
+        self.map(lambda _block, _base, rows: [None for _ in rows], blocks, rows=True, hashing=True)
 
     def digests(self) -> list[str]:
         """Hash of each input, θ₀ first: xxh3 over the chunks of its merged weights that `map` has read."""
@@ -178,7 +199,9 @@ class TaskVectors:
         adapters = [c.digest if isinstance(c, Adapter) else None for c in (self.base, *self.checkpoints)]
         return [adapter or digest for adapter, digest in zip(adapters, chunks, strict=True)]
 
-    def task_vector(self, task: int, block: Block, base: Tensor, out: Tensor, content: memoryview, hashing: bool) -> None:
+    def task_vector(
+        self, task: int, block: Block, base: Tensor, out: Tensor, content: memoryview, hashing: bool
+    ) -> None:
         """Fill `out`, float32 [n] on the CPU with memory `content`, with τ of `task`; `base` is θ₀'s block."""
         checkpoint = self.checkpoints[task]
         if isinstance(checkpoint, Adapter):
@@ -217,7 +240,7 @@ class TaskVectors:
 
     def _buffer(self, purpose: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A piece of memory of this thread, the same one for every block: fresh memory costs more than the work."""
-        buffers = self._buffers.__dict__
+        buffers: dict[Any, Tensor] = self._buffers.__dict__
         kept = buffers.get((purpose, dtype))
         if kept is None or len(kept) < size:
             buffers[purpose, dtype] = kept = torch.empty(size, dtype=dtype)
@@ -240,7 +263,13 @@ class Rows:
     """
 
     def __init__(
-        self, vectors: TaskVectors, block: Block, base: Tensor, tasks: Sequence[int], device: torch.device, hashing: bool
+        self,
+        vectors: TaskVectors,
+        block: Block,
+        base: Tensor,
+        tasks: Sequence[int],
+        device: torch.device,
+        hashing: bool,
     ):
         self.vectors, self.block, self.base, self.tasks = vectors, block, base, tasks
         self.device, self.hashing = device, hashing
@@ -260,11 +289,11 @@ class Rows:
     def __getitem__(self, index: tuple[slice, Tensor]) -> Tensor:
         everything, at = index
         assert everything == slice(None)
-        if len(at) > SINGLE or any(isinstance(c, Adapter) for c in self.vectors.checkpoints):
+        checkpoints = self._files()
+        if len(at) > SINGLE or checkpoints is None:
             return torch.stack([row.view(-1)[at] for row in self])
         positions, result = at.tolist(), torch.empty(len(self), len(at))
-        for task, values in zip(self.tasks, result, strict=True):
-            checkpoint = self.vectors.checkpoints[task]
+        for checkpoint, values in zip(checkpoints, result, strict=True):
             raw = torch.empty(len(at), dtype=checkpoint.entries[self.block.name].dtype)
             content, size = bytes_of(raw), raw.element_size()
             for i, position in enumerate(positions):
@@ -277,14 +306,15 @@ class Rows:
 
         Rounding is monotone, so θ₀ is subtracted once, from the extremes of the θ_t, and the bits are the same.
         """
-        if any(isinstance(c, Adapter) for c in self.vectors.checkpoints):
+        checkpoints = self._files()
+        if checkpoints is None:
             return extremes(self)
         row = self.vectors._buffer("row", self.block.size)
         content = bytes_of(row)
 
         def thetas() -> Iterator[Tensor]:
-            for task in self.tasks:
-                checkpoint, hashes = self.vectors.checkpoints[task], self.vectors.hashes[task + 1]
+            for task, checkpoint in zip(self.tasks, checkpoints, strict=True):
+                hashes = self.vectors.hashes[task + 1]
                 self.vectors._read(checkpoint, hashes, self.block, row, content, self.hashing, check=False)
                 yield row.to(self.device)
 
@@ -297,6 +327,12 @@ class Rows:
             extreme.sub_(self.base.to(self.device))
         return found
 
+    def _files(self) -> list[Checkpoint] | None:
+        """The checkpoints, if each θ_t can be read as it is."""
+        found = [self.vectors.checkpoints[task] for task in self.tasks]
+        files = [checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)]
+        return files if len(files) == len(found) else None
+
     def stack(self) -> Tensor:
         """All of them at once, [T, *shape], in a buffer of this thread."""
         flat = self.vectors._buffer("stack", len(self) * self.block.size)
@@ -304,6 +340,11 @@ class Rows:
         for task, row in zip(self.tasks, result, strict=True):
             self.vectors.task_vector(task, self.block, self.base, row, bytes_of(row), self.hashing)
         return result.view(self.shape).to(self.device)
+
+
+def _cores() -> int:
+    """Cores that this process may use: on a cluster, those of the job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _differences(base: Checkpoint, checkpoint: Checkpoint | Adapter) -> dict[str, str]:

@@ -22,6 +22,14 @@ def total(taus: Iterable[Tensor], weights: Sequence[float] | None = None) -> Ten
     return result
 
 
+def summed(taus: Tensor) -> Tensor:
+    """Σ_t τ_t of a stack [T, …]; each element is added up in the same order, whatever memory the stack lies in.
+
+    torch adds a single column in another order than several, and in another one again if it lies in one piece.
+    """
+    return taus.sum(0) if taus[0].numel() > 1 else total(taus)
+
+
 def extremes(taus: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """(max_t τ_t, min_t τ_t)."""
     rows = iter(taus)
@@ -43,10 +51,10 @@ def elected(taus: Tensor, majority: float = 1.0) -> tuple[Tensor, Tensor, Tensor
     Returns:
         (mean of the values that have the sign of their sum, that sum, how many values have its sign)
     """
-    mass = taus.sum(0)
+    mass = summed(taus)
     sign = majority * torch.copysign(torch.ones_like(mass), majority * mass + 0.0)  # −0 + 0 is +0
     agreeing = taus.mul_(sign).clamp_(min=0)
-    mean = agreeing.sum(0).mul_(sign)
+    mean = summed(agreeing).mul_(sign)
     count = agreeing.sign_().sum(0)
     return mean / count.clamp(min=1), mass, count
 

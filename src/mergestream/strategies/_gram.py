@@ -21,8 +21,10 @@ def grams(vectors: TaskVectors) -> dict[str, Tensor]:
 
     result = {}
     for name in vectors.names:
-        per_block = vectors.map(products, vectors.blocks([name]))
+        per_block = vectors.map(products, vectors.blocks([name]), device=vectors.device)
         result[name] = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
         for product in (product for block in per_block for product in block):
-            result[name] += product
+            result[name] += product.cpu()
+        if not bool(result[name].isfinite().all()):
+            vectors.check()  # names the file
     return result

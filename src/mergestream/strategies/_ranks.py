@@ -8,7 +8,7 @@ right bin. Nothing depends on the sample but the number of passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -105,7 +105,9 @@ def smallest_magnitudes(vectors: TaskVectors, names: Sequence[str], ranks: Seque
         _bracket(vectors, names, tasks, list(searches.values()))
         while pending := [search for search in searches.values() if search.found is None]:
 
-            def count(_block: object, _base: Tensor, taus: Tensor, pending: list[_Search] = pending) -> None:
+            def count(
+                _block: object, _base: Tensor, taus: Tensor, tasks: range = tasks, pending: list[_Search] = pending
+            ) -> None:
                 for t, bits in _magnitudes(taus, tasks):
                     for search in pending:
                         if search.task == t:
@@ -114,8 +116,10 @@ def smallest_magnitudes(vectors: TaskVectors, names: Sequence[str], ranks: Seque
             vectors.map(count, vectors.blocks(names, rows=True), rows=True, tasks=tasks)
             for search in pending:
                 search.narrow()
+                if search.low > LARGEST:
+                    vectors.check()  # names the file with NaN or infinite values, which have the largest bits of all
         for (t, i), search in searches.items():
-            found[t, i] = search.found
+            found[t, i] = search.found or 0
     return found.view(np.float32).tolist()
 
 
@@ -153,7 +157,7 @@ def _bracket(vectors: TaskVectors, names: Sequence[str], tasks: range, searches:
                 search.high = int(sample[high]) if high < len(sample) else LARGEST
 
 
-def _magnitudes(taus: Tensor, tasks: range):
+def _magnitudes(taus: Tensor, tasks: range) -> Iterator[tuple[int, np.ndarray]]:
     """(task, bits of |τ_t|, int32 [n]) of each of `tasks`; the rows are overwritten."""
     for t, tau in zip(tasks, taus, strict=True):
         bits = tau.view(-1).numpy().view(np.int32)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mergestream.errors import UserError
+from mergestream.strategies._folds import summed
 from mergestream.strategies._ranks import smallest_magnitudes
 from mergestream.strategies.strategy import require_fraction, strategy
 
@@ -38,8 +39,9 @@ def survey(vectors: TaskVectors, *, density: float = 0.9, outliers: float = 0.01
     for name in vectors.names:
         numel = vectors.base.entries[name].numel
         large = math.floor(outliers * numel)
-        small = numel - large - math.floor(density * numel)
-        limits[name] = smallest_magnitudes(vectors, [name], [small, numel - large])
+        small = max(0, numel - large - max(1, math.floor(density * numel)))
+        # From the smallest to the largest magnitude that survives; equal ones share their fate.
+        limits[name] = smallest_magnitudes(vectors, [name], [min(small + 1, numel), numel - large])
     return {"limits": limits}
 
 
@@ -52,9 +54,9 @@ def breadcrumbs(taus: Tensor, *, name: str, limits: dict[str, list[tuple[float, 
     Args:
         taus: the stack [T, n].
         name: the weight.
-        limits: per weight and task, (largest magnitude that is too small, largest magnitude that survives).
+        limits: per weight and task, (smallest, largest) magnitude that survives.
     """
 
     small, large = torch.tensor(limits[name], device=taus.device).unsqueeze(-1).unbind(1)
     size = taus.abs()
-    return torch.where((size > small).logical_and_(size <= large), taus, 0.0).sum(0)
+    return summed(torch.where((size >= small).logical_and_(size <= large), taus, 0.0))

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from mergestream.strategies._draws import draws
-from mergestream.strategies._folds import keep
+from mergestream.strategies._folds import keep, summed
 from mergestream.strategies.strategy import require_fraction, strategy
 
 
@@ -26,7 +26,7 @@ def dare(taus: Tensor, *, name: str, start: int = 0, density: float = 0.5, seed:
     Raises:
         UserError: if density is out of range.
     """
-    return dropped(taus, name, start, density, seed).sum(0)
+    return summed(dropped(taus, name, start, density, seed))
 
 
 def dropped(taus: Tensor, name: str, start: int, density: float, seed: int) -> Tensor:

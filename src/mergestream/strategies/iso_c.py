@@ -20,4 +20,4 @@ def iso_c(taus: Tensor) -> Tensor:
         taus: T tensors of one shape, a whole weight.
     """
     U, S, Vt = svd(total(taus))
-    return S.mean() * (U @ Vt)
+    return (S.mean() if len(S) else 0.0) * (U @ Vt)

@@ -28,13 +28,14 @@ def iso_cts(taus: Tensor, *, common: float = 0.8) -> Tensor:
     """
     require_fraction("strategy.common", common)
     U, S, Vt = svd(total(taus))
-    specific = round((len(S) - int(len(S) * common)) / len(taus))  # directions of each task
-    shared = max(0, len(S) - specific * len(taus))
+    rank = min(taus.shape[1:])
+    specific = round((rank - int(rank * common)) / len(taus))  # directions of each task
+    shared = max(0, rank - specific * len(taus))
     left, values, right = [U[:, :shared]], [S[:shared]], [Vt[:shared]]
     for tau in taus if specific else ():
         own = svd(tau - left[0] @ (left[0].T @ tau))
         left.append(own[0][:, :specific].clone())
         values.append(own[1][:specific].clone())
         right.append(own[2][:specific].clone())
-    basis = [torch.cat(left, 1)[:, : len(S)], torch.cat(right)[: len(S)]]
-    return torch.cat(values)[: len(S)].mean() * (nearest_orthonormal(basis[0]) @ nearest_orthonormal(basis[1]))
+    U, S, Vt = torch.cat(left, 1)[:, :rank], torch.cat(values)[:rank], torch.cat(right)[:rank]
+    return (S.mean() if len(S) else 0.0) * (nearest_orthonormal(U) @ nearest_orthonormal(Vt))

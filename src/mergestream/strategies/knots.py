@@ -31,7 +31,9 @@ def knots(taus: Tensor, *, density: float = 0.2) -> Tensor:
     require_fraction("strategy.density", density)
     tasks, rows, columns = taus.shape
     U, S, Vt = svd(taus.transpose(0, 1).reshape(rows, tasks * columns))
-    parts = Vt.view(len(S), tasks, columns).transpose(0, 1)
+    if not len(S):
+        return torch.zeros(rows, columns, device=taus.device)
+    parts = Vt.reshape(len(S), tasks, columns).transpose(0, 1)
     dropped = parts[0].numel() - math.floor(density * parts[0].numel())
 
     size = parts.abs()

@@ -39,7 +39,12 @@ def survey(vectors: TaskVectors, *, alpha: float = 0.5) -> dict[str, Any]:
         return [*lengths, float(merged.double().square().sum())]
 
     blocks = vectors.blocks(vectors.names, whole=True)
-    *lengths, merged = torch.tensor(vectors.map(squares, blocks, rows=True), dtype=torch.float64).sum(0).sqrt().tolist()
+    *lengths, merged = (
+        torch.tensor(vectors.map(squares, blocks, rows=True, device=vectors.device), dtype=torch.float64)
+        .sum(0)
+        .sqrt()
+        .tolist()
+    )
     return {"alpha": alpha, "factor": sum(lengths) / len(lengths) / merged if merged else 0.0}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergestream.strategies._folds import summed
 from mergestream.strategies.strategy import strategy
 
 
@@ -16,6 +17,6 @@ def sign_max(taus: Tensor) -> Tensor:
     never keeps a value that most of the mass disagrees with. No λ is published for it alone; MagMax's is the default,
     as both keep largest magnitudes.
     """
-    mass, largest, smallest = taus.sum(0), taus.amax(0), taus.amin(0)
+    mass, largest, smallest = summed(taus), taus.amax(0), taus.amin(0)
     # Rounding may leave a sum a sign that no value has; 0 is then the largest value of that sign.
     return torch.where(mass > 0, largest.clamp(min=0), torch.where(mass < 0, smallest.clamp(max=0), 0.0))

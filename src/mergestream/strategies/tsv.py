@@ -18,14 +18,14 @@ def tsv(taus: Tensor) -> Tensor:
     Args:
         taus: T tensors of one shape, a whole weight.
     """
+    rank = min(taus.shape[1:])
+    kept = max(1, rank // len(taus))
     left, values, right = [], [], []
     for tau in taus:
         U, S, Vt = svd(tau)
-        kept = max(1, len(S) // len(taus))
         left.append(U[:, :kept].clone())
         values.append(S[:kept].clone())
         right.append(Vt[:kept].clone())
     # More tasks than rank: what comes last does not fit into an orthonormal basis.
-    rank = min(taus.shape[1:])
     U, S, Vt = torch.cat(left, 1)[:, :rank], torch.cat(values)[:rank], torch.cat(right)[:rank]
     return nearest_orthonormal(U) * S @ nearest_orthonormal(Vt)

@@ -15,8 +15,8 @@ from mergestream.strategies.strategy import strategy
 def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
     """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t. Mean on weights that are no matrices.
 
-    Cheng et al. 2025, Eq. 8, with their 300 steps of 1e-5. The gradient is 2 (m A − B) with A = Σ_t τ_tᵀτ_t / ‖τ_t‖² and
-    B = Σ_t τ_t τ_tᵀτ_t / ‖τ_t‖², so the task vectors are read once.
+    Cheng et al. 2025, Eq. 8, with their 300 steps of 1e-5. The gradient is 2 (m A − B) with A = Σ_t τ_tᵀτ_t / ‖τ_t‖²
+    and B = Σ_t τ_t τ_tᵀτ_t / ‖τ_t‖², so the task vectors are read once.
 
     Args:
         taus: T tensors of one shape, a whole weight.
@@ -26,12 +26,14 @@ def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
     Raises:
         UserError: if an option is out of range.
     """
-    if not isinstance(steps, int) or steps < 0 or not lr > 0:
+    if not isinstance(steps, int) or steps < 0 or not isinstance(lr, (int, float)) or not lr > 0:
         raise UserError(
             "strategy.steps must be a whole number and strategy.lr positive; "
             f"got strategy.steps={steps} and strategy.lr={lr}"
         )
     rows, columns = taus.shape[1:]
+    if columns > len(taus) * rows:  # A would be larger than all task vectors together
+        return _by_task([tau.clone() for tau in taus], steps, lr)
     merged, B, A = torch.zeros(rows, columns), torch.zeros(rows, columns), torch.zeros(columns, columns)
     for tau in taus:
         square = tau.square().sum()
@@ -41,5 +43,17 @@ def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
     optimizer = torch.optim.Adam([merged], lr=lr)
     for _ in range(steps):
         merged.grad = 2 * (merged @ A - B)
+        optimizer.step()
+    return merged
+
+
+def _by_task(taus: list[Tensor], steps: int, lr: float) -> Tensor:
+    """The same with the gradient as the sum of 2 (m − τ_t) τ_tᵀ τ_t / ‖τ_t‖²."""
+    merged = torch.stack(taus).sum(0)
+    changed = [(tau, tau.square().sum()) for tau in taus if bool(tau.any())]
+    optimizer = torch.optim.Adam([merged], lr=lr)
+    for _ in range(steps):
+        terms = [((merged - tau) @ tau.T) @ tau * (2 / square) for tau, square in changed]
+        merged.grad = torch.stack(terms).sum(0) if terms else torch.zeros_like(merged)
         optimizer.step()
     return merged

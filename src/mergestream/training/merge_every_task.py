@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from mergestream import files
+from mergestream.errors import UserError
 from mergestream.merging.run import apply, bound_strategy, describe, merge_id, scales_of, write_merged
 from mergestream.merging.running import RunningMerge
 from mergestream.results import Counts, assemble
-from mergestream.runs import Run
+from mergestream.runs import Run, readable
 
 Measure = Callable[[Mapping[str, Tensor], int], Counts]
 
@@ -52,6 +53,12 @@ class RunningEvaluation:
             base, merged = self.run.base_file(), self.folder / "merged.safetensors"
             if self.first:
                 self.merge.add(index, base, self.run.encoder(index))
+                if self.merge.tasks != index + 1:
+                    raise UserError(
+                        f"the merge of the first {index + 1} tasks was not evaluated with this lambda or strategy, "
+                        f"and {readable(self.merge.path)} holds {self.merge.tasks} already. Use those that the run was "
+                        "started with."
+                    )
                 tau, inputs = self.merge.task_vector()
                 theta = apply(files.read_tensors(base), tau, self.scale)
                 write_merged(merged, theta, self.strategy, self.scale, self.options, inputs)
@@ -61,7 +68,7 @@ class RunningEvaluation:
             if self.first:
                 files.write_json(path, self.rows[-1])
         if self.first and not self.cfg.keep_tasks and index:
-            self._remove(self.run.encoder(index - 1))
+            self._remove(index - 1)
 
     def finish(self, zero_shot: Counts, timing: dict[str, float], devices: int) -> None:
         """Write metrics.json of the merge, as ``merge.py prefixes=true`` would."""
@@ -70,8 +77,9 @@ class RunningEvaluation:
         metrics["merge"] = describe(self.strategy, self.scale, self.options, self.cfg.seed, {})
         files.write_json(self.folder / "metrics.json", metrics)
 
-    def _remove(self, encoder: Path) -> None:
-        encoder.unlink(missing_ok=True)
+    def _remove(self, index: int) -> None:
+        self.run.method_state(index).unlink(missing_ok=True)
+        self.run.encoder(index).unlink(missing_ok=True)
 
     def _row(self, index: int) -> Path:
         return self.run.task(index) / f"{self.folder.name}.json"

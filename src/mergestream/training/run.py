@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,6 +20,7 @@ from mergestream import __version__, display, files
 from mergestream.checks import check_training
 from mergestream.compose import build, load_clip, load_source, load_stream, local_device
 from mergestream.data.stream import TaskStream
+from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
 from mergestream.keys import key
 from mergestream.methods.method import Method
@@ -55,12 +56,18 @@ def train_stream(cfg: DictConfig) -> None:
         run.claim(cfg)
         if first:
             show(run, "already finished, nothing to do")
+            if cfg.merge_every_task and not list(run.path.glob("running/*.safetensors")):
+                print("it was trained without merge_every_task; python merge.py prefixes=true makes the same of it")
         return
 
     # Everything that can fail for want of data or weights comes before the first file is written.
     method: Method = build(cfg.method)
     build(cfg.optimizer)
-    follower = RunningEvaluation(cfg, run) if cfg.merge_every_task and method.data == "task" else None
+    if cfg.merge_every_task and method.data != "task":
+        raise UserError(
+            f"merge_every_task=true needs a method with an encoder for each task; got method={cfg.method.id}"
+        )
+    follower = RunningEvaluation(cfg, run) if cfg.merge_every_task else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
     source = load_source(cfg)
     clip = load_clip(cfg)
@@ -93,10 +100,13 @@ def train_stream(cfg: DictConfig) -> None:
     with StreamProgress(remaining, len(steps), cfg.epochs, visible=first) as progress:
         for index, task in enumerate(training if tasks else ()):
             if done[index]:
-                if run.encoder(index).is_file() or index + 1 == len(steps) or not done[index + 1]:
-                    encoder.load_state_dict(files.read_tensors(run.encoder(index)))  # keep_tasks=false has the last one
+                last = index + 1 == len(steps) or not done[index + 1]
+                if run.encoder(index).is_file() or last:
+                    encoder.load_state_dict(files.read_tensors(run.encoder(index)))
                 state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
-                method.restore(state, encoder, head, task.classes)
+                # With keep_tasks=false the files of the last finished task say it all.
+                if state or last or run.encoder(index).is_file() or not stateful(run, done):
+                    method.restore(state, encoder, head, task.classes)
                 rows.append(files.read_json(run.evaluation(index), "total", "agnostic", "aware", "seen_correct"))
                 if follower:
                     follower.follow(index, measure)
@@ -136,6 +146,12 @@ def train_stream(cfg: DictConfig) -> None:
         files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size))
         loggers.close(logger)
         show(run, f"trained in {timing['total']:.1f} s")
+
+
+def stateful(run: Run, done: Sequence[bool]) -> bool:
+    """Whether the last of the finished tasks has left a state of its method."""
+    finished = [index for index, is_done in enumerate(done) if is_done]
+    return bool(finished) and run.method_state(finished[-1]).exists()
 
 
 def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dict[str, Tensor]) -> dict[str, str]:
