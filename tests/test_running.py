@@ -71,7 +71,7 @@ def test_a_running_merge_refuses_what_does_not_continue_it(tmp_path):
     with pytest.raises(UserError, match="holds 0 tasks, so task 2 does not continue it"):
         running.add(1, path, path)
     running.add(0, path, path)
-    with pytest.raises(UserError, match="with other options"):
+    with pytest.raises(UserError, match="Use the options of the training"):
         RunningMerge(tmp_path / "r.safetensors", ema, {"decay": 0.9}).add(1, path, path)
     save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=r"w in .*bad.safetensors has NaN"):

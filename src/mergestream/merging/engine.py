@@ -113,7 +113,8 @@ def merge_checkpoints(
             for value, writer in zip(scales, writers, strict=True):
                 theta = (value * tau).add_(base)  # rounded twice, as published; a fused alpha= rounds once
                 flat = theta.view(-1).to("cpu", entries[block.name].dtype)
-                if not math.isfinite(flat.sum(dtype=torch.float32).item()) and not bool(flat.isfinite().all()):
+                if not math.isfinite(flat.sum().item()) and not bool(flat.isfinite().all()):
+                    vectors.check()  # names the file, if it is one; a strategy on rows hands on what it reads
                     raise UserError(
                         f"{block.name} has values that {flat.dtype} cannot hold, with lambda={value:g}; "
                         "write a smaller lambda, or dtype=float32"
@@ -148,6 +149,8 @@ def merged_task_vector(
         result = {name: torch.empty(vectors.base.entries[name].shape) for name in vectors.names}
 
         def emit(block: Block, _: Tensor, tau: Tensor) -> None:
+            if not math.isfinite(tau.sum().item()) and not bool(tau.isfinite().all()):
+                vectors.check()
             result[block.name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
 
         each_block(vectors, strategy, options, emit)
@@ -179,7 +182,9 @@ def each_block(
             merge(tile, base[start : start + size], taus[:, start : start + size])
 
     blocks = vectors.blocks(vectors.names, rows=strategy.rows, whole=strategy.whole)
-    vectors.map(work, blocks, rows=strategy.rows, device=vectors.device, hashing=True)
+    # What a fold over rows makes of NaN is NaN, which `emit` finds; others may drop it, or fail on it.
+    check = strategy.whole or not strategy.rows
+    vectors.map(work, blocks, rows=strategy.rows, device=vectors.device, hashing=True, check=check)
     places = strategy.again(**arguments) if strategy.again else {}
 
     def work_again(tile: Block, base: Tensor, taus: Rows) -> None:

@@ -149,6 +149,7 @@ class TaskVectors:
         tasks: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         hashing: bool = False,
+        check: bool = False,
     ) -> list[Result]:
         """``function(block, base, taus)`` of every block, in order, several at a time.
 
@@ -160,16 +161,17 @@ class TaskVectors:
             tasks: only these task vectors.
             device: of the tensors.
             hashing: remember the content of what is read, for `digests`.
+            check: whether every value must be finite.
 
         Raises:
-            UserError: if a value is NaN or infinite.
+            UserError: if `check` finds a value that is NaN or infinite.
         """
         chosen = range(len(self)) if tasks is None else tasks
 
         def work(block: Block) -> Result:
             base = self._buffer("base", block.size)
-            self._read(self.base, self.hashes[0], block, base, bytes_of(base), hashing)
-            taus = Rows(self, block, base, chosen, torch.device(device), hashing)
+            self._read(self.base, self.hashes[0], block, base, bytes_of(base), hashing, check)
+            taus = Rows(self, block, base, chosen, torch.device(device), hashing, check)
             return function(block, base.view(block.shape).to(device), taus if rows else taus.stack())
 
         inner = torch.get_num_threads()
@@ -191,7 +193,7 @@ class TaskVectors:
             UserError: if a value is NaN or infinite.
         """
         blocks = self.blocks(self.names, rows=True)
-        self.map(lambda _block, _base, rows: [None for _ in rows], blocks, rows=True, hashing=True)
+        self.map(lambda _block, _base, rows: [None for _ in rows], blocks, rows=True, check=True)
 
     def digests(self) -> list[str]:
         """Hash of each input, θ₀ first: xxh3 over the chunks of its merged weights that `map` has read."""
@@ -200,14 +202,14 @@ class TaskVectors:
         return [adapter or digest for adapter, digest in zip(adapters, chunks, strict=True)]
 
     def task_vector(
-        self, task: int, block: Block, base: Tensor, out: Tensor, content: memoryview, hashing: bool
+        self, task: int, block: Block, base: Tensor, out: Tensor, content: memoryview, hashing: bool, check: bool
     ) -> None:
         """Fill `out`, float32 [n] on the CPU with memory `content`, with τ of `task`; `base` is θ₀'s block."""
         checkpoint = self.checkpoints[task]
         if isinstance(checkpoint, Adapter):
             checkpoint.task_vector(block.name, block.start, base, out, CHUNK)
         else:
-            self._read(checkpoint, self.hashes[task + 1], block, out, content, hashing, check=hashing)
+            self._read(checkpoint, self.hashes[task + 1], block, out, content, hashing, check)
             out.sub_(base)
 
     def _read(
@@ -218,7 +220,7 @@ class TaskVectors:
         out: Tensor,
         content: memoryview,
         hashing: bool,
-        check: bool = True,
+        check: bool,
     ) -> None:
         """Fill `out`, float32 [n] with memory `content`, with the block of a file; `check` that it is finite."""
         name, start, size, _ = block
@@ -270,9 +272,10 @@ class Rows:
         tasks: Sequence[int],
         device: torch.device,
         hashing: bool,
+        check: bool,
     ):
         self.vectors, self.block, self.base, self.tasks = vectors, block, base, tasks
-        self.device, self.hashing = device, hashing
+        self.device, self.hashing, self.check = device, hashing, check
         self.shape = torch.Size((len(tasks), *block.shape))
 
     def __len__(self) -> int:
@@ -282,7 +285,7 @@ class Rows:
         row = self.vectors._buffer("row", self.block.size)
         content, shaped = bytes_of(row), row.view(self.block.shape)
         for task in self.tasks:
-            self.vectors.task_vector(task, self.block, self.base, row, content, self.hashing)
+            self.vectors.task_vector(task, self.block, self.base, row, content, self.hashing, self.check)
             yield shaped.to(self.device)
         self.hashing = False
 
@@ -315,15 +318,12 @@ class Rows:
         def thetas() -> Iterator[Tensor]:
             for task, checkpoint in zip(self.tasks, checkpoints, strict=True):
                 hashes = self.vectors.hashes[task + 1]
-                self.vectors._read(checkpoint, hashes, self.block, row, content, self.hashing, check=False)
+                self.vectors._read(checkpoint, hashes, self.block, row, content, self.hashing, self.check)
                 yield row.to(self.device)
 
         found = extremes(thetas())
         self.hashing = False
-        for extreme in found:  # NaN and infinity end up in one of them
-            if not math.isfinite(extreme.sum().item()) and not bool(extreme.isfinite().all()):
-                self.hashing = True  # and with it the check, which names the file
-                list(self)
+        for extreme in found:
             extreme.sub_(self.base.to(self.device))
         return found
 
@@ -338,7 +338,7 @@ class Rows:
         flat = self.vectors._buffer("stack", len(self) * self.block.size)
         result = flat.view(len(self), self.block.size)
         for task, row in zip(self.tasks, result, strict=True):
-            self.vectors.task_vector(task, self.block, self.base, row, bytes_of(row), self.hashing)
+            self.vectors.task_vector(task, self.block, self.base, row, bytes_of(row), self.hashing, self.check)
         return result.view(self.shape).to(self.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def survey(vectors: TaskVectors, *, alpha: float = 0.5) -> dict[str, Any]:
         .sqrt()
         .tolist()
     )
+    if not math.isfinite(sum(lengths) + merged):
+        vectors.check()  # names the file
     return {"alpha": alpha, "factor": sum(lengths) / len(lengths) / merged if merged else 0.0}
 
 
