@@ -27,7 +27,7 @@ demo: setup ## train, merge and compare on real handwritten digits (SEEDS=1,2,3 
 	$(BIN)/python report.py root=$(DEMO)
 
 test: setup ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -84,12 +84,12 @@ def test_prefixes_fill_the_matrix(root):
     assert last["overall"] == metrics["overall"][-1:]
 
 
-def test_every_strategy_and_method_in_one_sweep(root):
-    outcome = command("merge.py", "-m", f"root={root}", *RUN, "strategy=glob(*)", "method=seq,ind,joint")
+def test_strategies_and_methods_in_one_sweep(root):
+    outcome = command("merge.py", "-m", f"root={root}", *RUN, "strategy=glob(t*)", "method=seq,ind,joint")
     assert outcome.code == 0, outcome.err
     for method in ("seq", "ind", "joint"):
         folders = list((run_of(root, f"method={method}").path / "merges").iterdir())
-        assert len(folders) >= 5
+        assert {folder.name.split("-")[0] for folder in folders} >= {"task_arithmetic", "ties", "tsv"}
         assert all((folder / "merged.safetensors").is_file() for folder in folders)
 
 
