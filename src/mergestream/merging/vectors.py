@@ -23,7 +23,7 @@ from mergestream.strategies._folds import extremes
 
 VISUAL = ("visual.", "vision_model.", "visual_projection.")  # a whole CLIP's image tower: open_clip, transformers
 CHUNK = 1 << 17  # elements that are hashed at once; every block but a tensor's last is a multiple
-ROWS = CHUNK  # elements of a block whose task vectors are read one after the other: 512 KB each
+ROWS = 4 * CHUNK  # elements of a block whose task vectors are read one after the other: 2 MB each, few hand-overs
 STACK = 20 * CHUNK  # elements of all task vectors of a block that are held together: 10 MB
 WINDOW = 512  # blocks that are queued at a time
 SINGLE = 64  # positions of a block that are read one by one rather than with all others

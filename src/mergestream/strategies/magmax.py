@@ -18,7 +18,7 @@ def magmax(taus: Tensor) -> Tensor:
     largest, smallest = extremes(taus) if isinstance(taus, Tensor) else taus.extremes()
     largest, smallest = largest.view(-1), smallest.view(-1)
     balance = largest + smallest  # zero only if both are equal in magnitude, else of the larger one's sign
-    merged = torch.copysign(torch.maximum(largest, -smallest), balance)
+    merged = torch.maximum(largest, smallest.neg_(), out=smallest).copysign_(balance)
     # +x and −x meet in a few of a million parameters, in bfloat16 in far more; only there the order of tasks matters.
     tied = zeros(balance)
     tied = tied[largest[tied] > 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ def trimmed(taus: Tensor, limits: Sequence[float]) -> Tensor:
     return taus
 
 
+@cache
 def _next_smaller(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(-1)))
 
