@@ -114,7 +114,7 @@ def merge_checkpoints(
                 theta = (value * tau).add_(base)  # rounded twice, as published; a fused alpha= rounds once
                 flat = theta.view(-1).to("cpu", entries[block.name].dtype)
                 if not math.isfinite(flat.sum().item()) and not bool(flat.isfinite().all()):
-                    vectors.check()  # names the file, if it is one; a strategy on rows hands on what it reads
+                    vectors.check()  # names the file, if it is one
                     raise UserError(
                         f"{block.name} has values that {flat.dtype} cannot hold, with lambda={value:g}; "
                         "write a smaller lambda, or dtype=float32"
@@ -182,8 +182,7 @@ def each_block(
             merge(tile, base[start : start + size], taus[:, start : start + size])
 
     blocks = vectors.blocks(vectors.names, rows=strategy.rows, whole=strategy.whole)
-    # What a fold over rows makes of NaN is NaN, which `emit` finds; others may drop it, or fail on it.
-    check = strategy.whole or not strategy.rows
+    check = not strategy.carries  # then `emit` finds it
     vectors.map(work, blocks, rows=strategy.rows, device=vectors.device, hashing=True, check=check)
     places = strategy.again(**arguments) if strategy.again else {}
 

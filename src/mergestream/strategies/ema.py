@@ -7,7 +7,7 @@ from torch import Tensor
 from mergestream.strategies.strategy import require_fraction, strategy
 
 
-@strategy(scale=1.0, rows=True, running=True)
+@strategy(scale=1.0, rows=True, carries=True, running=True)
 def ema(taus: Tensor, *, decay: float = 0.5) -> Tensor:
     """m_1 = τ_1, m_t = decay · m_{t−1} + (1 − decay) · τ_t, τ = m_T. Dziadzio et al. 2025, section 3.
 

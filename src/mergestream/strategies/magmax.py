@@ -9,7 +9,7 @@ from mergestream.strategies._folds import extremes, zeros
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.5, rows=True, running=True)
+@strategy(scale=0.5, rows=True, carries=True, running=True)
 def magmax(taus: Tensor) -> Tensor:
     """τ_p = τ_{t*,p} with t* = argmax_t |τ_{t,p}|; equal magnitudes go to the later task.
 

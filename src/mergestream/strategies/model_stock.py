@@ -36,7 +36,7 @@ def ratio(gram: Tensor) -> float:
     return tasks * cosine / (1 + (tasks - 1) * cosine)
 
 
-@strategy(scale=1.0, rows=True, survey=survey)
+@strategy(scale=1.0, rows=True, carries=True, survey=survey)
 def model_stock(taus: Tensor, *, name: str, ratios: dict[str, float]) -> Tensor:
     """τ = t/T Σ_t τ_t, for each weight the point between θ₀ and the mean that is closest to the centre of the weights.
 

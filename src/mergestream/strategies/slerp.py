@@ -47,7 +47,7 @@ def weights(gram: Tensor) -> list[float]:
     return result.tolist()
 
 
-@strategy(scale=1.0, rows=True, survey=survey)
+@strategy(scale=1.0, rows=True, carries=True, survey=survey)
 def slerp(taus: Tensor, *, weights: list[float]) -> Tensor:
     """m_1 = τ_1, m_t = slerp(m_{t−1}, τ_t; 1/t), τ = m_T; Ω is the angle between the whole vectors.
 

@@ -28,6 +28,7 @@ class Strategy:
         rows: `taus` is a `Rows` instead of a stack: it has a length, and iterating reads one [n] after the other into
             one buffer, which the function may change. Faster where the function is a loop over the tasks.
         whole: a block is a whole weight in its own shape: [T, *shape], or rows of that shape.
+        carries: NaN or infinity in any task vector shows in the result, so the inputs need not be checked one by one.
         running: function((function((τ_1 … τ_{t−1})), τ_t)) = function((τ_1 … τ_t)), to the bit, so that a running merge
             needs the merge so far and the new task vector only.
         again: ``again(**options) -> dict``, asked once all is merged: (name, start) of the tiles that are merged once
@@ -40,6 +41,7 @@ class Strategy:
     survey: Callable[..., dict[str, Any]] | None = None
     rows: bool = False
     whole: bool = False
+    carries: bool = False
     running: bool = False
     again: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
     finish: Callable[[Tensor, int], Tensor] | None = None

@@ -8,7 +8,7 @@ from mergestream.strategies._folds import total
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.3, rows=True, running=True)
+@strategy(scale=0.3, rows=True, carries=True, running=True)
 def task_arithmetic(taus: Tensor) -> Tensor:
     """τ = Σ_t τ_t. Ilharco et al. 2023, section 2."""
     return total(taus)

@@ -111,7 +111,7 @@ def _next_smaller(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(-1)))
 
 
-@strategy(scale=0.55, survey=survey, again=again)
+@strategy(scale=0.55, survey=survey, again=again, carries=True)
 def ties(taus: Tensor, *, name: str, start: int, thresholds: dict[str, Sequence[float]], ballot: Ballot) -> Tensor:
     """τ_p = mean of the τ_{t,p} that survive trimming and have the sign of their sum. Yadav et al. 2023, Algorithm 1.
 

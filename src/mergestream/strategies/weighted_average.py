@@ -39,7 +39,7 @@ def survey(vectors: TaskVectors, *, weights: Sequence[float] | None = None) -> d
     return {"weights": (values / values.sum()).tolist()}
 
 
-@strategy(scale=1.0, rows=True, survey=survey)
+@strategy(scale=1.0, rows=True, carries=True, survey=survey)
 def weighted_average(taus: Tensor, *, weights: Sequence[float]) -> Tensor:
     """τ = Σ_t w_t τ_t / Σ_t w_t. With the numbers of samples as weights: McMahan et al. 2017, Algorithm 1."""
     return total(taus, weights)
