@@ -72,6 +72,7 @@ class TaskVectors:
     ):
         if on_mismatch not in MISMATCH:
             raise UserError(f"on_mismatch must be one of {', '.join(MISMATCH)}; got on_mismatch={on_mismatch}")
+        self._pool: ThreadPoolExecutor | None = None  # one for all passes: buffers live as long as their threads
         self.base = Checkpoint(base)
         self.checkpoints: list[Checkpoint | Adapter] = []
         self.skipped: set[str] = set()  # names that are not merged, because of on_mismatch=skip
@@ -112,6 +113,7 @@ class TaskVectors:
         self.close()
 
     def close(self) -> None:
+        self._end_pool()
         for checkpoint in (self.base, *self.checkpoints):
             checkpoint.close()
 
@@ -169,31 +171,32 @@ class TaskVectors:
         chosen = range(len(self)) if tasks is None else tasks
 
         def work(block: Block) -> Result:
-            base = self._buffer("base", block.size)
-            self._read(self.base, self.hashes[0], block, base, bytes_of(base), hashing, check)
-            taus = Rows(self, block, base, chosen, torch.device(device), hashing, check)
+            base, taus = self._rows(block, chosen, device, hashing, check)
             return function(block, base.view(block.shape).to(device), taus if rows else taus.stack())
 
         inner = torch.get_num_threads()
         torch.set_num_threads(1)  # the threads are ours: a block is too small to share one
-        pool = ThreadPoolExecutor(self.threads)
+        self._pool = self._pool or ThreadPoolExecutor(self.threads)
         try:
             results: list[Result] = []
             for first in range(0, len(blocks), WINDOW):  # a large model has too many blocks to queue them all
-                results += pool.map(work, blocks[first : first + WINDOW])
+                results += self._pool.map(work, blocks[first : first + WINDOW])
             return results
+        except BaseException:
+            self._end_pool()  # the other blocks are not worth finishing
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error, the other blocks are not worth finishing
             torch.set_num_threads(inner)
 
     def check(self) -> None:
-        """Read everything once.
+        """Read everything once, in this thread: a block that finds a wrong value may ask which file it comes from.
 
         Raises:
             UserError: if a value is NaN or infinite.
         """
-        blocks = self.blocks(self.names, rows=True)
-        self.map(lambda _block, _base, rows: [None for _ in rows], blocks, rows=True, check=True)
+        for block in self.blocks(self.names, rows=True):
+            for _ in self._rows(block, range(len(self)), "cpu", hashing=False, check=True)[1]:
+                pass
 
     def digests(self) -> list[str]:
         """Hash of each input, θ₀ first: xxh3 over the chunks of its merged weights that `map` has read."""
@@ -211,6 +214,19 @@ class TaskVectors:
         else:
             self._read(checkpoint, self.hashes[task + 1], block, out, content, hashing, check)
             out.sub_(base)
+
+    def _rows(
+        self, block: Block, tasks: Sequence[int], device: torch.device | str, hashing: bool, check: bool
+    ) -> tuple[Tensor, Rows]:
+        """θ₀'s block, float32 [n] in a buffer, and the task vectors'."""
+        base = self._buffer("base", block.size)
+        self._read(self.base, self.hashes[0], block, base, bytes_of(base), hashing, check)
+        return base, Rows(self, block, base, tasks, torch.device(device), hashing, check)
+
+    def _end_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
     def _read(
         self,

@@ -10,14 +10,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mergestream.merging.vectors import Block, TaskVectors
 
+COLUMNS = 1 << 13
+
 
 def grams(vectors: TaskVectors) -> dict[str, Tensor]:
     """⟨τ_s, τ_t⟩ over each weight, float64 [T, T]."""
     from mergestream.merging.vectors import CHUNK
 
     def products(block: Block, _: Tensor, taus_TN: Tensor) -> list[Tensor]:
-        chunks = [chunk.double() for chunk in taus_TN.split(CHUNK, dim=1)]
-        return [chunk @ chunk.T for chunk in chunks]
+        return [_product(chunk) for chunk in taus_TN.split(CHUNK, dim=1)]
 
     result = {}
     for name in vectors.names:
@@ -28,3 +29,12 @@ def grams(vectors: TaskVectors) -> dict[str, Tensor]:
         if not bool(result[name].isfinite().all()):
             vectors.check()  # names the file
     return result
+
+
+def _product(taus_TN: Tensor) -> Tensor:
+    """τ τᵀ in float64, a few columns at a time: a copy of all of them is twice as large as they are."""
+    product = torch.zeros(len(taus_TN), len(taus_TN), dtype=torch.float64, device=taus_TN.device)
+    for columns in taus_TN.split(COLUMNS, dim=1):
+        wide = columns.double()
+        product += wide @ wide.T
+    return product
