@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergestream.data.digits import digits
+from mergestream.data.source import prompts
 from mergestream.errors import UserError
 from mergestream.files import read_tensors
 from mergestream.models import pretrained as loading
@@ -21,7 +22,7 @@ from mergestream.models.pretrained import pretrained
 def test_head_against_a_plain_loop():
     clip = tiny.tiny()
     names, templates = ["zero", "one"], ["a photo of the {}.", "a {}", "the digit {}"]
-    head = text_head(clip, names, templates, batch_size=4)
+    head = text_head(clip, prompts(names, templates), batch_size=4)
     with torch.no_grad():
         for row, name in zip(head.weight_CD, names, strict=True):
             total = torch.zeros(128, dtype=torch.float64)
@@ -58,7 +59,7 @@ def test_tokens_by_hand():
 def test_shipped_weights_are_small_and_reach_the_target():
     assert tiny.WEIGHTS.stat().st_size < 5_000_000
     clip, source = tiny.tiny(), digits()
-    head = text_head(clip, source.class_names, source.templates)
+    head = text_head(clip, source.prompts)
     images = torch.stack([clip.transforms.eval(source.test.images[i]) for i in range(len(source.test))])
     with torch.no_grad():
         predictions = head(clip.encoder(images)).argmax(-1).numpy()
@@ -96,7 +97,7 @@ def test_weights_from_a_file(checkpoint, suffix, tmp_path):
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(clip.encoder(images), model.visual(images))
-        assert text_head(clip, ["cat", "dog"], ["a photo of a {}."]).weight_CD.shape == (2, 256)
+        assert text_head(clip, [["a photo of a cat."], ["a photo of a dog."]]).weight_CD.shape == (2, 256)
     assert clip.transforms.eval(digits().test.images[0]).shape == (3, 224, 224)
 
 

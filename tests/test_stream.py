@@ -12,6 +12,9 @@ from mergestream.data.digits import digits
 from mergestream.data.glyphs import CHARACTERS, DOMAINS, FONTS, glyphs, master
 from mergestream.data.sampling import KeyedBatchSampler, TrainImages
 from mergestream.data.source import Source, Split
+from mergestream.data.tasks import domain_incremental
+from mergestream.errors import UserError
+from mergestream.files import read_json
 
 
 def make_stream(*overrides):
@@ -185,4 +188,113 @@ def test_every_font_draws_every_character():
 def test_a_split_with_unequal_lengths_is_refused():
     with pytest.raises(ValueError, match="equally many, got \\[2, 3\\]"):
         Split([None, None], np.zeros(3, dtype=np.int64))
-    assert Source(["a"], ["{}"], Split([], np.zeros(0)), Split([], np.zeros(0))).num_classes == 1
+    assert Source(["a"], [["a"]], Split([], np.zeros(0)), Split([], np.zeros(0))).num_classes == 1
+
+
+def test_domains_are_tasks_with_all_classes():
+    stream = make_stream("dataset=glyphs", "stream=domain", "stream.validation=0.25", "stream.order=natural")
+    assert [task.name for task in stream.tasks] == list(DOMAINS)
+    train, test = stream.source.train, stream.source.test
+    for number, task in enumerate(stream.tasks):
+        assert task.classes == list(range(100))
+        assert set(train.domains[task.train]) == set(train.domains[task.validation]) == {number}
+        assert set(test.domains[task.test]) == {number}
+        assert (len(task.train), len(task.validation)) == (600, 200)
+    parts = [part for task in stream.tasks for part in (task.train, task.validation)]
+    assert sorted(np.concatenate(parts)) == list(range(len(train)))
+    assert sorted(np.concatenate([task.test for task in stream.tasks])) == list(range(len(test)))
+
+
+def test_domain_order_is_drawn_by_the_seed():
+    orders = [[t.name for t in make_stream("dataset=glyphs", "stream=domain", f"seed={s}").tasks] for s in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(DOMAINS)
+
+
+def test_published_domain_order():
+    names = [["a"], ["b"]]
+    split = Split([None] * 4, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
+    orders = {"paper": [1, 0]}
+    source = Source(["a", "b"], names, split, split, domain_names=["x", "y"], domain_orders=orders)
+    made = domain_incremental(source, tasks=2, seed=0, order="paper", validation=0.0)
+    assert [task.name for task in made] == ["y", "x"]
+    assert made[0].train.tolist() == [2, 3]
+
+
+def test_a_class_that_a_domain_lacks_shifts_nothing():
+    split = Split([None] * 3, np.array([0, 2, 1]), np.array([0, 0, 1]))
+    source = Source(list("abc"), [["a"], ["b"], ["c"]], split, split, domain_names=["x", "y"])
+    made = domain_incremental(source, tasks=2, seed=0, order="natural", validation=0.0)
+    assert [task.classes for task in made] == [[0, 1, 2], [0, 1, 2]]
+    assert [task.train.tolist() for task in made] == [[0, 1], [2]]
+
+
+def test_a_domain_without_images_is_refused():
+    split = Split([None] * 2, np.array([0, 1]), np.array([0, 0]))
+    source = Source(list("ab"), [["a"], ["b"]], split, split, domain_names=["x", "y"])
+    with pytest.raises(UserError, match="every domain needs training and test images; y has no training images"):
+        domain_incremental(source, tasks=2, seed=0, order="natural", validation=0.0)
+
+
+def test_datasets_are_tasks_with_heads_of_their_own():
+    values = ["dataset=eight_datasets", "dataset.datasets=[digits,glyphs]", "dataset.domains=2", "epochs=1"]
+    stream = make_stream(*values, "model=tiny", "stream.validation=0.1")
+    first, second = stream.tasks
+    assert (first.name, second.name) == ("digits", "glyphs")
+    assert first.classes == list(range(10))
+    assert second.classes == list(range(10, 110))
+    assert (len(first.test), len(second.test)) == (445, 1200)
+    whole = [digits(), glyphs()]
+    assert stream.source.prompts == [said for source in whole for said in source.prompts]
+    images, labels, tasks = next(iter(stream.eval_dataloader(only=1)))
+    assert set(tasks.tolist()) == {1}
+    assert labels.tolist() == (whole[1].test.labels[: len(labels)] + 10).tolist()
+    torch.testing.assert_close(images[0], stream.transforms.eval(whole[1].test.images[0]))
+
+
+def test_data_parts_have_all_classes_and_no_sample_twice():
+    stream = make_stream("stream=data", "tasks=4", "stream.validation=0.2")
+    for split in ("train", "validation", "test"):
+        parts = [getattr(task, split) for task in stream.tasks]
+        assert len(np.unique(np.concatenate(parts))) == sum(len(part) for part in parts)
+        labels = stream.source.test.labels if split == "test" else stream.source.train.labels
+        assert all(set(labels[part]) == set(range(10)) for part in parts)
+    assert sum(len(t.train) + len(t.validation) for t in stream.tasks) == len(stream.source.train)
+    assert sum(len(t.test) for t in stream.tasks) == len(stream.source.test)
+    with pytest.raises(UserError, match="tasks=200 leaves one without"):
+        make_stream("stream=data", "tasks=200")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tasks"),
+    [
+        (["dataset=glyphs", "stream=domain"], 6),
+        (["stream=data", "tasks=2"], 2),
+        (["dataset=eight_datasets", "dataset.datasets=[digits,glyphs]", "dataset.domains=2", "epochs=[2,1]"], 2),
+    ],
+)
+def test_streams_train_and_merge(overrides, tasks, tmp_path):
+    common = [f"root={tmp_path}", "model=tiny", *overrides]
+    assert (
+        outcome := command("train.py", *common, *([] if "epochs=[2,1]" in overrides else ["epochs=1"]))
+    ).code == 0, outcome.err
+    assert (outcome := command("merge.py", *common)).code == 0, outcome.err
+    for path in tmp_path.rglob("metrics.json"):
+        metrics = read_json(path, "accuracy", "summary")
+        assert len(metrics["accuracy"]["task_aware"][-1]) == tasks
+        assert 0 < metrics["summary"]["final_accuracy"] < 1
+
+
+def test_every_dataset_has_its_own_number_of_epochs(tmp_path):
+    suite = ["dataset=eight_datasets", "dataset.datasets=[digits,glyphs]", "dataset.domains=2", "model=tiny"]
+    drawn = {0: set(), 1: set()}
+
+    def recorded(self, draws, original=TrainImages.__getitems__):
+        drawn[self.parts[1]].update(draw.epoch for draw in draws)
+        return original(self, draws)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainImages, "__getitems__", recorded)
+        outcome = command("train.py", f"root={tmp_path}", *suite, "epochs=[3,1]", "batch_size=512")
+    assert outcome.code == 0, outcome.err
+    assert {task: epochs - {-1} for task, epochs in drawn.items()} == {0: {0, 1, 2}, 1: {0}}

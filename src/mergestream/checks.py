@@ -23,11 +23,15 @@ def check_stream(cfg: DictConfig) -> None:
     """
     for group in ("dataset", "stream", "model", "method", "schedule"):
         _group(cfg, group)
+    check_pair(cfg)
     _whole(cfg, "tasks", 1)
     _whole(cfg, "seed", 0, most=2**32 - 1)
     _whole(cfg, "batch_size", 1)
     _whole(cfg, "data.num_workers", 0)
     _number(cfg, "stream.validation", "at least 0 and below 1", lambda x: 0 <= x < 1)
+    for key in ("data.download", "data.skip_corrupt"):
+        if not isinstance(_get(cfg, key), bool):
+            raise UserError(f"{key} must be true or false; got {key}={_get(cfg, key)}")
     for key in ("tag", "dataset.name", "stream.name", "model.name", "method.id"):
         value = _get(cfg, key)
         if value is not None and (not str(value) or set(str(value)) & set("/\\\0") or str(value).startswith(".")):
@@ -38,6 +42,25 @@ def check_stream(cfg: DictConfig) -> None:
         raise UserError(f"root must be a folder; got root={cfg.root}, which is none")
 
 
+def check_pair(cfg: DictConfig) -> None:
+    """Whether the dataset can be cut as the stream says.
+
+    Raises:
+        UserError: otherwise.
+    """
+    suite, domains = "datasets" in cfg.dataset, "domains" in cfg.dataset
+    if cfg.stream.name == "domain" and (suite or not domains):
+        raise UserError(
+            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet or glyphs; "
+            f"got dataset={cfg.dataset.name}"
+        )
+    if cfg.stream.name == "dataset" and not suite:
+        raise UserError(
+            "stream=dataset needs several datasets, such as dataset=eight_datasets; "
+            f"got dataset={cfg.dataset.name}. Try stream=class."
+        )
+
+
 def check_training(cfg: DictConfig) -> None:
     """Keys of train.yaml.
 
@@ -45,7 +68,7 @@ def check_training(cfg: DictConfig) -> None:
         UserError: on the first key that breaks its rule.
     """
     check_stream(cfg)
-    _whole(cfg, "epochs", 1)
+    _epochs(cfg)
     _number(cfg, "gradient_clip", "positive", lambda x: x > 0)
     _number(cfg, "optimizer.lr", "positive", lambda x: x > 0)
     _number(cfg, "optimizer.weight_decay", "at least 0", lambda x: x >= 0)
@@ -118,6 +141,20 @@ def check_scale(scale: Any) -> None:
             "lambda must be a finite number, a list of them, select, or null for the strategy's own; "
             f"got lambda={scale}"
         )
+
+
+def _epochs(cfg: DictConfig) -> None:
+    if not isinstance(cfg.epochs, ListConfig):
+        _whole(cfg, "epochs", 1)
+        return
+    wrong = [n for n in cfg.epochs if not isinstance(n, int) or isinstance(n, bool) or n < 1]
+    if wrong or len(cfg.epochs) != cfg.tasks:
+        raise UserError(
+            f"epochs must be a whole number, or a list with one for each of the {cfg.tasks} tasks; "
+            f"got epochs={cfg.epochs}"
+        )
+    if cfg.method.get("data") == "all":
+        raise UserError(f"method={cfg.method.id} trains one task, so epochs must be one number; write epochs=10")
 
 
 def _group(cfg: DictConfig, group: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from mergestream.data.soundness import without_corrupt
 from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
@@ -46,8 +48,10 @@ def load_clip(cfg: DictConfig) -> Clip:
 
 
 def load_source(cfg: DictConfig) -> Source:
-    """The dataset of the ``dataset`` group."""
-    return build(cfg.dataset, without=("name",))
+    """The dataset of the ``dataset`` group, its image files known to be sound."""
+    # Of these keys, `domains` and `order` are for the stream.
+    source = build(cfg.dataset, without=("name", "domains", "order"))
+    return without_corrupt(source, Path(cfg.root) / "_data", skip=cfg.data.skip_corrupt)
 
 
 def load_stream(cfg: DictConfig, transforms: Transforms, source: Source | None = None) -> TaskStream:

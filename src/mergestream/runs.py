@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -58,9 +59,9 @@ class Run:
         stream = f"{cfg.stream.name}-{cfg.tasks}"
         last = f"seed-{cfg.seed}" + (f"-{cfg.tag}" if cfg.tag is not None else "")
         path = Path(cfg.root) / cfg.dataset.name / stream / cfg.model.name / cfg.method.id / last
-        words = [f"dataset={cfg.dataset.name}", f"tasks={cfg.tasks}", f"method={cfg.method.id}"]
-        words += [f"model={cfg.model.name}", f"seed={cfg.seed}"]
-        words += [f"stream={cfg.stream.name}"] * (cfg.stream.name != "class")
+        words = [f"dataset={_option('dataset', cfg.dataset.name)}", f"tasks={cfg.tasks}"]
+        words += [f"method={_option('method', cfg.method.id)}", f"model={_option('model', cfg.model.name)}"]
+        words += [f"seed={cfg.seed}"] + [f"stream={cfg.stream.name}"] * (cfg.stream.name != "class")
         words += [f"tag={cfg.tag}"] * (cfg.tag is not None) + [f"root={cfg.root}"] * (cfg.root != "runs")
         return cls(Path(cfg.root), path, " ".join(["python train.py", *words, *extra]))
 
@@ -200,6 +201,11 @@ class Run:
             raise UserError(
                 f"a merge needs a finished run; {self.path} has only {done} tasks. To continue it, type: {self.command}"
             )
+
+
+def _option(group: str, name: str) -> str:
+    """The option of a config group that was typed, which its `name` may differ from, as in ``model=open_clip``."""
+    return HydraConfig.get().runtime.choices.get(group, name) if HydraConfig.initialized() else name
 
 
 def config_hash(cfg: DictConfig) -> str:

@@ -1,4 +1,4 @@
-"""CIFAR100, read by torchvision from the official python archive."""
+"""CIFAR100, read by torchvision from the official files."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CIFAR100
 
-from mergestream.data.pictures import Pictures
+from mergestream.data.archive import official, spoken
+from mergestream.data.images import Pictures
 from mergestream.data.protocol import class_orders, templates
-from mergestream.data.source import Source, Split
-from mergestream.errors import UserError
+from mergestream.data.source import Source, Split, prompts
 
 
 def cifar100(root: str, download: bool = False) -> Source:
-    """50,000 + 10,000 colour images of 32 px in 100 classes, from ``<root>/cifar-100-python``.
+    """50,000 + 10,000 colour images of 32 px in 100 classes.
 
     Raises:
-        UserError: if the archive is missing or damaged.
+        UserError: if the files are missing or damaged.
     """
-    folder = Path(root) / CIFAR100.base_folder
-    try:
-        train, test = (CIFAR100(root, train=part, download=download) for part in (True, False))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        state = "is unreadable or incomplete" if folder.exists() else "is not there"
-        raise UserError(
-            f"dataset=cifar100 needs {folder}, which {state}. Write data.download=true to fetch it (169 MB), or unpack "
-            f"cifar-100-python.tar.gz from cs.toronto.edu/~kriz/cifar.html in data.root={root}"
-        ) from error
-    train_split, test_split = (Split(Pictures(s.data), np.asarray(s.targets, dtype=np.int64)) for s in (train, test))
-    names = [name.replace("_", " ") for name in train.classes]
-    return Source(names, templates("cifar100"), train_split, test_split, class_orders("cifar100"))
+    with official(
+        "cifar100", Path(root) / CIFAR100.base_folder, root,
+        archive="cifar-100-python.tar.gz", size="169 MB", place="cs.toronto.edu/~kriz/cifar.html", download=True,
+    ):  # fmt: skip
+        parts = [CIFAR100(root, train=part, download=download) for part in (True, False)]
+    train, test = (Split(Pictures(p.data), np.asarray(p.targets, dtype=np.int64)) for p in parts)
+    names = [spoken(name) for name in parts[0].classes]
+    return Source(names, prompts(names, templates("cifar100")), train, test, class_orders("cifar100"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
-from mergestream.data.pictures import Pictures
-from mergestream.data.source import Source, Split
+from mergestream.data.images import Pictures
+from mergestream.data.source import Source, Split, prompts
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (
@@ -28,4 +28,4 @@ def digits(test_every: int = 4) -> Source:
         rank[of_class] = np.arange(len(of_class))
     held_out = rank % test_every == test_every - 1
     train, test = (Split(Pictures(pixels[mask]), labels[mask]) for mask in (~held_out, held_out))
-    return Source(class_names=NAMES, templates=TEMPLATES, train=train, test=test)
+    return Source(NAMES, prompts(NAMES, TEMPLATES), train=train, test=test)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mergestream.data.pictures import Pictures
-from mergestream.data.source import Source, Split
+from mergestream.data.images import Pictures
+from mergestream.data.source import Source, Split, prompts
 
 # Look-alikes across scripts (Latin A, Greek Α, Cyrillic А; 3 and З) are left out: no image could tell them apart.
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghinqrtmyÆΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφψωБДЖИЙЛЦЧШЩЪЫЬЭЮЯЂЄЉЊЋЏ"
@@ -157,9 +157,10 @@ def draw_split(per_domain: int, key: int) -> Split:
 
 def glyphs(train_per_domain: int = 8, test_per_domain: int = 2) -> Source:
     """The glyphs source: 100 classes × 6 domains × (8 train + 2 test) pictures of 32 px."""
+    names = [name(character) for character in CHARACTERS]
     return Source(
-        class_names=[name(character) for character in CHARACTERS],
-        templates=TEMPLATES,
+        names,
+        prompts(names, TEMPLATES),
         train=draw_split(train_per_domain, key=0),
         test=draw_split(test_per_domain, key=1),
         domain_names=list(DOMAINS),

@@ -39,16 +39,23 @@ def class_splits(num_classes: int, tasks: int, class_order: Sequence[int] | None
     return [sorted(order[low:high]) for low, high in pairwise(bounds)]
 
 
-def class_order(num_classes: int, order: str, published: Mapping[str, Sequence[int]], seed: int) -> list[int]:
-    """The class order named by ``stream.order``: natural, shuffled (by `seed`), or one that the dataset publishes.
+def named_order(count: int, order: str, published: Mapping[str, Sequence[int]], seed: int, what: str) -> list[int]:
+    """The order of classes or domains that ``stream.order`` names: natural, shuffled (by `seed`), or a published one.
+
+    Args:
+        count: how many there are.
+        order: natural, shuffled, or a key of `published`.
+        published: orders that the dataset publishes.
+        seed: draws the shuffled order.
+        what: class order or domain order; keys the draw.
 
     Raises:
         UserError: if the dataset has no order of that name.
     """
     if order == "natural":
-        return list(range(num_classes))
+        return list(range(count))
     if order == "shuffled":
-        return permutation(num_classes, seed, "class order").tolist()
+        return permutation(count, seed, what).tolist()
     if order in published:
         return [int(c) for c in published[order]]
     options = ", ".join(["natural", "shuffled", *published])
@@ -56,10 +63,29 @@ def class_order(num_classes: int, order: str, published: Mapping[str, Sequence[i
 
 
 def validation_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) indices: floor(fraction · n) samples of every class go to validation, drawn by `seed`."""
+    """(train, validation) indices: floor(fraction · n) samples of every label go to validation, drawn by `seed`."""
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         chosen = permutation(len(of_class), seed, "validation", int(label))[: int(fraction * len(of_class))]
         held_out[of_class[chosen]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def parts_of_classes(labels: np.ndarray, positions: np.ndarray, parts: int, seed: int, name: str) -> list[np.ndarray]:
+    """`positions` cut into parts with a share of every class: of n samples, ⌊n·t/T⌋ … ⌊n·(t+1)/T⌋−1 go to part t.
+
+    Args:
+        labels: class id of every sample of the split, int64 [N].
+        positions: those that are shared out, int64.
+        parts: T.
+        seed: draws the order of the samples of a class.
+        name: of the split; keys the draw.
+    """
+    shares: list[list[np.ndarray]] = [[] for _ in range(parts)]
+    for label in np.unique(labels):
+        of_class = positions[labels[positions] == label]
+        of_class = of_class[permutation(len(of_class), seed, "data", name, int(label))]
+        for t, share in enumerate(shares):
+            share.append(of_class[len(of_class) * t // parts : len(of_class) * (t + 1) // parts])
+    return [np.sort(np.concatenate(share)) for share in shares]

@@ -1,10 +1,9 @@
-"""The stream: a source cut into tasks, and the LightningDataModule that serves one task at a time."""
+"""The stream: the LightningDataModule that serves one task at a time."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,60 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
-from mergestream.data.source import Source, Split
-from mergestream.data.splits import class_order, class_splits, validation_cut
+from mergestream.data.source import Source
+from mergestream.data.tasks import Task
 from mergestream.keys import key
 from mergestream.models.clip import Transforms
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a stream.
-
-    Args:
-        name: short, for displays.
-        classes: class ids of the head while the task is trained, sorted.
-        train, validation: positions in the source's train split, int64.
-        test: positions in the source's test split, int64.
-    """
-
-    name: str
-    classes: list[int]
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
-def class_incremental(source: Source, *, tasks: int, seed: int, order: str, validation: float) -> list[Task]:
-    """T tasks of disjoint classes (see `class_splits`), in the class order that `order` names.
-
-    Args:
-        source: the dataset.
-        tasks: T.
-        seed: draws the shuffled order and the validation cut.
-        order: natural, shuffled, or one that the dataset publishes (paper).
-        validation: fraction of every class's training samples that is kept for validation, in [0, 1).
-    """
-    published = class_order(source.num_classes, order, source.class_orders, seed)
-    train, held_out = validation_cut(source.train.labels, validation, seed)
-
-    def of_classes(split: Split, positions: np.ndarray, classes: list[int]) -> np.ndarray:
-        return positions[np.isin(split.labels[positions], classes)]
-
-    return [
-        Task(
-            name=_span([source.class_names[c] for c in classes]),
-            classes=classes,
-            train=of_classes(source.train, train, classes),
-            validation=of_classes(source.train, held_out, classes),
-            test=of_classes(source.test, np.arange(len(source.test)), classes),
-        )
-        for classes in class_splits(source.num_classes, tasks, published)
-    ]
-
-
-def _span(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 class TaskStream(pl.LightningDataModule):
@@ -168,7 +117,8 @@ class TaskStream(pl.LightningDataModule):
         names = self.source.class_names
         return {
             "num_classes": self.source.num_classes,
-            "class_order": [c for task in self.tasks for c in task.classes],
+            "class_order": list(dict.fromkeys(c for task in self.tasks for c in task.classes)),
+            **({"notes": dict(self.source.notes)} if self.source.notes else {}),
             "tasks": [
                 {
                     "name": task.name,

@@ -118,6 +118,12 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
     joint = method.data == "all"
     scales = scales_of(cfg)
+    folders = [run.path / "merges" / merge_id(strategy, s, options, cfg.seed) for s in scales or [SELECT]]
+    if all(_is_done(cfg, run, folder) for folder in folders):
+        print("already merged, nothing to do")
+        for folder in folders:
+            _show(trained, folder, files.read_json(folder / "metrics.json", "summary", "merge"))
+        return
 
     began = time.monotonic()
     source = load_source(cfg)
@@ -136,7 +142,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
     merging_device = device if cfg.accelerator == "gpu" else torch.device("cpu")
     merged_of = task_vectors_of(run, strategy, options, total, base_file, merging_device)
     clip.model.to(device)
-    head = text_head(clip, stream.source.class_names, stream.source.templates)
+    head = text_head(clip, stream.source.prompts)
     zero_shot = evaluate(clip.encoder, head, stream, seen=0, device=device)
     base = files.read_tensors(base_file)
     timing = {"setup": time.monotonic() - began, "merging": 0.0, "evaluation": 0.0}
@@ -166,8 +172,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
             rows[scale].append(measure(scale, tau, seen[-1]))
         timing["evaluation"] += time.monotonic() - started
     timing["total"] = time.monotonic() - began
-    for scale in scales:
-        folder = run.path / "merges" / merge_id(strategy, SELECT if tried else scale, options, cfg.seed)
+    for scale, folder in zip(scales, folders, strict=True):
         theta = apply(base, tau, scale)
         write_merged(folder / "merged.safetensors", theta, strategy, scale, options, inputs)
         metrics = assemble("merge", cfg, zero_shot, rows[scale], seen, timing)
@@ -176,6 +181,16 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
             print(f"exported to {readable(export(clip, theta, cfg.export, folder))}")
         files.write_json(folder / "metrics.json", metrics)
         _show(trained, folder, metrics)
+
+
+def _is_done(cfg: DictConfig, run: Run, folder: Path) -> bool:
+    """Whether the merge is there, made as `cfg` says from the encoders that the run has now."""
+    metrics = folder / "metrics.json"
+    if cfg.export is not None or not metrics.is_file() or not (folder / "merged.safetensors").is_file():
+        return False
+    made = files.read_json(metrics, "config")["config"]
+    same = all(made.get(key) == OmegaConf.to_container(cfg)[key] for key in ("prefixes", "candidates"))
+    return same and metrics.stat().st_mtime_ns > run.metrics.stat().st_mtime_ns
 
 
 def task_vectors_of(

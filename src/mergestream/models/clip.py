@@ -81,14 +81,15 @@ class TextHead(nn.Module):
 
 
 @torch.no_grad()
-def text_head(clip: Clip, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 256) -> TextHead:
+def text_head(clip: Clip, prompts: Sequence[Sequence[str]], batch_size: int = 256) -> TextHead:
     """The zero-shot head: embeddings of all prompts of a class, each normalised, averaged, normalised again.
 
-    Radford et al. 2021, section 3.1.4; `templates` have one ``{}`` for the class name.
+    Radford et al. 2021, section 3.1.4; `prompts` are all prompts of each class, and classes may have different numbers.
     """
     device = next(clip.model.parameters()).device
-    prompts = [template.format(name) for name in class_names for template in templates]
-    chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    texts = [text for of_class in prompts for text in of_class]
+    chunks = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
     embeddings = [F.normalize(clip.model.encode_text(clip.tokenize(c).to(device)).float(), dim=-1) for c in chunks]
-    embeddings_CPD = torch.cat(embeddings).unflatten(0, (len(class_names), len(templates)))
-    return TextHead(F.normalize(embeddings_CPD.mean(1), dim=-1), clip.model.logit_scale.exp().item())
+    by_class = torch.cat(embeddings).split([len(of_class) for of_class in prompts])
+    weight_CD = F.normalize(torch.stack([of_class.mean(0) for of_class in by_class]), dim=-1)
+    return TextHead(weight_CD, clip.model.logit_scale.exp().item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,14 +19,13 @@ class StreamProgress(pl.Callback):
 
     Args:
         total_steps: optimizer steps of all tasks that are still to be trained.
-        tasks: T.
-        epochs: epochs per task.
+        epochs: epochs of each task.
         visible: whether this process prints at all (rank 0).
     """
 
-    def __init__(self, total_steps: int, tasks: int, epochs: int, visible: bool = True):
+    def __init__(self, total_steps: int, epochs: Sequence[int], visible: bool = True):
         self.console = Console(quiet=not visible, highlight=False, soft_wrap=True)
-        self.tasks, self.epochs = tasks, epochs
+        self.tasks, self.epochs = len(epochs), epochs
         self.current = 0
         self.began = time.monotonic()
         self.bar = Progress(
@@ -68,7 +68,7 @@ class StreamProgress(pl.Callback):
         if self.bar.disable or trainer.global_step % 10 != 1:  # reading a metric waits for the device
             return
         values = trainer.callback_metrics
-        text = f"task {self.current + 1}/{self.tasks}  epoch {trainer.current_epoch + 1}/{self.epochs}"
+        text = f"task {self.current + 1}/{self.tasks}  epoch {trainer.current_epoch + 1}/{self.epochs[self.current]}"
         for name in ("loss", "accuracy"):
             if name in values:
                 text += f"  {name} {values[name].item():.3f}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
@@ -69,14 +69,19 @@ def train_stream(cfg: DictConfig) -> None:
         )
     follower = RunningEvaluation(cfg, run) if cfg.merge_every_task else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
+    # The first process fetches what is missing and decodes what is new; the others find it done.
+    if not first:
+        _barrier()
     source = load_source(cfg)
+    if first:
+        _barrier()
     clip = load_clip(cfg)
     stream = load_stream(cfg, clip.transforms, source)
     # What the method trains on: the stream, all of it as one task, or nothing.
     training = stream.joined() if method.data == "all" else stream
     tasks = [] if method.data == "none" else training.tasks
     clip.model.to(device)
-    head = text_head(clip, stream.source.class_names, stream.source.templates)
+    head = text_head(clip, stream.source.prompts)
     encoder = clip.encoder
     base = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
     stamp = _record(cfg, run, stream, clip, base) if first else {}
@@ -93,11 +98,12 @@ def train_stream(cfg: DictConfig) -> None:
 
     zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
     timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
-    steps = [cfg.epochs * -(-len(task.train) // cfg.batch_size) for task in tasks]
+    epochs = list(cfg.epochs) if isinstance(cfg.epochs, ListConfig) else [cfg.epochs] * len(tasks)
+    steps = [n * -(-len(task.train) // cfg.batch_size) for n, task in zip(epochs, tasks, strict=True)]
     done = [run.evaluation(index).is_file() for index in range(len(steps))]
     rows: list[Counts] = []
     remaining = sum(n for n, is_done in zip(steps, done, strict=True) if not is_done)
-    with StreamProgress(remaining, len(steps), cfg.epochs, visible=first) as progress:
+    with StreamProgress(remaining, epochs, visible=first) as progress:
         for index, task in enumerate(training if tasks else ()):
             if done[index]:
                 last = index + 1 == len(steps) or not done[index + 1]
@@ -118,7 +124,7 @@ def train_stream(cfg: DictConfig) -> None:
             encoder.train()
             optimizer, warmup, first_step = build(cfg.optimizer), cfg.schedule.warmup, sum(steps[:index])
             learner = Learner(encoder, head, task.classes, optimizer, warmup, method, first_step)
-            fit(learner, training, cfg, logger, [progress, method])
+            fit(learner, training, cfg, epochs[index], logger, [progress, method])
             encoder.to(device).eval()
             head.to(device)
             method.consolidate(encoder, head, task.classes, _real_samples(training, device))
@@ -168,7 +174,12 @@ def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dic
 
 
 def fit(
-    learner: Learner, stream: TaskStream, cfg: DictConfig, logger: Logger | None, callbacks: list[pl.Callback]
+    learner: Learner,
+    stream: TaskStream,
+    cfg: DictConfig,
+    epochs: int,
+    logger: Logger | None,
+    callbacks: list[pl.Callback],
 ) -> None:
     """Train one task. The Trainer is fresh: a second ``fit`` on one Trainer would train 0 steps."""
     local_size, nodes = launcher.world()
@@ -179,7 +190,7 @@ def fit(
         num_nodes=nodes,
         # Buffers are the frozen head: equal on all ranks, and broadcasting them would wait on uneven shards.
         strategy=DDPStrategy(forward_sync_buffers=False) if local_size * nodes > 1 else "auto",
-        max_epochs=cfg.epochs,
+        max_epochs=epochs,
         precision=cfg.precision,
         gradient_clip_val=cfg.gradient_clip,
         logger=logger or False,

@@ -1,4 +1,4 @@
-"""Facts of the published protocol: class orders and prompt templates, by dataset."""
+"""Facts of the published protocol, by dataset: class names, prompt templates, orders of classes and domains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,22 @@ def templates(dataset: str) -> tuple[str, ...]:
     return templates(entry) if isinstance(entry, str) else tuple(entry)
 
 
+def class_names(dataset: str) -> Any:
+    """Class names in the order of the class ids; of EuroSAT, by folder name."""
+    return _facts("class_names")[dataset]
+
+
 def class_orders(dataset: str) -> dict[str, list[int]]:
     """``{"paper": order}`` where the protocol has a class order for the dataset, else nothing."""
     order = _facts("orders")["class_order"].get(dataset)
     return {} if order is None else {"paper": order}
+
+
+def domains(dataset: str) -> list[str]:
+    """Domain names in the order of the domain ids."""
+    return _facts("orders")["domains"][dataset]
+
+
+def domain_orders(dataset: str) -> dict[str, list[int]]:
+    """``{"paper": order}`` of the domain ids."""
+    return {"paper": [domains(dataset).index(name) for name in _facts("orders")["domain_order"][dataset]]}

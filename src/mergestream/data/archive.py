@@ -1,0 +1,60 @@
+"""What every reader of an official archive shares: one line about files that are missing or damaged, and file lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mergestream.data.images import ImageFiles
+from mergestream.data.source import Split
+from mergestream.errors import UserError
+
+
+@contextmanager
+def official(dataset: str, path: Path, root: str, *, archive: str, size: str, place: str, download: bool) -> Iterator:
+    """Around the reading of a dataset's own files: whatever goes wrong becomes what to fetch, and where to put it.
+
+    Args:
+        dataset: its name in the ``dataset`` group.
+        path: the file or folder that is looked for.
+        root: ``data.root``, in which the archive is unpacked.
+        archive: names of the files to fetch.
+        size: of these files, for people.
+        place: where they are published.
+        download: whether ``data.download=true`` can fetch them.
+
+    Raises:
+        UserError: instead of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"dataset={dataset} needs the package {error.name}; type: pip install {error.name}") from error
+    except Exception as error:  # the readers of a dozen formats raise what they like at damaged files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        state = f"is unreadable or incomplete ({reason})" if path.exists() else "is not there"
+        fetch = f"fetch {archive} ({size}) from {place} and unpack it in data.root={root}"
+        advice = f"Write data.download=true to fetch it ({size}), or {fetch}" if download else fetch.capitalize()
+        raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice}") from error
+
+
+def file_split(paths: Sequence[str | Path], labels: Sequence[int], domains: Sequence[int] | None = None) -> Split:
+    """A split of one file per image.
+
+    Raises:
+        UserError: if a file is not there.
+    """
+    if missing := next((path for path in paths if not Path(path).is_file()), None):
+        raise UserError(f"{missing} is listed by its dataset but is not there; unpack the archive again")
+    as_ids = None if domains is None else np.asarray(domains, dtype=np.int64)
+    return Split(ImageFiles(paths), np.asarray(labels, dtype=np.int64), as_ids)
+
+
+def spoken(name: str) -> str:
+    """A class name as a prompt says it: ``great_white_shark`` is "great white shark"."""
+    return " ".join(name.replace("_", " ").split())

@@ -1,0 +1,49 @@
+"""CUB-200-2011, read from the official archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mergestream.data.archive import file_split, official, spoken
+from mergestream.data.mirror import mirrored
+from mergestream.data.protocol import class_orders, templates
+from mergestream.data.source import Source, prompts
+
+
+def cub200(root: str, mirror: str | None = None) -> Source:
+    """5,994 + 5,794 photos of 200 birds.
+
+    Args:
+        root: holds ``CUB_200_2011`` with images.txt, image_class_labels.txt, train_test_split.txt and classes.txt.
+        mirror: a dataset of the Hugging Face Hub instead.
+
+    Raises:
+        UserError: if the archive is missing or damaged.
+    """
+    orders = class_orders("cub200")
+    if mirror is not None:
+        names, train, test, record = mirrored("cub200", mirror)
+        return Source(names, prompts(names, templates("cub200")), train, test, orders, notes=record)
+    folder = Path(root) / "CUB_200_2011"
+    with official(
+        "cub200", folder, root,
+        archive="CUB_200_2011.tgz", size="1.2 GB", place="vision.caltech.edu/datasets/cub_200_2011", download=False,
+    ):  # fmt: skip
+        paths, labels, is_train, classes = (
+            _column(folder / f"{name}.txt") for name in ("images", "image_class_labels", "train_test_split", "classes")
+        )
+        if not len(paths) == len(labels) == len(is_train):
+            raise ValueError("images.txt, image_class_labels.txt and train_test_split.txt must list the same images")
+        everything = file_split([folder / "images" / path for path in paths], [int(label) - 1 for label in labels])
+    chosen = np.array([flag == "1" for flag in is_train])
+    parts = everything.choose(np.flatnonzero(chosen)), everything.choose(np.flatnonzero(~chosen))
+    names = [spoken(name.partition(".")[2]) for name in classes]  # 001.Black_footed_Albatross
+    return Source(names, prompts(names, templates("cub200")), *parts, orders)
+
+
+def _column(path: Path) -> list[str]:
+    """The second word of each line, in the order of the numbers that the lines begin with."""
+    rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    return [word.strip() for _, word in sorted((int(number), word) for number, word in rows)]

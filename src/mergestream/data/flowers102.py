@@ -1,0 +1,29 @@
+"""Oxford Flowers 102, read by torchvision from the official archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchvision.datasets import Flowers102
+
+from mergestream.data.archive import file_split, official
+from mergestream.data.protocol import templates
+from mergestream.data.source import Source, Split, prompts
+
+
+def flowers102(root: str, download: bool = False) -> Source:
+    """2,040 + 6,149 photos of 102 flowers: the official train and val, and the test.
+
+    Raises:
+        UserError: if the archive is missing or damaged.
+    """
+    with official(
+        "flowers102", Path(root) / "flowers-102", root,
+        archive="102flowers.tgz, imagelabels.mat and setid.mat", size="345 MB",
+        place="robots.ox.ac.uk/~vgg/data/flowers/102", download=True,
+    ):  # fmt: skip
+        parts = [Flowers102(root, split=part, download=download) for part in ("train", "val", "test")]
+    first, second, test = (file_split(p._image_files, p._labels) for p in parts)
+    train = Split.join([first, second])
+    names = list(Flowers102.classes)
+    return Source(names, prompts(names, templates("flowers102")), train, test)

@@ -1,0 +1,63 @@
+"""Any directory of images: train/<class>/* and test/<class>/*, or <class>/* alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchvision.datasets import ImageFolder
+
+from mergestream.data.archive import file_split, spoken
+from mergestream.data.manifest import divide
+from mergestream.data.source import Source, prompts
+from mergestream.errors import UserError
+
+
+def folder(
+    path: str, templates: Sequence[str] = ("a photo of a {}.",), test_fraction: float = 0.2, split_seed: int = 0
+) -> Source:
+    """One class for each folder, named as the folder is.
+
+    Args:
+        path: the directory. With train and test (or val) in it, these are the splits; else a manifest divides it.
+        templates: prompts with one ``{}`` for the class name.
+        test_fraction, split_seed: see `divide`.
+
+    Raises:
+        UserError: if it is no such directory, or a class has no images.
+    """
+    top = Path(str(path)).expanduser()
+    if not top.is_dir():
+        raise UserError(f"dataset.path must be a folder with one folder of images per class; got dataset.path={path}")
+    if not templates or not all("{}" in str(template) for template in templates):
+        raise UserError(f"dataset.templates must each have a {{}} for the class name; got {list(templates)}")
+    train = top / "train"
+    test = next((top / name for name in ("test", "val") if (top / name).is_dir()), None)
+    record: dict[str, Any] = {}
+    if train.is_dir() and test is not None:
+        found, held_out = _classes(train), _classes(test)
+        if strange := [name for name in held_out.classes if name not in found.class_to_idx]:
+            raise UserError(f"{test / strange[0]} must be a class of {train} too; it is not")
+        labels = [found.class_to_idx[held_out.classes[label]] for label in held_out.targets]
+        parts = file_split(*_samples(found)), file_split([p for p, _ in held_out.samples], labels)
+    else:
+        found = _classes(top)
+        paths, labels = _samples(found)
+        relative = [Path(p).relative_to(top).as_posix() for p in paths]
+        at_train, at_test, record = divide(relative, labels, test_fraction=test_fraction, seed=split_seed)
+        everything = file_split(paths, labels)
+        parts = everything.choose(at_train), everything.choose(at_test)
+    names = [spoken(name) for name in found.classes]
+    return Source(names, prompts(names, list(templates)), *parts, notes=record)
+
+
+def _classes(path: Path) -> ImageFolder:
+    try:
+        return ImageFolder(str(path))
+    except (OSError, RuntimeError) as error:  # no folders at all, or one without a single image
+        raise UserError(f"dataset.path must hold images in every class: {str(error).splitlines()[0]}") from error
+
+
+def _samples(found: ImageFolder) -> tuple[list[str], list[int]]:
+    return [path for path, _ in found.samples], list(found.targets)

@@ -1,0 +1,28 @@
+"""German Traffic Signs, read by torchvision from the official archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchvision.datasets import GTSRB
+
+from mergestream.data.archive import file_split, official
+from mergestream.data.protocol import class_names, templates
+from mergestream.data.source import Source, prompts
+
+
+def gtsrb(root: str, download: bool = False) -> Source:
+    """26,640 + 12,630 photos of 43 traffic signs.
+
+    Raises:
+        UserError: if the archive is missing or damaged.
+    """
+    with official(
+        "gtsrb", Path(root) / "gtsrb", root,
+        archive="GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip", size="276 MB",
+        place="benchmark.ini.rub.de", download=True,
+    ):  # fmt: skip
+        parts = [GTSRB(root, split=part, download=download) for part in ("train", "test")]
+    train, test = (file_split(*zip(*p._samples, strict=True)) for p in parts)
+    names = class_names("gtsrb")
+    return Source(names, prompts(names, templates("gtsrb")), train, test)

@@ -1,0 +1,36 @@
+"""ImageNet (ILSVRC2012), read by torchvision from the official archives, which it unpacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import ImageNet
+
+from mergestream.data.archive import official
+from mergestream.data.images import ImageFiles
+from mergestream.data.protocol import templates
+from mergestream.data.source import Source, Split, prompts
+
+
+def imagenet(root: str) -> Source:
+    """1,281,167 + 50,000 photos of 1,000 classes; the validation images are the test.
+
+    Args:
+        root: holds ``imagenet`` with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz,
+            or what torchvision has made of them: train, val and meta.bin.
+
+    Raises:
+        UserError: if the archives are missing or damaged.
+    """
+    folder = Path(root) / "imagenet"
+    with official(
+        "imagenet", folder, root,
+        archive="ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into imagenet",
+        size="144 GB", place="image-net.org/challenges/LSVRC/2012", download=False,
+    ):  # fmt: skip
+        parts = [ImageNet(str(folder), split=part) for part in ("train", "val")]
+    # Not looked up one by one, as other datasets' files are: torchvision has just listed them.
+    train, test = (Split(ImageFiles([p for p, _ in s.samples]), np.array(s.targets, dtype=np.int64)) for s in parts)
+    names = [synonyms[0] for synonyms in parts[0].classes]
+    return Source(names, prompts(names, templates("imagenet")), train, test)

@@ -1,0 +1,81 @@
+"""Corrupt image files are found before the training begins, not in its tenth hour."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mergestream import files
+from mergestream.data.images import files_of
+from mergestream.data.source import Source, Split
+from mergestream.errors import UserError
+
+MANY = 5000  # files that take long enough to be told about
+
+
+def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
+    """`source`, every image file of which has been decoded once; the corrupt ones are left out, or are an error.
+
+    Args:
+        source: the dataset.
+        memory: folder that remembers the outcome, for as long as no file changes its size or time.
+        skip: ``data.skip_corrupt``: leave corrupt files out, and say so.
+
+    Raises:
+        UserError: if a file is corrupt and `skip` is false.
+    """
+    paths = [path for split in (source.train, source.test) for _, path in files_of(split.images)]
+    if not paths:
+        return source
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    note = memory / f"{digest.hexdigest()}.json"
+    if note.is_file():
+        corrupt = files.read_json(note, "corrupt")["corrupt"]
+    else:
+        if len(paths) > MANY:
+            print(f"decoding {len(paths)} image files once, to find corrupt ones", file=sys.stderr)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            faults = pool.map(fault, paths, chunksize=64)
+            corrupt = {path: reason for path, reason in zip(paths, faults, strict=True) if reason is not None}
+        if skip or not corrupt:  # an error leaves nothing behind
+            files.write_json(note, {"images": len(paths), "corrupt": corrupt})
+    if not corrupt:
+        return source
+    if not skip:
+        path, reason = next(iter(corrupt.items()))
+        raise UserError(
+            f"{path} is no sound image ({reason}); {len(corrupt)} of {len(paths)} image files are corrupt. Replace "
+            "them, or write data.skip_corrupt=true to leave them out"
+        )
+    train, test = (_without(split, corrupt) for split in (source.train, source.test))
+    print(f"left out {len(corrupt)} corrupt image files of {len(paths)} (data.skip_corrupt=true)", file=sys.stderr)
+    return replace(source, train=train, test=test, notes={**source.notes, "left_out_as_corrupt": sorted(corrupt)})
+
+
+def fault(path: str) -> str | None:
+    """Why an image file cannot be decoded; None if it can."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of odd metadata
+            image.draft("L", (64, 64))  # a JPEG is read whole but scaled down on the way, which is much faster
+            image.load()
+    except Exception as error:  # the decoders of thirty formats raise what they like
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _without(split: Split, corrupt: dict[str, str]) -> Split:
+    keep = np.ones(len(split), dtype=bool)
+    keep[[position for position, path in files_of(split.images) if path in corrupt]] = False
+    return split.choose(np.flatnonzero(keep))

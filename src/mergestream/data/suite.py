@@ -1,0 +1,61 @@
+"""Several datasets as one, each a domain with classes of its own: what dataset-incremental streams are cut from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import numpy as np
+
+from mergestream.data.source import Source, Split
+from mergestream.errors import UserError
+
+
+def suite(root: str, datasets: Sequence[str], download: bool = False) -> Source:
+    """The union of the label sets; every class keeps the prompts of its own dataset.
+
+    Args:
+        root: where each of them is looked for.
+        datasets: names of files in this folder, or dotted paths of functions elsewhere (``package.module.function``).
+        download: passed on to those that can.
+
+    Raises:
+        UserError: if one is unknown or missing.
+    """
+    if len(set(datasets)) < max(len(datasets), 1):
+        raise UserError(f"dataset.datasets must be different datasets, at least one; got {list(datasets)}")
+    values = {"root": root, "download": download}
+    sources = []
+    for name in datasets:
+        function = _function(name)
+        accepted = inspect.signature(function).parameters
+        sources.append(function(**{key: value for key, value in values.items() if key in accepted}))
+    starts = np.cumsum([0, *(source.num_classes for source in sources)])
+
+    def union(part: str) -> Split:
+        splits: list[Split] = [getattr(source, part) for source in sources]
+        joined = Split.join(splits)
+        offsets = np.repeat(starts[:-1], [len(s) for s in splits])
+        return Split(
+            joined.images, joined.labels + offsets, np.repeat(np.arange(len(splits)), [len(s) for s in splits])
+        )
+
+    return Source(
+        class_names=[name for source in sources for name in source.class_names],
+        prompts=[said for source in sources for said in source.prompts],
+        train=union("train"),
+        test=union("test"),
+        domain_names=list(datasets),
+        notes={name: dict(source.notes) for name, source in zip(datasets, sources, strict=True) if source.notes},
+    )
+
+
+def _function(name: str) -> Callable[..., Source]:
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(import_module(module or f"mergestream.data.{name}"), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"dataset.datasets must be names of the dataset group, or package.module.function; got {name}"
+        ) from error
