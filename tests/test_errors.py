@@ -16,7 +16,7 @@ BAD = [
         ["method=sequential"],
         r"method must be one of .*ind.*joint.*seq.*zeroshot; got method=sequential",
     ),
-    ("train.py", ["model=huge"], "model must be one of tiny, vit_b_16; got model=huge"),
+    ("train.py", ["model=huge"], "model must be one of open_clip, tiny, vit_b_16, .*; got model=huge"),
     ("merge.py", ["strategy=magmin"], "strategy must be one of average, .*, magmax, .*; got strategy=magmin"),
     ("train.py", ["tasks=0"], "tasks must be a whole number, 1 or more; got tasks=0"),
     ("train.py", ["tasks=2.5"], "tasks must be a whole number, 1 or more; got tasks=2.5"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mergestream.data.digits import digits
+from mergestream.files import read_json
 from mergestream.methods.ewc import EWC, ewc_penalty, fisher_diagonal
 from mergestream.methods.lwf import LwF, distillation_loss
 from mergestream.models import tiny
@@ -217,3 +218,32 @@ def test_teacher_is_frozen_and_apart():
     features = encoder(images)
     expected = 0.3 * distillation_loss(head.restrict([0, 2])(features), head.restrict([0, 2])(method.teacher(images)))
     torch.testing.assert_close(method.penalty(encoder, images, features, weights), expected)
+
+
+@pytest.mark.parametrize("softmax", ["union", "per_task"])
+def test_past_classes_count_once_where_tasks_share_them(softmax):
+    torch.manual_seed(0)
+    encoder, head = nn.Linear(4, 3), TextHead(nn.functional.normalize(torch.randn(5, 3)), 2.0)
+    images, weights = torch.randn(6, 4), torch.full((6,), 1 / 6)
+    once, twice = LwF(softmax=softmax), LwF(softmax=softmax)
+    once.consolidate(encoder, head, [0, 1, 2], ())
+    for _ in range(2):
+        twice.consolidate(encoder, head, [0, 1, 2], ())
+    penalties = [method.penalty(encoder, images, encoder(images), weights).item() for method in (once, twice)]
+    assert penalties[1] == pytest.approx(penalties[0] * (1 if softmax == "union" else 2), rel=1e-6)
+
+
+def test_metrics_say_how_the_fisher_was_made(tmp_path):
+    arguments = [f"root={tmp_path}", *SHORT, "method=ewc", "method.estimator=max_pred", "accelerator=cpu"]
+    assert command("train.py", *arguments).code == 0
+    run = Run.of(config("train", f"root={tmp_path}", "tasks=3", "method=ewc"))
+    expected = {
+        "estimator": "max_pred",
+        "consolidation": "ema",
+        "fisher_samples": [task["train"] for task in run.stream()["tasks"]],
+    }
+    assert read_json(run.metrics, "method")["method"] == expected
+    shutil.rmtree(run.task(2))
+    run.metrics.unlink()
+    assert command("train.py", *arguments, "devices=2").code == 0
+    assert read_json(run.metrics, "method")["method"] == expected

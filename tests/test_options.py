@@ -61,7 +61,8 @@ def test_datasets(dataset, data_root):
     assert weights.sum() == pytest.approx(1)
     images, *_ = next(iter(stream.eval_dataloader()))
     assert images.isfinite().all()
-    assert all("{}" in template for template in stream.source.templates)
+    assert len(stream.source.prompts) == stream.source.num_classes
+    assert all(said for said in stream.source.prompts)
     assert len(set(stream.source.class_names)) == stream.source.num_classes
     for order in stream.source.class_orders.values():
         assert sorted(order) == list(range(stream.source.num_classes))
@@ -81,7 +82,7 @@ def test_models(model, tmp_path):
     clip = load_clip(config("train", *overrides))
     image = clip.transforms.eval(config_image())
     with torch.no_grad():
-        logits = text_head(clip, ["cat", "dog"], ["a {}"])(clip.encoder(image[None]))
+        logits = text_head(clip, [["a cat"], ["a dog"]])(clip.encoder(image[None]))
     assert logits.shape == (1, 2)
 
 

@@ -39,7 +39,7 @@ def official(dataset: str, path: Path, root: str, *, archive: str, size: str, pl
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         state = f"is unreadable or incomplete ({reason})" if path.exists() else "is not there"
         fetch = f"fetch {archive} ({size}) from {place} and unpack it in data.root={root}"
-        advice = f"Write data.download=true to fetch it ({size}), or {fetch}" if download else fetch.capitalize()
+        advice = f"Write data.download=true to fetch it ({size}), or {fetch}" if download else f"F{fetch[1:]}"
         raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice}") from error
 
 

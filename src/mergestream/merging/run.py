@@ -40,7 +40,7 @@ MERGE_KEYS: tuple[str, ...] = (
     "on_mismatch",
 )
 MERGE_KEYS += ("export",)
-NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root")  # already in Run.command
+NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment")
 SELECT = "select"
 
 
@@ -118,7 +118,10 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
     joint = method.data == "all"
     scales = scales_of(cfg)
-    folders = [run.path / "merges" / merge_id(strategy, s, options, cfg.seed) for s in scales or [SELECT]]
+    ids = [merge_id(strategy, scale, options, cfg.seed) for scale in scales] or [
+        merge_id(strategy, SELECT, options, cfg.seed)
+    ]
+    folders = [run.path / "merges" / name for name in ids]
     if all(_is_done(cfg, run, folder) for folder in folders):
         print("already merged, nothing to do")
         for folder in folders:
@@ -189,7 +192,7 @@ def _is_done(cfg: DictConfig, run: Run, folder: Path) -> bool:
     if cfg.export is not None or not metrics.is_file() or not (folder / "merged.safetensors").is_file():
         return False
     made = files.read_json(metrics, "config")["config"]
-    same = all(made.get(key) == OmegaConf.to_container(cfg)[key] for key in ("prefixes", "candidates"))
+    same = all(made.get(key) == cfg[key] for key in ("prefixes", "candidates"))
     return same and metrics.stat().st_mtime_ns > run.metrics.stat().st_mtime_ns
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -173,6 +174,7 @@ class EWC(Method):
         self.strength, self.estimator, self.consolidation = float(strength), estimator, consolidation
         self.decay, self.mode = decay, mode
         self.terms: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []  # (Fisher, anchor)
+        self.samples: list[int] = []  # in the Fisher of each task
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
         """λ · Σ ½ F (θ − θ*)²; the same on every process."""
@@ -185,9 +187,16 @@ class EWC(Method):
     def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
         """Measure the task's Fisher on its own classes and fold it into what is kept."""
         columns = {c: i for i, c in enumerate(classes)}
-        local = ((x, torch.tensor([columns[int(c)] for c in y], device=y.device)) for x, y in batches)
+        count = 0
+
+        def local() -> Iterable[tuple[Tensor, Tensor]]:
+            nonlocal count
+            for x, y in batches:
+                count += len(x)
+                yield x, torch.tensor([columns[int(c)] for c in y], device=y.device)
+
         model = nn.Sequential(encoder, head.restrict(classes)).train(self.mode == "train")
-        fisher = {k.removeprefix("0."): v for k, v in fisher_diagonal(model, local, estimator=self.estimator).items()}
+        fisher = {k.removeprefix("0."): v for k, v in fisher_diagonal(model, local(), estimator=self.estimator).items()}
         anchor = {name: p.detach().clone() for name, p in encoder.named_parameters()}
         if self.consolidation != "separate":
             old = self.terms[-1][0] if self.terms else {name: torch.zeros_like(f) for name, f in fisher.items()}
@@ -195,16 +204,22 @@ class EWC(Method):
             fisher = {name: self.decay * old[name].to(f.device) + share * f for name, f in fisher.items()}
             self.terms.clear()
         self.terms.append((fisher, anchor))
+        self.samples.append(int(_sum_over_processes(torch.tensor(count))))
+
+    def facts(self) -> dict[str, Any]:
+        """How the Fishers were estimated, and from how many samples of each task."""
+        return {"estimator": self.estimator, "consolidation": self.consolidation, "fisher_samples": self.samples}
 
     def state(self) -> dict[str, Tensor]:
-        """Fisher and anchor of every term."""
+        """Fisher and anchor of every term, and the numbers of samples."""
         kinds = ("fisher", "anchor")
-        return {
+        terms = {
             f"{i}/{kind}/{name}": tensor
             for i, term in enumerate(self.terms)
             for kind, tensors in zip(kinds, term, strict=True)
             for name, tensor in tensors.items()
         }
+        return {"samples": torch.tensor(self.samples), **terms}
 
     def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
         """The terms as they were saved.
@@ -218,7 +233,10 @@ class EWC(Method):
                 "Delete the run directory, or restore the file, and type the same command again."
             )
         terms: dict[str, dict[str, dict[str, Tensor]]] = {}
+        self.samples = state["samples"].tolist()
         for path, tensor in state.items():
+            if path == "samples":
+                continue
             i, kind, name = path.split("/", 2)
             terms.setdefault(i, {"fisher": {}, "anchor": {}})[kind][name] = tensor
         self.terms = [(terms[i]["fisher"], terms[i]["anchor"]) for i in sorted(terms, key=int)]

@@ -60,6 +60,7 @@ class LwF(Method):
         self.strength, self.temperature, self.softmax = float(strength), float(temperature), softmax
         # Attributes of a callback: outside the module, so neither DDP nor the saved encoder knows of them.
         self.teacher: nn.Module | None = None
+        self.past: list[int] = []  # classes of past tasks, each once: domains and parts share theirs
         self.heads: list[TextHead] = []
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
@@ -68,14 +69,19 @@ class LwF(Method):
             return None
         with torch.no_grad():
             memory = self.teacher.to(images.device)(images)
-        groups = self.heads if self.softmax == "per_task" else [TextHead.join(self.heads)]
-        losses = [_per_sample(h(features), h(memory), self.temperature) for h in (g.to(images.device) for g in groups)]
+        losses = [
+            _per_sample(h(features), h(memory), self.temperature) for h in (g.to(images.device) for g in self.heads)
+        ]
         return self.strength * (weights * torch.stack(losses).sum(0)).sum()
 
     def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
         """The encoder of this task becomes the teacher, and its classes past classes."""
         self.teacher = deepcopy(encoder).eval().requires_grad_(False)
-        self.heads.append(head.restrict(classes))
+        if self.softmax == "per_task":
+            self.heads.append(head.restrict(classes))
+        else:
+            self.past = list(dict.fromkeys([*self.past, *classes]))
+            self.heads = [head.restrict(self.past)]
 
     def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
         """The saved encoder of the task is the teacher."""

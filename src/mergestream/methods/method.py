@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class Method(pl.Callback):
             classes: class ids of the task.
             batches: this process's shard of the task's training images, (images, class ids), on the device.
         """
+
+    def facts(self) -> dict[str, Any]:
+        """What metrics.json says of the method, besides its config."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs besides the encoder, to be saved with the task."""

@@ -74,11 +74,6 @@ class TextHead(nn.Module):
         """The head over `classes` only, columns in their order."""
         return TextHead(self.weight_CD[list(classes)], self.scale)
 
-    @staticmethod
-    def join(heads: Sequence[TextHead]) -> TextHead:
-        """The classes of several heads side by side."""
-        return TextHead(torch.cat([head.weight_CD for head in heads]), heads[0].scale)
-
 
 @torch.no_grad()
 def text_head(clip: Clip, prompts: Sequence[Sequence[str]], batch_size: int = 256) -> TextHead:

@@ -149,7 +149,8 @@ def train_stream(cfg: DictConfig) -> None:
         timing["total"] = time.monotonic() - began
         if follower:
             follower.finish(zero_shot, timing, world_size)
-        files.write_json(run.metrics, assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size))
+        metrics = assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size)
+        files.write_json(run.metrics, {**metrics, "method": method.facts()})
         loggers.close(logger)
         show(run, f"trained in {timing['total']:.1f} s")
 
