@@ -44,7 +44,8 @@ def main() -> None:
     model = nn.Sequential(clip.encoder, text_head(clip, source.prompts)).eval()
     images = torch.stack([clip.transforms.eval(source.train.images[i]) for i in range(len(source.train))])
     batches = list(zip(images.split(64), torch.from_numpy(source.train.labels).split(64), strict=True))
-    print(f"{len(images)} digits, torch {torch.__version__}, {torch.get_num_threads()} threads, median of {args.repeats}")
+    threads = torch.get_num_threads()
+    print(f"{len(images)} digits, torch {torch.__version__}, {threads} threads, median of {args.repeats}")
     print("| estimator | seconds | one sample at a time | ratio |\n|---|---|---|---|")
     for estimator in args.estimators.split(","):
         ours, theirs = [], []

@@ -66,13 +66,13 @@ BAD = [
     ("train.py", ["data.skip_corrupt=maybe"], "data.skip_corrupt must be true or false; got data.skip_corrupt=maybe"),
     (
         "train.py",
-        ["dataset=folder", "dataset.path=/nowhere"],
-        "dataset.path must be a folder .*; got dataset.path=/nowhere",
+        ["dataset=folder", "dataset.path=/none"],
+        "dataset.path must be a folder .*; got dataset.path=/none",
     ),
     (
         "train.py",
         ["dataset=imagenet_r", "model=tiny", "stream=domain"],
-        r"needs data/imagenet-r, which is not there. Fetch imagenet-r.tar \(2.2 GB\) from .* unpack it in data.root=data",
+        r"needs data/imagenet-r, which is not there. Fetch imagenet-r.tar \(2.2 GB\) from .* in data.root=data",
     ),
     (
         "train.py",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-
-import numpy as np
 import pytest
 import torch
+from archives import WRITERS, accept_checksums, write_image
 from helpers import ROOT, command, config
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import save_file
 
 from mergestream import files
+from mergestream.checks import check_training
 from mergestream.compose import build, load_clip, load_stream
 from mergestream.methods.method import Method
 from mergestream.models import tiny
@@ -26,46 +26,57 @@ def options(group: str) -> list[str]:
 
 
 def test_no_group_is_forgotten():
-    assert set(GROUPS) == {"dataset", "logger", "method", "model", "schedule", "stream", "strategy"}
-
-
-def write_cifar100(root):
-    """CIFAR100's python archive, with one training and one test image of each class."""
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    names = [f"class_{c:02d}" for c in range(100)]
-    for split in ("train", "test"):
-        data = np.random.default_rng(0).integers(0, 256, (100, 3072), dtype=np.uint8)
-        (folder / split).write_bytes(pickle.dumps({"data": data, "fine_labels": list(range(100))}))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    groups = {"dataset", "logger", "method", "model", "schedule", "stream", "strategy"}
+    assert set(GROUPS) == groups | {"experiment", "hydra"}  # these two are tested by test_experiments
 
 
 @pytest.fixture
-def data_root(tmp_path, monkeypatch):
-    """A root with small archives in the official formats."""
-    import torchvision
-
-    write_cifar100(tmp_path)
-    monkeypatch.setattr(torchvision.datasets.CIFAR100, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+def data_root(request, tmp_path, monkeypatch):
+    """A root with the small archives that the dataset of the test needs, in the official formats."""
+    accept_checksums(monkeypatch)
+    node = config("train", f"dataset={request.getfixturevalue('dataset')}").dataset
+    for name in node.get("datasets", [node.name]):
+        if name in WRITERS:
+            WRITERS[name](tmp_path)
+    if node.name == "folder":
+        for number in range(5):
+            for image in range(5):
+                write_image(tmp_path / f"class_{number}" / f"{image}.png", number)
     return tmp_path
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
 def test_datasets(dataset, data_root):
-    cfg = config("train", f"dataset={dataset}", f"data.root={data_root}", "model=tiny", "batch_size=4")
+    values = [f"dataset={dataset}", f"data.root={data_root}", f"root={data_root}/runs", "model=tiny", "batch_size=2"]
+    cfg = config("train", *values)
+    OmegaConf.resolve(cfg)
+    check_training(cfg)
+    if cfg.stream.name == "class":
+        cfg.tasks = 2  # some archives are of two classes
     stream = load_stream(cfg, tiny.tiny().transforms)
     images, labels, weights = next(iter(stream.train_dataloader()))
-    assert images.shape == (4, 3, 32, 32)
+    assert images.shape[1:] == (3, 32, 32)
     assert set(labels.tolist()) <= set(stream.tasks[0].classes)
     assert weights.sum() == pytest.approx(1)
     images, *_ = next(iter(stream.eval_dataloader()))
     assert images.isfinite().all()
     assert len(stream.source.prompts) == stream.source.num_classes
     assert all(said for said in stream.source.prompts)
-    assert len(set(stream.source.class_names)) == stream.source.num_classes
-    for order in stream.source.class_orders.values():
-        assert sorted(order) == list(range(stream.source.num_classes))
+    for orders, count in (
+        (stream.source.class_orders, stream.source.num_classes),
+        (stream.source.domain_orders, len(stream.source.domain_names)),
+    ):
+        for order in orders.values():
+            assert sorted(order) == list(range(count))
+    if "domains" in cfg.dataset:
+        assert len(stream.source.domain_names) == cfg.dataset.domains
+    else:
+        assert not stream.source.domain_names
+
+
+def test_every_dataset_has_an_archive_to_be_tested_on():
+    without = {"digits", "glyphs", "folder", "eight_datasets", "fourteen_datasets", "twenty_datasets"}
+    assert set(options("dataset")) - without == set(WRITERS)
 
 
 @pytest.mark.filterwarnings("ignore:No pretrained weights:UserWarning")
@@ -74,12 +85,18 @@ def test_models(model, tmp_path):
     import open_clip
 
     node = config("train", f"model={model}").model
-    overrides = [f"model={model}"]
     if "pretrained" in node:
-        weights = open_clip.create_model(node.architecture, load_weights=False).state_dict()
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "w.safetensors")
-        overrides.append(f"model.pretrained={tmp_path}/w.safetensors")
-    clip = load_clip(config("train", *overrides))
+        # The weights themselves are large: what they are for is built without memory, and a small one is loaded.
+        assert node.pretrained in open_clip.list_pretrained_tags_by_model(node.architecture)
+        with torch.device("meta"):
+            tower = open_clip.create_model(node.architecture, load_weights=False).visual
+            assert tower(torch.empty(1, 3, 224, 224)).shape == (1, tower.output_dim)
+        small = open_clip.create_model("ViT-S-32-alt", load_weights=False).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in small.items()}, tmp_path / "w.safetensors")
+        overrides = ["model.architecture=ViT-S-32-alt", f"model.pretrained={tmp_path}/w.safetensors"]
+    else:
+        overrides = []
+    clip = load_clip(config("train", f"model={model}", *overrides))
     image = clip.transforms.eval(config_image())
     with torch.no_grad():
         logits = text_head(clip, [["a cat"], ["a dog"]])(clip.encoder(image[None]))
@@ -103,9 +120,12 @@ def test_methods(method, tmp_path):
 
 @pytest.mark.parametrize("stream", options("stream"))
 def test_streams(stream):
-    cfg = config("train", f"stream={stream}", "tasks=5")
+    suite = ["dataset=eight_datasets", "dataset.datasets=[digits]", "dataset.domains=1"]
+    of = {"domain": ["dataset=glyphs"], "dataset": suite}
+    cfg = config("train", *of.get(stream, ["tasks=5"]), f"stream={stream}")
     assert cfg.stream.name == stream
-    assert len(load_stream(cfg, tiny.tiny().transforms)) == 5
+    OmegaConf.resolve(cfg)
+    assert len(load_stream(cfg, tiny.tiny().transforms)) == {"domain": 6, "dataset": 1}.get(stream, 5)
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))
