@@ -37,7 +37,11 @@ def official(dataset: str, path: Path, root: str, *, archive: str, size: str, pl
         raise UserError(f"dataset={dataset} needs the package {error.name}; type: pip install {error.name}") from error
     except Exception as error:  # the readers of a dozen formats raise what they like at damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        state = f"is unreadable or incomplete ({reason})" if path.exists() else "is not there"
+        if path.exists():
+            state = f"is unreadable or incomplete ({reason})"
+        else:
+            plain = isinstance(error, FileNotFoundError) or "not found" in reason or "not present" in reason
+            state = "is not there" if plain else f"is not there ({reason})"  # such as why a download failed
         fetch = f"fetch {archive} ({size}) from {place} and unpack it in data.root={root}"
         advice = f"Write data.download=true to fetch it ({size}), or {fetch}" if download else f"F{fetch[1:]}"
         raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice}") from error

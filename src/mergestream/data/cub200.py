@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ def cub200(root: str, mirror: str | None = None) -> Source:
     orders = class_orders("cub200")
     if mirror is not None:
         names, train, test, record = mirrored("cub200", mirror)
+        # Some keep the numbers of the folders; without them the published order would be of other classes.
+        orders = orders if all(re.match(rf"0*{c + 1}\.", name) for c, name in enumerate(names)) else {}
+        names = [re.sub(r"^\d+\.", "", name) for name in names]
         return Source(names, prompts(names, templates("cub200")), train, test, orders, notes=record)
     folder = Path(root) / "CUB_200_2011"
     with official(
@@ -36,6 +40,8 @@ def cub200(root: str, mirror: str | None = None) -> Source:
         )
         if not len(paths) == len(labels) == len(is_train):
             raise ValueError("images.txt, image_class_labels.txt and train_test_split.txt must list the same images")
+        if {int(label) for label in labels} != set(range(1, len(classes) + 1)):
+            raise ValueError("image_class_labels.txt must have images of every class in classes.txt, and of no other")
         everything = file_split([folder / "images" / path for path in paths], [int(label) - 1 for label in labels])
     chosen = np.array([flag == "1" for flag in is_train])
     parts = everything.choose(np.flatnonzero(chosen)), everything.choose(np.flatnonzero(~chosen))
@@ -46,4 +52,7 @@ def cub200(root: str, mirror: str | None = None) -> Source:
 def _column(path: Path) -> list[str]:
     """The second word of each line, in the order of the numbers that the lines begin with."""
     rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
-    return [word.strip() for _, word in sorted((int(number), word) for number, word in rows)]
+    by_number = {int(number): word.strip() for number, word in rows}
+    if sorted(by_number) != list(range(1, len(rows) + 1)):
+        raise ValueError(f"the lines of {path.name} must be numbered from 1")
+    return [by_number[number] for number in sorted(by_number)]

@@ -22,6 +22,8 @@ def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
         archive="dtd-r1.0.1.tar.gz", size="625 MB", place="robots.ox.ac.uk/~vgg/data/dtd", download=True,
     ):  # fmt: skip
         parts = [DTD(root, split=part, partition=partition, download=download) for part in ("train", "val", "test")]
+        if not all(p.classes == parts[0].classes for p in parts):  # labels are the places of the names in each list
+            raise ValueError("the lists of train, val and test must have the same classes")
     first, second, test = (file_split(p._image_files, p._labels) for p in parts)
     train = Split.join([first, second])
     names = [spoken(name) for name in parts[0].classes]

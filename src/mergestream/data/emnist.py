@@ -24,8 +24,9 @@ def emnist(root: str, download: bool = False) -> Source:
         archive="gzip.zip", size="562 MB", place="nist.gov/itl/products-and-services/emnist-dataset", download=True,
     ):  # fmt: skip
         parts = [EMNIST(root, "digits", train=part, download=download) for part in (True, False)]
-    train, test = (
-        Split(Pictures(p.data.transpose(1, 2).contiguous().numpy()), p.targets.numpy().astype(np.int64)) for p in parts
-    )
+        train, test = (
+            Split(Pictures(p.data.transpose(1, 2).contiguous().numpy()), p.targets.numpy().astype(np.int64))
+            for p in parts
+        )
     names = list(parts[0].classes)
     return Source(names, prompts(names, templates("emnist")), train, test)

@@ -18,14 +18,16 @@ def eurosat(root: str, download: bool = False, test_fraction: float = 0.1, split
     Raises:
         UserError: if the archive is missing or damaged.
     """
-    folder = Path(root) / "eurosat" / "2750"
+    folder, known = Path(root) / "eurosat" / "2750", class_names("eurosat")
     with official(
         "eurosat", folder, root,
         archive="EuroSAT.zip", size="94 MB", place="github.com/phelber/EuroSAT", download=True,
     ):  # fmt: skip
         found = EuroSAT(root, download=download)
+        if found.classes != sorted(known):
+            raise ValueError(f"its folders must be {', '.join(sorted(known))}")
     paths, labels = zip(*found.samples, strict=True)
-    names = [class_names("eurosat")[name] for name in found.classes]
+    names = [known[name] for name in found.classes]
     relative = [Path(path).relative_to(folder).as_posix() for path in paths]
     train, test, record = divide(relative, labels, test_fraction=test_fraction, seed=split_seed)
     everything = file_split(paths, labels)

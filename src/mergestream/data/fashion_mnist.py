@@ -25,6 +25,6 @@ def fashion_mnist(root: str, download: bool = False) -> Source:
         place="github.com/zalandoresearch/fashion-mnist", download=True,
     ):  # fmt: skip
         parts = [FashionMNIST(root, train=part, download=download) for part in (True, False)]
-    train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)
+        train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)
     names = list(parts[0].classes)
     return Source(names, prompts(names, templates("fashion_mnist")), train, test)

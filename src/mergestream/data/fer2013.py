@@ -26,11 +26,13 @@ def fer2013(root: str) -> Source:
         download=False,
     ):  # fmt: skip
         parts = [FER2013(root, split=part) for part in ("train", "test")]
-    train, test = (_split(p) for p in parts)
+        train, test = (_split(p) for p in parts)
     names = ["angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral"]
     return Source(names, prompts(names, templates("fer2013")), train, test)
 
 
 def _split(part: FER2013) -> Split:
     pixels, labels = zip(*part._samples, strict=True)
+    if None in labels:  # of Kaggle's other files, train.csv and test.csv
+        raise ValueError("test.csv has no labels; fer2013.csv has")
     return Split(Pictures(np.stack([image.numpy() for image in pixels])), np.asarray(labels, dtype=np.int64))

@@ -43,6 +43,11 @@ def folder(
         parts = file_split(*_samples(found)), file_split([p for p, _ in held_out.samples], labels)
     else:
         found = _classes(top)
+        if len(found.classes) < 2:
+            raise UserError(
+                "dataset.path must hold a folder for each class, or train and test with such folders; "
+                f"{top} has only {found.classes[0]}"
+            )
         paths, labels = _samples(found)
         relative = [Path(p).relative_to(top).as_posix() for p in paths]
         at_train, at_test, record = divide(relative, labels, test_fraction=test_fraction, seed=split_seed)

@@ -23,6 +23,8 @@ def food101(root: str, download: bool = False) -> Source:
         place="data.vision.ee.ethz.ch/cvl/datasets_extra/food-101", download=True,
     ):  # fmt: skip
         parts = [Food101(root, split=part, download=download) for part in ("train", "test")]
+        if parts[0].classes != parts[1].classes:  # labels are the places of the names in each list
+            raise ValueError("the lists of train and test must have the same classes")
     train, test = (file_split(p._image_files, p._labels) for p in parts)
     names = [spoken(name) for name in parts[0].classes]
     return Source(names, prompts(names, templates("food101")), train, test)

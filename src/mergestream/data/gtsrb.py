@@ -17,12 +17,15 @@ def gtsrb(root: str, download: bool = False) -> Source:
     Raises:
         UserError: if the archive is missing or damaged.
     """
+    names = class_names("gtsrb")
     with official(
         "gtsrb", Path(root) / "gtsrb", root,
         archive="GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip", size="276 MB",
         place="benchmark.ini.rub.de", download=True,
     ):  # fmt: skip
         parts = [GTSRB(root, split=part, download=download) for part in ("train", "test")]
+        # Torchvision numbers the folders that are there: without one of them, later classes would shift.
+        if {label for _, label in parts[0]._samples} != set(range(len(names))):
+            raise ValueError(f"GTSRB/Training must have a folder for each of {len(names)} classes")
     train, test = (file_split(*zip(*p._samples, strict=True)) for p in parts)
-    names = class_names("gtsrb")
     return Source(names, prompts(names, templates("gtsrb")), train, test)

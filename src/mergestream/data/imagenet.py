@@ -30,6 +30,8 @@ def imagenet(root: str) -> Source:
         size="144 GB", place="image-net.org/challenges/LSVRC/2012", download=False,
     ):  # fmt: skip
         parts = [ImageNet(str(folder), split=part) for part in ("train", "val")]
+        if parts[0].wnids != parts[1].wnids:  # each numbers its own folders
+            raise ValueError("train and val must have the same folders")
     # Not looked up one by one, as other datasets' files are: torchvision has just listed them.
     train, test = (Split(ImageFiles([p for p, _ in s.samples]), np.array(s.targets, dtype=np.int64)) for s in parts)
     names = [synonyms[0] for synonyms in parts[0].classes]

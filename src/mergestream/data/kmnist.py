@@ -24,6 +24,6 @@ def kmnist(root: str, download: bool = False) -> Source:
         archive="the four idx-ubyte.gz files", size="21 MB", place="codh.rois.ac.jp/kmnist", download=True,
     ):  # fmt: skip
         parts = [KMNIST(root, train=part, download=download) for part in (True, False)]
-    train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)
+        train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)
     names = list(parts[0].classes)
     return Source(names, prompts(names, templates("kmnist")), train, test)

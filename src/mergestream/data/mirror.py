@@ -57,26 +57,29 @@ def mirrored(
     features = next(iter(tables.values())).features
     pixels = [name for name, feature in features.items() if isinstance(feature, ImageColumn)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels += [name for name in ("class_name", "label", "label_name") if name in features and name not in labels]
+    for name in ("class_name", "label", "label_name"):
+        if name in features and getattr(features[name], "dtype", None) in ("string", "large_string"):
+            labels.append(name)
     if not pixels or not labels:
         raise UserError(
             f"dataset.mirror={mirror} must have a column of images and one of labels; its columns are "
             f"{', '.join(features)}"
         )
     column, feature = labels[0], features[labels[0]]
-    values = {name: table[column] for name, table in tables.items()}
-    own = feature.names if isinstance(feature, ClassLabel) else sorted({v for vs in values.values() for v in vs})
+    values = {name: list(table[column]) for name, table in tables.items()}
+    numbered = isinstance(feature, ClassLabel)
+    own = feature.names if numbered else sorted({v for vs in values.values() for v in vs if v is not None})
     names = list(class_names) or [spoken(name) for name in own]
     ids = {spoken(name).lower(): c for c, name in enumerate(names)}
-    if unknown := [name for name in own if spoken(str(name)).lower() not in ids]:
+    if unknown := [name for name in own if spoken(name).lower() not in ids]:
         raise UserError(
             f"dataset.mirror={mirror} must have the classes of {dataset}; it has {unknown[0]}, which is none"
         )
-    to_id = {value: ids[spoken(str(name)).lower()] for value, name in enumerate(own)}
-    if not isinstance(feature, ClassLabel):
-        to_id = {name: to_id[value] for value, name in enumerate(own)}
+    to_id = {value if numbered else name: ids[spoken(name).lower()] for value, name in enumerate(own)}
 
     def split(name: str) -> Split:
+        if any(value not in to_id for value in values[name]):  # -1 or null, where a benchmark keeps them secret
+            raise UserError(f"dataset.mirror={mirror} must have a label for every image; those of {name} have none")
         return Split(Rows(tables[name], pixels[0]), np.array([to_id[v] for v in values[name]], dtype=np.int64))
 
     note: dict[str, Any] = {"mirror": mirror}

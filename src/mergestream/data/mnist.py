@@ -24,6 +24,6 @@ def mnist(root: str, download: bool = False) -> Source:
         archive="the four idx-ubyte.gz files", size="11 MB", place="yann.lecun.com/exdb/mnist", download=True,
     ):  # fmt: skip
         parts = [MNIST(root, train=part, download=download) for part in (True, False)]
-    train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)
+        train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)
     names = class_names("mnist")
     return Source(names, prompts(names, templates("mnist")), train, test)

@@ -23,6 +23,8 @@ def oxford_pets(root: str, download: bool = False) -> Source:
         place="robots.ox.ac.uk/~vgg/data/pets", download=True,
     ):  # fmt: skip
         parts = [OxfordIIITPet(root, split=part, download=download) for part in ("trainval", "test")]
+        names = list(parts[0].classes)  # of the breeds that are listed
+        if not all(set(p._labels) == set(range(len(names))) for p in parts):
+            raise ValueError("the lists of trainval and test must have the same breeds")
     train, test = (file_split(p._images, p._labels) for p in parts)
-    names = list(parts[0].classes)
     return Source(names, prompts(names, templates("oxford_pets")), train, test)

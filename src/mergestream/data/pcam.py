@@ -5,14 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torchvision.datasets import PCAM
 
 from mergestream.data.archive import official
-from mergestream.data.images import Samples
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 
 NAMES = ("lymph node", "lymph node containing metastatic tumor tissue")
+
+
+class Patches:
+    """The images of an HDF5 file, which is opened for each: an open one would not reach the processes of a loader."""
+
+    def __init__(self, path: Path):
+        import h5py
+
+        self.path = str(path)
+        with h5py.File(self.path) as file:
+            self.length = len(file["x"])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Image.Image:
+        import h5py
+
+        with h5py.File(self.path) as file:
+            return Image.fromarray(file["x"][index])
 
 
 def pcam(root: str, download: bool = False) -> Source:
@@ -26,12 +46,14 @@ def pcam(root: str, download: bool = False) -> Source:
         archive="the x and y files of train and test, camelyonpatch_level_2_split_*.h5.gz", size="7 GB",
         place="github.com/basveeling/pcam", download=True,
     ):  # fmt: skip
+        import h5py  # noqa: F401 - torchvision would raise a RuntimeError that says nothing of a package
+
         train, test = (_split(PCAM(root, split=part, download=download)) for part in ("train", "test"))
     return Source(NAMES, prompts(NAMES, templates("pcam")), train, test)
 
 
 def _split(part: PCAM) -> Split:
-    name = part._FILES[part._split]["targets"][0]
-    with part.h5py.File(part._base_folder / name) as file:
+    images, targets = (part._base_folder / part._FILES[part._split][kind][0] for kind in ("images", "targets"))
+    with part.h5py.File(targets) as file:
         labels = np.asarray(file["y"], dtype=np.int64).reshape(-1)
-    return Split(Samples(part), labels)
+    return Split(Patches(images), labels)

@@ -45,7 +45,9 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
     else:
         if len(paths) > MANY:
             print(f"decoding {len(paths)} image files once, to find corrupt ones", file=sys.stderr)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Filters of warnings belong to the process: threads that each set and reset them would leave them changed.
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            warnings.simplefilter("ignore")  # of odd metadata
             faults = pool.map(fault, paths, chunksize=64)
             corrupt = {path: reason for path, reason in zip(paths, faults, strict=True) if reason is not None}
         if skip or not corrupt:  # an error leaves nothing behind
@@ -66,8 +68,7 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
 def fault(path: str) -> str | None:
     """Why an image file cannot be decoded; None if it can."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # of odd metadata
+        with Image.open(path) as image:
             image.draft("L", (64, 64))  # a JPEG is read whole but scaled down on the way, which is much faster
             image.load()
     except Exception as error:  # the decoders of thirty formats raise what they like

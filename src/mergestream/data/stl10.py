@@ -24,6 +24,6 @@ def stl10(root: str, download: bool = False) -> Source:
         archive="stl10_binary.tar.gz", size="2.6 GB", place="cs.stanford.edu/~acoates/stl10", download=True,
     ):  # fmt: skip
         parts = [STL10(root, split=part, download=download) for part in ("train", "test")]
-    train, test = (Split(Pictures(p.data.transpose(0, 2, 3, 1)), p.labels.astype(np.int64)) for p in parts)
-    names = list(parts[0].classes)
+        train, test = (Split(Pictures(p.data.transpose(0, 2, 3, 1)), p.labels.astype(np.int64)) for p in parts)
+        names = list(parts[0].classes)
     return Source(names, prompts(names, templates("stl10")), train, test)

@@ -11,6 +11,8 @@ import numpy as np
 from mergestream.data.source import Source, Split
 from mergestream.errors import UserError
 
+_RULE = "dataset.datasets must be names of the dataset group, or package.module.function; got {}"
+
 
 def suite(root: str, datasets: Sequence[str], download: bool = False) -> Source:
     """The union of the label sets; every class keeps the prompts of its own dataset.
@@ -29,8 +31,13 @@ def suite(root: str, datasets: Sequence[str], download: bool = False) -> Source:
     sources = []
     for name in datasets:
         function = _function(name)
-        accepted = inspect.signature(function).parameters
-        sources.append(function(**{key: value for key, value in values.items() if key in accepted}))
+        signature = inspect.signature(function)
+        accepted = {key: value for key, value in values.items() if key in signature.parameters}
+        try:
+            signature.bind(**accepted)
+        except TypeError as error:
+            raise UserError(f"dataset.datasets must need no more than data.root; {name} does: {error}") from error
+        sources.append(function(**accepted))
     starts = np.cumsum([0, *(source.num_classes for source in sources)])
 
     def union(part: str) -> Split:
@@ -52,10 +59,11 @@ def suite(root: str, datasets: Sequence[str], download: bool = False) -> Source:
 
 
 def _function(name: str) -> Callable[..., Source]:
-    module, _, function = name.rpartition(".")
+    module, _, function = str(name).rpartition(".")
     try:
-        return getattr(import_module(module or f"mergestream.data.{name}"), function)
+        found = getattr(import_module(module or f"mergestream.data.{name}"), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"dataset.datasets must be names of the dataset group, or package.module.function; got {name}"
-        ) from error
+        raise UserError(_RULE.format(name)) from error
+    if not callable(found):
+        raise UserError(_RULE.format(name))
+    return found

@@ -19,12 +19,14 @@ def svhn(root: str, download: bool = False) -> Source:
     Raises:
         UserError: if the files are missing or damaged.
     """
-    with official(
-        "svhn", Path(root) / "train_32x32.mat", root,
-        archive="train_32x32.mat and test_32x32.mat", size="246 MB",
-        place="ufldl.stanford.edu/housenumbers", download=True,
-    ):  # fmt: skip
-        parts = [SVHN(root, split=part, download=download) for part in ("train", "test")]
+    parts = []
+    for part in ("train", "test"):
+        with official(
+            "svhn", Path(root) / f"{part}_32x32.mat", root,
+            archive="train_32x32.mat and test_32x32.mat", size="246 MB",
+            place="ufldl.stanford.edu/housenumbers", download=True,
+        ):  # fmt: skip
+            parts.append(SVHN(root, split=part, download=download))
     train, test = (Split(Pictures(p.data.transpose(0, 2, 3, 1)), p.labels.astype(np.int64)) for p in parts)
     names = class_names("svhn")
     return Source(names, prompts(names, templates("svhn")), train, test)

@@ -1,0 +1,358 @@
+"""Small archives in the official format of every dataset, with images that tell their own class."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from scipy.io import savemat
+
+from mergestream.data.protocol import class_names, domains
+
+HELD_OUT = 8  # numbers of test images begin here
+
+
+def picture(label: int, number: int, side: int = 16) -> np.ndarray:
+    """An image [side, side, 3]: white above, below a colour for the class and the number within the class."""
+    pixels = np.full((side, side, 3), 255, dtype=np.uint8)
+    pixels[side // 2 :] = [8 * part + 4 for part in (label % 32, label // 32 % 32, number)]  # far enough apart for JPEG
+    return pixels
+
+
+def grey(label: int, number: int, side: int = 28) -> np.ndarray:
+    """The same without colours [side, side], for up to 15 classes."""
+    pixels = np.full((side, side), 255, dtype=np.uint8)
+    pixels[side // 2 :] = 16 * label + number
+    return pixels
+
+
+def code(image: Image.Image) -> tuple[int, int]:
+    """(label, number) of a `picture` or `grey` image, which must be upright."""
+    above, below = (image.getpixel(at) for at in ((image.width - 1, 0), (0, image.height - 1)))
+    assert min(np.atleast_1d(above)) > 250, "turned over"
+    if image.mode == "L":
+        return divmod(below, 16)
+    low, high, number = (channel // 8 for channel in below)
+    return 32 * high + low, number
+
+
+def save(path: Path, label: int, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(label, number)).save(path, quality=95, subsampling=0)
+
+
+def some(count: int, *first: str, then: str = "zone_{:03d}") -> list[str]:
+    """`count` class names, of which `first` are real."""
+    return [*first, *(then.format(i) for i in range(len(first), count))]
+
+
+def lines(path: Path, rows: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{row}\n" for row in rows))
+
+
+def accept_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written here has other checksums than the real archives; that a file is there is still looked at."""
+    monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda path, md5: True)
+
+
+def cifar_batch(path: Path, key: str, labels: list[int], number: int) -> None:
+    data = np.stack([picture(label, number, 32).transpose(2, 0, 1).reshape(-1) for label in labels])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({"data": data, key: labels, "filenames": [f"{c}.png" for c in labels]}, protocol=2))
+
+
+def write_cifar10(root: Path) -> None:
+    folder = root / "cifar-10-batches-py"
+    for number in range(5):
+        cifar_batch(folder / f"data_batch_{number + 1}", "labels", [*range(9, -1, -1)], number)
+    cifar_batch(folder / "test_batch", "labels", [*range(10)], HELD_OUT)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol=2))
+
+
+def write_cifar100(root: Path) -> None:
+    folder = root / "cifar-100-python"
+    cifar_batch(folder / "train", "fine_labels", [*range(99, -1, -1)], 0)
+    cifar_batch(folder / "test", "fine_labels", [*range(100)], HELD_OUT)
+    names = some(100, "apple", "aquarium_fish")
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
+
+
+def idx(path: Path, array: np.ndarray) -> None:
+    """The format of MNIST's files: type and number of axes, lengths of the axes, bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes())
+
+
+def idx_files(folder: Path, *, train: str, test: str, turned: bool = False) -> None:
+    """Images and labels of ten classes; `turned`: rows and columns change places."""
+    for stem, numbers in ((train, (0, 1)), (test, (HELD_OUT,))):
+        samples = [(label, number) for number in numbers for label in range(9, -1, -1)]
+        images = np.stack([grey(label, number) for label, number in samples])
+        idx(folder / f"{stem}-images-idx3-ubyte", images.transpose(0, 2, 1) if turned else images)
+        idx(folder / f"{stem}-labels-idx1-ubyte", np.array([label for label, _ in samples], dtype=np.uint8))
+
+
+def write_mnist(root: Path) -> None:
+    idx_files(root / "MNIST/raw", train="train", test="t10k")
+
+
+def write_fashion_mnist(root: Path) -> None:
+    idx_files(root / "FashionMNIST/raw", train="train", test="t10k")
+
+
+def write_kmnist(root: Path) -> None:
+    idx_files(root / "KMNIST/raw", train="train", test="t10k")
+
+
+def write_emnist(root: Path) -> None:
+    idx_files(root / "EMNIST/raw", train="emnist-digits-train", test="emnist-digits-test", turned=True)
+
+
+def write_svhn(root: Path) -> None:
+    for part, number in (("train", 0), ("test", HELD_OUT)):
+        images = np.stack([picture(label, number, 32) for label in range(10)], axis=-1)
+        labels = np.array([[label or 10] for label in range(10)], dtype=np.uint8)  # 10 is the digit 0
+        savemat(root / f"{part}_32x32.mat", {"X": images, "y": labels}, do_compression=True)
+
+
+def write_stl10(root: Path) -> None:
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    for part, number in (("train", 0), ("test", HELD_OUT)):
+        images = np.stack([picture(label, number, 96) for label in range(9, -1, -1)])
+        (folder / f"{part}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())  # column by column
+        (folder / f"{part}_y.bin").write_bytes(bytes(range(10, 0, -1)))
+    (folder / "unlabeled_X.bin").write_bytes(b"")
+    names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    lines(folder / "class_names.txt", names)
+
+
+def write_cars(root: Path) -> None:
+    folder = root / "stanford_cars"
+    names = some(196, "AM General Hummer SUV 2000", "Acura RL Sedan 2012", then="Zenith {} Coupe 2012")
+    fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
+    (folder / "devkit").mkdir(parents=True)
+    savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(names, dtype=object)[None]})
+    for part, number, listed in (
+        ("train", 0, "devkit/cars_train_annos.mat"),
+        ("test", HELD_OUT, "cars_test_annos_withlabels.mat"),
+    ):
+        rows = np.empty((1, 196), dtype=[(field, object) for field in fields])
+        for i, label in enumerate(range(195, -1, -1)):
+            rows[0, i] = (1, 1, 15, 15, np.uint8(label + 1), f"{i + 1:05d}.jpg")
+            save(folder / f"cars_{part}" / f"{i + 1:05d}.jpg", label, number)
+        savemat(folder / listed, {"annotations": rows}, do_compression=True)
+
+
+def write_cub200(root: Path) -> None:
+    folder = root / "CUB_200_2011"
+    classes = some(200, "Black_footed_Albatross", "Laysan_Albatross", then="Zebra_Finch_{}")
+    samples = [(c, f"{c + 1:03d}.{name}", number) for c, name in enumerate(classes) for number in (HELD_OUT, 0)]
+    paths = [f"{name}/{name[4:]}_{number:04d}_{c}.jpg" for c, name, number in samples]
+    lines(folder / "images.txt", [f"{i} {path}" for i, path in enumerate(paths, 1)])
+    lines(folder / "image_class_labels.txt", [f"{i} {c + 1}" for i, (c, _, _) in enumerate(samples, 1)])
+    lines(folder / "train_test_split.txt", [f"{i} {int(not n)}" for i, (_, _, n) in enumerate(samples, 1)])
+    lines(folder / "classes.txt", [f"{c + 1} {c + 1:03d}.{name}" for c, name in enumerate(classes)])
+    for path, (label, _, number) in zip(paths, samples, strict=True):
+        save(folder / "images" / path, label, number)
+
+
+def style(label: int, number: int) -> str:
+    """Three styles for each class of ImageNet-R."""
+    styles = domains("imagenet_r")
+    return styles[(3 * label + number) % len(styles)]
+
+
+def wnid(label: int) -> str:
+    """Names of folders that sort in the other direction than the classes."""
+    return f"n{10_000_000 - label:08d}"
+
+
+def write_imagenet_r(root: Path) -> None:
+    folder, names = root / "imagenet-r", class_names("imagenet_r")
+    said = [f"{wnid(label)} {name.replace(' ', '_')}" for label, name in enumerate(names)]
+    lines(folder / "README.txt", ["ImageNet-R(endition)", "", "200 classes of ImageNet:", "", *said[::-1]])
+    for label in range(200):
+        for number in range(3):
+            save(folder / wnid(label) / f"{style(label, number)}_{label}.jpg", label, number)
+
+
+def write_domainnet(root: Path) -> None:
+    """Class c is in domain c mod 6 alone, but the last class is in every domain."""
+    folder, names, kinds = root / "domainnet", class_names("domainnet"), domains("domainnet")
+    official = {name: i for i, name in enumerate(sorted(names, key=str.lower))}  # another order than the protocol's
+    for d, kind in enumerate(kinds):
+        for part, first in (("train", 0), ("test", HELD_OUT)):
+            rows = []
+            for label, name in enumerate(names):
+                if label % len(kinds) == d or label == len(names) - 1:
+                    path = f"{kind}/{name.replace(' ', '_')}/{kind}_{label:03d}_{first:06d}.jpg"
+                    save(folder / path, label, first + d)
+                    rows.append(f"{path} {official[name]}")
+            lines(folder / f"{kind}_{part}.txt", rows)
+
+
+def write_eurosat(root: Path) -> None:
+    for label, name in enumerate(sorted(class_names("eurosat"))):
+        for number in range(10):
+            save(root / "eurosat/2750" / name / f"{name}_{number + 1}.jpg", label, number)
+
+
+def write_resisc45(root: Path) -> None:
+    for label, name in enumerate(class_names("resisc45")):
+        folder = name.replace(" ", "_")
+        for number in range(5):
+            save(root / "NWPU-RESISC45" / folder / f"{folder}_{number + 1:03d}.jpg", label, number)
+
+
+def write_sun397(root: Path) -> None:
+    """The second partition has train and test the other way round; one image is in no list."""
+    names = some(397, "/a/abbey", "/a/airplane_cabin", "/a/athletic_field/outdoor", then="/z/zone_{:03d}")
+    folder = root / "SUN397"
+    lines(folder / "ClassName.txt", names)
+    lists = {}
+    for part, number in (("Training", 0), ("Testing", HELD_OUT)):
+        lists[part] = [f"{name}/sun_{part[:2].lower()}{label:03d}.jpg" for label, name in enumerate(names)]
+        for label, path in enumerate(lists[part]):
+            save(folder / path[1:], label, number)
+    save(folder / "a/abbey/sun_unlisted.jpg", 0, 1)
+    for partition, (train, test) in enumerate((("Training", "Testing"), ("Testing", "Training")), 1):
+        lines(folder / f"Training_{partition:02d}.txt", lists[train][::-1])
+        lines(folder / f"Testing_{partition:02d}.txt", lists[test])
+
+
+def write_dtd(root: Path) -> None:
+    """The second partition has train and test the other way round."""
+    names = some(47, "banded", "blotchy", "braided", "polka-dotted", then="zigzagged{:02d}")
+    folder = root / "dtd/dtd"
+    lists = {}
+    for number in (0, 1, HELD_OUT):
+        lists[number] = [f"{name}/{name}_{number:04d}.jpg" for name in names]
+        for label, path in enumerate(lists[number]):
+            save(folder / "images" / path, label, number)
+    for partition, numbers in enumerate(((0, 1, HELD_OUT), (HELD_OUT, 1, 0)), 1):
+        for part, number in zip(("train", "val", "test"), numbers, strict=True):
+            lines(folder / f"labels/{part}{partition}.txt", lists[number])
+
+
+def write_gtsrb(root: Path) -> None:
+    folder = root / "gtsrb"
+    header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
+    rows = [header]
+    for i, label in enumerate(range(42, -1, -1)):
+        train = folder / "GTSRB/Training" / f"{label:05d}"
+        save(train / "00000_00000.ppm", label, 0)
+        lines(train / f"GT-{label:05d}.csv", [header, f"00000_00000.ppm;16;16;1;1;15;15;{label}"])
+        save(folder / "GTSRB/Final_Test/Images" / f"{i:05d}.ppm", label, HELD_OUT)
+        rows.append(f"{i:05d}.ppm;16;16;1;1;15;15;{label}")
+    lines(folder / "GT-final_test.csv", rows)
+
+
+def write_food101(root: Path) -> None:
+    folder, names = root / "food-101", some(101, "apple_pie", "baby_back_ribs", "baklava")
+    lines(folder / "meta/classes.txt", names)
+    for part, number in (("train", 0), ("test", HELD_OUT)):
+        listed = {name: [f"{name}/{1000 + number}"] for name in names[::-1]}
+        (folder / "meta" / f"{part}.json").write_text(json.dumps(listed))
+        for label, name in enumerate(names):
+            save(folder / "images" / name / f"{1000 + number}.jpg", label, number)
+
+
+def write_flowers102(root: Path) -> None:
+    folder = root / "flowers-102"
+    labels = np.array([7 * i % 102 for i in range(306)])  # each class three times, in no order
+    for i, label in enumerate(labels.tolist()):
+        save(folder / "jpg" / f"image_{i + 1:05d}.jpg", label, (HELD_OUT, 0, 1)[i // 102])
+    ids = np.arange(1, 307, dtype=np.uint16).reshape(3, 1, 102)
+    savemat(folder / "imagelabels.mat", {"labels": (labels + 1).astype(np.uint8)[None]})
+    savemat(folder / "setid.mat", {"tstid": ids[0], "trnid": ids[1], "valid": ids[2]})
+
+
+def write_oxford_pets(root: Path) -> None:
+    folder = root / "oxford-iiit-pet"
+    names = some(37, "Abyssinian", "american_bulldog", "american_pit_bull_terrier", then="Zorse_{:02d}")
+    for part, number in (("trainval", 0), ("test", HELD_OUT)):
+        kinds = [1 if name[0].isupper() else 2 for name in names]  # cats are capitalised
+        rows = [f"{name}_{number + 1} {c + 1} {kinds[c]} {c + 1}" for c, name in enumerate(names)]
+        lines(folder / f"annotations/{part}.txt", rows[::-1])
+        for label, name in enumerate(names):
+            save(folder / "images" / f"{name}_{number + 1}.jpg", label, number)
+
+
+def write_fer2013(root: Path) -> None:
+    (root / "fer2013").mkdir()
+    with (root / "fer2013/fer2013.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["emotion", "pixels", "Usage"])
+        for usage, number in (("Training", 0), ("PublicTest", HELD_OUT), ("PrivateTest", HELD_OUT + 1)):
+            for label in range(6, -1, -1):
+                writer.writerow([label, " ".join(map(str, grey(label, number, 48).flatten())), usage])
+
+
+def write_pcam(root: Path) -> None:
+    (root / "pcam").mkdir()
+    for part, numbers in (("train", (0, 1)), ("test", (HELD_OUT,))):
+        samples = [(label, number) for number in numbers for label in (1, 0)]
+        stem = f"{root}/pcam/camelyonpatch_level_2_split_{part}"
+        with h5py.File(f"{stem}_x.h5", "w") as file:
+            file["x"] = np.stack([picture(label, number) for label, number in samples])
+        with h5py.File(f"{stem}_y.h5", "w") as file:
+            file["y"] = np.array([label for label, _ in samples], dtype=np.uint8).reshape(-1, 1, 1, 1)
+
+
+def write_rendered_sst2(root: Path) -> None:
+    for part, number in (("train", 0), ("valid", 1), ("test", HELD_OUT)):
+        for label, name in enumerate(("negative", "positive")):
+            save(root / "rendered-sst2" / part / name / "0.png", label, number)
+
+
+def write_imagenet(root: Path) -> None:
+    """Twenty classes, as torchvision leaves them when it has unpacked the archives."""
+    folder = root / "imagenet"
+    synsets = [
+        ("n01440764", ("tench", "Tinca tinca")),
+        ("n01443537", ("goldfish", "Carassius auratus")),
+        ("n01484850", ("great white shark", "white shark", "man-eater")),
+        *((f"n9000{i:04d}", (f"thing {i}", f"Res {i}")) for i in range(17)),
+    ]
+    for label, (wnid, _) in enumerate(synsets):
+        save(folder / "train" / wnid / f"{wnid}_18.JPEG", label, 0)
+        save(folder / "val" / wnid / f"ILSVRC2012_val_{20 - label:08d}.JPEG", label, HELD_OUT)
+    torch.save((dict(synsets[::-1]), [wnid for wnid, _ in synsets[::-1]]), folder / "meta.bin")
+
+
+def write_tiny_imagenet(root: Path) -> None:
+    folder = root / "tiny-imagenet-200"
+    wnids = some(200, "n01443537", "n01629819", then="n9{:07d}")
+    rows = []
+    for label, wnid in enumerate(wnids):
+        save(folder / "train" / wnid / "images" / f"{wnid}_0.JPEG", label, 0)
+        lines(folder / "train" / wnid / f"{wnid}_boxes.txt", [f"{wnid}_0.JPEG\t0\t0\t15\t15"])
+        save(folder / "val/images" / f"val_{199 - label}.JPEG", label, HELD_OUT)
+        rows.append(f"val_{199 - label}.JPEG\t{wnid}\t0\t0\t15\t15")
+    lines(folder / "val/val_annotations.txt", rows[::-1])
+    lines(folder / "wnids.txt", wnids[::-1])
+    names = ["goldfish, Carassius auratus", "European fire salamander, Salamandra salamandra"]
+    words = dict(zip(wnids, some(200, *names, then="thing {}, Res"), strict=True))
+    lines(folder / "words.txt", [f"{wnid}\t{said}" for wnid, said in {"n00001740": "entity", **words}.items()])
+
+
+def write_folder(root: Path) -> None:
+    for label, name in enumerate(("cat", "great_white_shark", "hen")):
+        for part, numbers in (("train", (0, 1)), ("test", (HELD_OUT,))):
+            for number in numbers:
+                save(root / part / name / f"{number}.png", label, number)
+
+
+WRITERS = {name[len("write_") :]: value for name, value in list(globals().items()) if name.startswith("write_")}
