@@ -301,10 +301,53 @@ def test_missing_archives(name, tmp_path):
     said = refusal(name, tmp_path)
     assert said.startswith(f"dataset={name} needs {tmp_path}/")
     assert "which is not there. " in said
-    assert re.search(r"etch .* \(\d[\d.]* [MG]B\) from (\S+\.\S+|the authors|a copy)", said)
-    assert said.endswith(f" unpack it in data.root={tmp_path}")
+    fetch = re.search(
+        r"etch .* \(\d[\d.]* [MG]B\) from (\S+\.\S+|a copy of .*) and (unpack it in|put it into) (.*) \(data", said
+    )
     assert ("Write data.download=true" in said) == ("download" in composed(name).dataset)
+    assert ("dataset.mirror=USER/NAME" in said) == ("mirror" in composed(name).dataset)
     assert not files_below(tmp_path)
+    WRITERS[name](tmp_path)
+    assert Path(fetch[3]).is_dir()  # where the readers do find the files
+
+
+def test_advice_about_damaged_files_and_failed_downloads(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.dtd.download_and_extract_archive", no_network)
+    said = refusal("dtd", tmp_path, "data.download=true")
+    assert "which is not there (<urlopen error no route to host>). Type the same command again to fetch it" in said
+    (tmp_path / "dtd/dtd/images").mkdir(parents=True)
+    said = refusal("dtd", tmp_path)
+    assert f"Delete {tmp_path}/dtd/dtd and write data.download=true to fetch it (625 MB), or fetch" in said
+
+
+@pytest.mark.parametrize("name", ["dtd", "sun397"])
+def test_partitions_are_ten(name, tmp_path):
+    said = refusal(name, tmp_path, "dataset.partition=11")
+    assert said == "dataset.partition must be a whole number from 1 to 10; got dataset.partition=11"
+
+
+def test_options_of_one_dataset_of_a_suite(tmp_path):
+    WRITERS["eurosat"](tmp_path)
+    options = {"eurosat": {"test_fraction": 0.5}}
+    half, plain = (
+        suite(str(tmp_path), ["eurosat", "digits"], options=options),
+        suite(str(tmp_path), ["eurosat", "digits"]),
+    )
+    assert half.notes["eurosat"]["test_fraction"] == 0.5
+    assert len(half.test) > len(plain.test)
+    with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME for a copy"):
+        suite(str(tmp_path), ["eurosat", "cars"])
+    with pytest.raises(UserError, match="dataset.options must be of digits; got dataset.options.cars"):
+        suite(str(tmp_path), ["digits"], options={"cars": {"mirror": "a/b"}})
+
+
+def test_every_class_is_divided():
+    train, test, _ = divide(list("abcde"), [0, 0, 1, 2, 2], test_fraction=0.2, seed=0)
+    assert sorted(np.array([0, 0, 1, 2, 2])[test]) == [0, 2]
+    assert sorted(np.array([0, 0, 1, 2, 2])[train]) == [0, 1, 2]
 
 
 DAMAGES = {
@@ -405,7 +448,7 @@ def test_the_missing_one_of_two_files_is_named(tmp_path):
 def test_a_listed_image_that_is_missing_is_named(name, path, tmp_path):
     WRITERS[name](tmp_path)
     (tmp_path / path).unlink()
-    assert f"{tmp_path / path} is listed by its dataset but is not there" in refusal(name, tmp_path)
+    assert refusal(name, tmp_path).startswith(f"{tmp_path / path} is listed by its dataset but is not there; ")
 
 
 def test_a_list_that_ends_within_a_line_is_refused(tmp_path):
@@ -577,7 +620,8 @@ def test_decoding_in_threads_leaves_the_warnings_as_they_were(photos, tmp_path, 
         assert (second_begun if first else first_done).wait(60)
         return load_pixels(image)
 
-    monkeypatch.setattr(soundness.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(soundness.machine, "cores", lambda: 2)
+    monkeypatch.setattr(soundness, "PART", 1)
     monkeypatch.setattr(soundness, "fault", fault)
     monkeypatch.setattr(JpegImageFile, "load", load_in_turn)
     train, test = (Split(ImageFiles([photos / f"cat/{i}.jpg"]), np.zeros(1, dtype=np.int64)) for i in (0, 1))
@@ -836,3 +880,17 @@ def test_mirrors_need_another_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = refusal("cars", tmp_path, "dataset.mirror=nobody/nothing")
     assert said == "dataset.mirror needs another package; type: pip install mergestream[mirrors]"
+
+
+def test_folder_with_training_images_alone(tmp_path):
+    write_folder(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(UserError, match="must hold a folder for each class, or train and test .* has only train"):
+        load("folder", tmp_path)
+
+
+def test_home_in_a_data_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    WRITERS["eurosat"](tmp_path / "data")
+    plain = load("eurosat", tmp_path / "data", results=tmp_path / "runs")
+    assert load("eurosat", "~/data", results=tmp_path / "runs").notes == plain.notes

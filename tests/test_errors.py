@@ -55,7 +55,18 @@ BAD = [
     ("train.py", ["stream=dataset", "dataset=glyphs"], "stream=dataset needs several datasets, .*; got dataset=glyphs"),
     ("merge.py", ["stream=dataset"], "stream=dataset needs several datasets, such as dataset=eight_datasets; got"),
     ("train.py", ["stream=domain", "dataset=glyphs", "tasks=4"], "tasks must be 6, one for each of plain, .*=4"),
-    ("train.py", ["stream=data", "tasks=500"], "every task needs training and test images; tasks=500 leaves one"),
+    ("train.py", ["stream=data", "tasks=500"], "every task needs training and test images; part 1 has no"),
+    ("train.py", ["dataset=eight_datasets", "tasks=5"], "tasks must be 8, the number of dataset.datasets; got tasks=5"),
+    (
+        "train.py",
+        ["dataset=eight_datasets", "dataset.datasets=[digits,mnist]"],
+        "dataset.domains must be the number of dataset.datasets, 2; got dataset.domains=8",
+    ),
+    (
+        "train.py",
+        ["dataset=domainnet", "stream=domain", "dataset.mirror=a/b"],
+        "needs the official files; dataset.mirror",
+    ),
     ("train.py", ["epochs=[1,2]"], r"epochs must be a whole number, or a list with one for each of the 5 tasks; got"),
     ("train.py", ["epochs=[1,0,1,1,1]"], r"epochs must be a whole number, or a list .*; got epochs=\[1, 0, 1, 1, 1\]"),
     (
@@ -72,11 +83,11 @@ BAD = [
     (
         "train.py",
         ["dataset=imagenet_r", "model=tiny", "stream=domain"],
-        r"needs data/imagenet-r, which is not there. Fetch imagenet-r.tar \(2.2 GB\) from .* in data.root=data",
+        r"needs data/imagenet-r, which is not there. Fetch imagenet-r.tar \(2.2 GB\) from .* \(data.root=data\)",
     ),
     (
         "train.py",
-        ["dataset=eight_datasets", "dataset.datasets=[digits,nowhere]", "model=tiny"],
+        ["dataset=eight_datasets", "dataset.datasets=[digits,nowhere]", "dataset.domains=2", "epochs=1", "model=tiny"],
         "dataset.datasets must be names of the dataset group, or package.module.function; got nowhere",
     ),
     ("train.py", ["epoch=3"], "epoch"),

@@ -132,3 +132,20 @@ def test_a_pickle_is_never_run(tmp_path, capsys):
     with pytest.raises(UserError, match="tensors-only"):
         read_tensors(tmp_path / "bomb.pt")
     assert "ran code" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:No pretrained weights:UserWarning")
+def test_residual_networks_have_one_number_for_their_size(tmp_path, monkeypatch):
+    def small(name, **options):
+        model = open_clip.CLIP(
+            embed_dim=8,
+            vision_cfg={"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+        )
+        open_clip.set_model_preprocess_cfg(model, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
+        return model
+
+    monkeypatch.setattr(loading.open_clip, "create_model", small)
+    save_file({k: v.contiguous() for k, v in small("RN50").state_dict().items()}, tmp_path / "w.safetensors")
+    transforms = pretrained("RN50", str(tmp_path / "w.safetensors")).transforms
+    assert transforms.eval(digits().test.images[0]).shape == (3, 32, 32)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import command, config
+from PIL import Image
 
 from mergestream.compose import load_clip, load_stream
 from mergestream.data.digits import digits
@@ -232,7 +233,7 @@ def test_a_class_that_a_domain_lacks_shifts_nothing():
 def test_a_domain_without_images_is_refused():
     split = Split([None] * 2, np.array([0, 1]), np.array([0, 0]))
     source = Source(list("ab"), [["a"], ["b"]], split, split, domain_names=["x", "y"])
-    with pytest.raises(UserError, match="every domain needs training and test images; y has no training images"):
+    with pytest.raises(UserError, match="every task needs training and test images; y has no training images"):
         domain_incremental(source, tasks=2, seed=0, order="natural", validation=0.0)
 
 
@@ -261,7 +262,7 @@ def test_data_parts_have_all_classes_and_no_sample_twice():
         assert all(set(labels[part]) == set(range(10)) for part in parts)
     assert sum(len(t.train) + len(t.validation) for t in stream.tasks) == len(stream.source.train)
     assert sum(len(t.test) for t in stream.tasks) == len(stream.source.test)
-    with pytest.raises(UserError, match="tasks=200 leaves one without"):
+    with pytest.raises(UserError, match="every task needs training and test images; part 1 has no"):
         make_stream("stream=data", "tasks=200")
 
 
@@ -298,3 +299,30 @@ def test_every_dataset_has_its_own_number_of_epochs(tmp_path):
         outcome = command("train.py", f"root={tmp_path}", *suite, "epochs=[3,1]", "batch_size=512")
     assert outcome.code == 0, outcome.err
     assert {task: epochs - {-1} for task, epochs in drawn.items()} == {0: {0, 1, 2}, 1: {0}}
+
+
+def test_zero_shot_of_several_datasets(tmp_path):
+    suite = ["dataset=eight_datasets", "dataset.datasets=[digits,glyphs]", "dataset.domains=2", "model=tiny"]
+    outcome = command("train.py", f"root={tmp_path}", *suite, "epochs=[3,1]", "method=zeroshot")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+    def photos(number):
+        for label, name in enumerate(("cat", "dog")):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (200 * label, 10 * number, 0)).save(path)
+
+    for number in range(5):
+        photos(number)
+    what = [f"root={tmp_path}/runs", "dataset=folder", f"dataset.path={tmp_path}/photos", "tasks=2", "model=tiny"]
+    assert (outcome := command("train.py", *what, "epochs=1")).code == 0, outcome.err
+    (metrics,) = tmp_path.rglob("metrics.json")
+    metrics.unlink()
+    before = (metrics.parent / "stream.json").read_bytes()
+    photos(5)
+    outcome = command("train.py", *what, "epochs=1")
+    assert outcome.code == 1
+    assert "the data are not those that" in outcome.err
+    assert (metrics.parent / "stream.json").read_bytes() == before

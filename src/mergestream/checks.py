@@ -54,6 +54,15 @@ def check_pair(cfg: DictConfig) -> None:
             "stream=domain needs a dataset with domains, such as imagenet_r, domainnet or glyphs; "
             f"got dataset={cfg.dataset.name}"
         )
+    if cfg.stream.name == "domain" and cfg.dataset.get("mirror") is not None:
+        raise UserError(f"stream=domain needs the official files; dataset.mirror={cfg.dataset.mirror} has no domains")
+    if suite and cfg.dataset.domains != len(cfg.dataset.datasets):
+        raise UserError(
+            f"dataset.domains must be the number of dataset.datasets, {len(cfg.dataset.datasets)}; "
+            f"got dataset.domains={cfg.dataset.domains}"
+        )
+    if cfg.stream.name == "dataset" and suite and cfg.tasks != cfg.dataset.domains:
+        raise UserError(f"tasks must be {cfg.dataset.domains}, the number of dataset.datasets; got tasks={cfg.tasks}")
     if cfg.stream.name == "dataset" and not suite:
         raise UserError(
             "stream=dataset needs several datasets, such as dataset=eight_datasets; "
@@ -151,7 +160,7 @@ def _epochs(cfg: DictConfig) -> None:
     if wrong or len(cfg.epochs) != cfg.tasks:
         raise UserError(
             f"epochs must be a whole number, or a list with one for each of the {cfg.tasks} tasks; "
-            f"got epochs={cfg.epochs}"
+            f"got epochs={cfg.epochs}. Write for example epochs=10."
         )
     if cfg.method.get("data") == "all":
         raise UserError(f"method={cfg.method.id} trains one task, so epochs must be one number; write epochs=10")

@@ -50,7 +50,10 @@ def load_clip(cfg: DictConfig) -> Clip:
 def load_source(cfg: DictConfig) -> Source:
     """The dataset of the ``dataset`` group, its image files known to be sound."""
     # Of these keys, `domains` and `order` are for the stream.
-    source = build(cfg.dataset, without=("name", "domains", "order"))
+    node = cfg.dataset.copy()
+    if "root" in node:
+        node.root = str(Path(node.root).expanduser())  # ~ reaches us unexpanded
+    source = build(node, without=("name", "domains", "order"))
     return without_corrupt(source, Path(cfg.root) / "_data", skip=cfg.data.skip_corrupt)
 
 

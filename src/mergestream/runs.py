@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,23 @@ class Run:
         if not isinstance(config, DictConfig):
             raise UserError(f"{readable(path)} must be the config of a run, but holds a list")
         return config
+
+    def require_data(self, described: Mapping[str, Any]) -> None:
+        """
+        Args:
+            described: of the stream as it is now (`TaskStream.describe`).
+
+        Raises:
+            UserError: if the run was begun with other data.
+        """
+        if not (self.path / "stream.json").is_file():
+            return
+        begun = self.stream()
+        if {key: begun.get(key) for key in described.keys() | {"notes"}} != {"notes": None, **described}:
+            raise UserError(
+                f"the data are not those that {readable(self.path)} was begun with; compare its stream.json. Restore "
+                "them, or write tag=NAME for a second run beside it."
+            )
 
     def stream(self) -> dict[str, Any]:
         """The content of stream.json."""

@@ -14,17 +14,32 @@ from mergestream.errors import UserError
 
 
 @contextmanager
-def official(dataset: str, path: Path, root: str, *, archive: str, size: str, place: str, download: bool) -> Iterator:
+def official(
+    dataset: str,
+    path: Path,
+    root: str,
+    *,
+    archive: str,
+    size: str,
+    place: str,
+    into: str = "",
+    unpack: bool = True,
+    download: bool | None = None,
+    mirror: bool = False,
+) -> Iterator[None]:
     """Around the reading of a dataset's own files: whatever goes wrong becomes what to fetch, and where to put it.
 
     Args:
         dataset: its name in the ``dataset`` group.
         path: the file or folder that is looked for.
-        root: ``data.root``, in which the archive is unpacked.
+        root: ``data.root``.
         archive: names of the files to fetch.
         size: of these files, for people.
         place: where they are published.
-        download: whether ``data.download=true`` can fetch them.
+        into: folder below `root` that they belong into.
+        unpack: whether they are unpacked there, or put there as they are.
+        download: ``data.download``; None where that cannot fetch them.
+        mirror: whether ``dataset.mirror`` can stand in.
 
     Raises:
         UserError: instead of any other exception.
@@ -37,14 +52,31 @@ def official(dataset: str, path: Path, root: str, *, archive: str, size: str, pl
         raise UserError(f"dataset={dataset} needs the package {error.name}; type: pip install {error.name}") from error
     except Exception as error:  # the readers of a dozen formats raise what they like at damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if path.exists():
+        exists = path.exists()
+        plain = isinstance(error, FileNotFoundError) or "not found" in reason or "not present" in reason
+        if exists:
             state = f"is unreadable or incomplete ({reason})"
         else:
-            plain = isinstance(error, FileNotFoundError) or "not found" in reason or "not present" in reason
             state = "is not there" if plain else f"is not there ({reason})"  # such as why a download failed
-        fetch = f"fetch {archive} ({size}) from {place} and unpack it in data.root={root}"
-        advice = f"Write data.download=true to fetch it ({size}), or {fetch}" if download else f"F{fetch[1:]}"
-        raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice}") from error
+        manner = "unpack it in" if unpack else "put it into"
+        advice = f"fetch {archive} ({size}) from {place} and {manner} {Path(root) / into} (data.root={root})"
+        if download is not None:
+            # Torchvision fetches nothing where it finds a folder, so that what is damaged must go first.
+            first = f"delete {path} and " if exists else ""
+            again = "type the same command again" if download else "write data.download=true"
+            advice = f"{first}{again} to fetch it ({size}), or {advice}"
+        if mirror:
+            advice += "; or write dataset.mirror=USER/NAME for a copy on the Hugging Face Hub"
+        raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice[0].upper()}{advice[1:]}") from error
+
+
+def check_partition(partition: int) -> None:
+    """
+    Raises:
+        UserError: if it is none of the ten official ones.
+    """
+    if isinstance(partition, bool) or partition not in range(1, 11):
+        raise UserError(f"dataset.partition must be a whole number from 1 to 10; got dataset.partition={partition}")
 
 
 def file_split(paths: Sequence[str | Path], labels: Sequence[int], domains: Sequence[int] | None = None) -> Split:

@@ -27,8 +27,8 @@ def cars(root: str, mirror: str | None = None) -> Source:
         return Source(names, prompts(names, templates("cars")), train, test, notes=record)
     with official(
         "cars", Path(root) / "stanford_cars", root,
-        archive="cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat into stanford_cars",
-        size="1.9 GB", place="a copy, since the original is gone, or write dataset.mirror=USER/NAME", download=False,
+        archive="cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat", size="1.9 GB",
+        place="a copy of ai.stanford.edu/~jkrause/cars, where they are gone", mirror=True, into="stanford_cars",
     ):  # fmt: skip
         parts = [StanfordCars(root, split=part) for part in ("train", "test")]
     train, test = (file_split(*zip(*p._samples, strict=True)) for p in parts)

@@ -21,7 +21,7 @@ def cifar10(root: str, download: bool = False) -> Source:
     """
     with official(
         "cifar10", Path(root) / CIFAR10.base_folder, root,
-        archive="cifar-10-python.tar.gz", size="170 MB", place="cs.toronto.edu/~kriz/cifar.html", download=True,
+        archive="cifar-10-python.tar.gz", size="170 MB", place="cs.toronto.edu/~kriz/cifar.html", download=download,
     ):  # fmt: skip
         parts = [CIFAR10(root, train=part, download=download) for part in (True, False)]
     train, test = (Split(Pictures(p.data), np.asarray(p.targets, dtype=np.int64)) for p in parts)

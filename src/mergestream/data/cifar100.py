@@ -21,7 +21,7 @@ def cifar100(root: str, download: bool = False) -> Source:
     """
     with official(
         "cifar100", Path(root) / CIFAR100.base_folder, root,
-        archive="cifar-100-python.tar.gz", size="169 MB", place="cs.toronto.edu/~kriz/cifar.html", download=True,
+        archive="cifar-100-python.tar.gz", size="169 MB", place="cs.toronto.edu/~kriz/cifar.html", download=download,
     ):  # fmt: skip
         parts = [CIFAR100(root, train=part, download=download) for part in (True, False)]
     train, test = (Split(Pictures(p.data), np.asarray(p.targets, dtype=np.int64)) for p in parts)

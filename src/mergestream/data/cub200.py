@@ -33,7 +33,7 @@ def cub200(root: str, mirror: str | None = None) -> Source:
     folder = Path(root) / "CUB_200_2011"
     with official(
         "cub200", folder, root,
-        archive="CUB_200_2011.tgz", size="1.2 GB", place="vision.caltech.edu/datasets/cub_200_2011", download=False,
+        archive="CUB_200_2011.tgz", size="1.2 GB", place="vision.caltech.edu/datasets/cub_200_2011", mirror=True,
     ):  # fmt: skip
         paths, labels, is_train, classes = (
             _column(folder / f"{name}.txt") for name in ("images", "image_class_labels", "train_test_split", "classes")

@@ -28,8 +28,8 @@ def domainnet(root: str, mirror: str | None = None) -> Source:
     folder, kinds = Path(root) / "domainnet", domains("domainnet")
     with official(
         "domainnet", folder, root,
-        archive="the six domains' zip files, cleaned version, and their train and test lists into domainnet",
-        size="18 GB", place="ai.bu.edu/M3SDA", download=False,
+        archive="the six domains' zip files, cleaned version, and their train and test lists", size="18 GB",
+        place="ai.bu.edu/M3SDA", mirror=True, into="domainnet",
     ):  # fmt: skip
         train, test = (_split(folder, kinds, names, part) for part in ("train", "test"))
     return Source(names, said, train, test, order, kinds, domain_orders("domainnet"))

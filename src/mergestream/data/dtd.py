@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision.datasets import DTD
 
-from mergestream.data.archive import file_split, official, spoken
+from mergestream.data.archive import check_partition, file_split, official, spoken
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 
@@ -17,9 +17,11 @@ def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
     Raises:
         UserError: if the archive is missing or damaged.
     """
+    check_partition(partition)
     with official(
         "dtd", Path(root) / "dtd/dtd", root,
-        archive="dtd-r1.0.1.tar.gz", size="625 MB", place="robots.ox.ac.uk/~vgg/data/dtd", download=True,
+        archive="dtd-r1.0.1.tar.gz", size="625 MB", place="robots.ox.ac.uk/~vgg/data/dtd", download=download,
+        into="dtd",
     ):  # fmt: skip
         parts = [DTD(root, split=part, partition=partition, download=download) for part in ("train", "val", "test")]
         if not all(p.classes == parts[0].classes for p in parts):  # labels are the places of the names in each list

@@ -21,7 +21,8 @@ def emnist(root: str, download: bool = False) -> Source:
     """
     with official(
         "emnist", Path(root) / "EMNIST/raw", root,
-        archive="gzip.zip", size="562 MB", place="nist.gov/itl/products-and-services/emnist-dataset", download=True,
+        archive="gzip.zip", size="562 MB", place="nist.gov/itl/products-and-services/emnist-dataset",
+        download=download, into="EMNIST/raw",
     ):  # fmt: skip
         parts = [EMNIST(root, "digits", train=part, download=download) for part in (True, False)]
         train, test = (

@@ -21,7 +21,7 @@ def eurosat(root: str, download: bool = False, test_fraction: float = 0.1, split
     folder, known = Path(root) / "eurosat" / "2750", class_names("eurosat")
     with official(
         "eurosat", folder, root,
-        archive="EuroSAT.zip", size="94 MB", place="github.com/phelber/EuroSAT", download=True,
+        archive="EuroSAT.zip", size="94 MB", place="github.com/phelber/EuroSAT", download=download, into="eurosat",
     ):  # fmt: skip
         found = EuroSAT(root, download=download)
         if found.classes != sorted(known):

@@ -21,8 +21,8 @@ def fashion_mnist(root: str, download: bool = False) -> Source:
     """
     with official(
         "fashion_mnist", Path(root) / "FashionMNIST/raw", root,
-        archive="the four idx-ubyte.gz files", size="30 MB",
-        place="github.com/zalandoresearch/fashion-mnist", download=True,
+        archive="the four idx-ubyte.gz files", size="30 MB", place="github.com/zalandoresearch/fashion-mnist",
+        download=download, into="FashionMNIST/raw",
     ):  # fmt: skip
         parts = [FashionMNIST(root, train=part, download=download) for part in (True, False)]
         train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)

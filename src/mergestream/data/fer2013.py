@@ -23,7 +23,7 @@ def fer2013(root: str) -> Source:
         "fer2013", Path(root) / "fer2013", root,
         archive="fer2013.csv", size="301 MB",
         place="kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
-        download=False,
+        into="fer2013", unpack=False,
     ):  # fmt: skip
         parts = [FER2013(root, split=part) for part in ("train", "test")]
         train, test = (_split(p) for p in parts)

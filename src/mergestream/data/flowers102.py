@@ -19,8 +19,8 @@ def flowers102(root: str, download: bool = False) -> Source:
     """
     with official(
         "flowers102", Path(root) / "flowers-102", root,
-        archive="102flowers.tgz, imagelabels.mat and setid.mat", size="345 MB",
-        place="robots.ox.ac.uk/~vgg/data/flowers/102", download=True,
+        archive="102flowers.tgz, and imagelabels.mat and setid.mat as they are,", size="345 MB",
+        place="robots.ox.ac.uk/~vgg/data/flowers/102", download=download, into="flowers-102",
     ):  # fmt: skip
         parts = [Flowers102(root, split=part, download=download) for part in ("train", "val", "test")]
     first, second, test = (file_split(p._image_files, p._labels) for p in parts)

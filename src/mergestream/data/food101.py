@@ -19,8 +19,8 @@ def food101(root: str, download: bool = False) -> Source:
     """
     with official(
         "food101", Path(root) / "food-101", root,
-        archive="food-101.tar.gz", size="5.0 GB",
-        place="data.vision.ee.ethz.ch/cvl/datasets_extra/food-101", download=True,
+        archive="food-101.tar.gz", size="5.0 GB", place="data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
+        download=download,
     ):  # fmt: skip
         parts = [Food101(root, split=part, download=download) for part in ("train", "test")]
         if parts[0].classes != parts[1].classes:  # labels are the places of the names in each list

@@ -21,7 +21,7 @@ def gtsrb(root: str, download: bool = False) -> Source:
     with official(
         "gtsrb", Path(root) / "gtsrb", root,
         archive="GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip", size="276 MB",
-        place="benchmark.ini.rub.de", download=True,
+        place="benchmark.ini.rub.de", download=download, into="gtsrb",
     ):  # fmt: skip
         parts = [GTSRB(root, split=part, download=download) for part in ("train", "test")]
         # Torchvision numbers the folders that are there: without one of them, later classes would shift.

@@ -26,8 +26,8 @@ def imagenet(root: str) -> Source:
     folder = Path(root) / "imagenet"
     with official(
         "imagenet", folder, root,
-        archive="ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into imagenet",
-        size="144 GB", place="image-net.org/challenges/LSVRC/2012", download=False,
+        archive="ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz", size="144 GB",
+        place="image-net.org/challenges/LSVRC/2012", into="imagenet", unpack=False,
     ):  # fmt: skip
         parts = [ImageNet(str(folder), split=part) for part in ("train", "val")]
         if parts[0].wnids != parts[1].wnids:  # each numbers its own folders

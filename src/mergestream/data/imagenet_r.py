@@ -36,7 +36,7 @@ def imagenet_r(root: str, test_fraction: float = 0.2, split_seed: int = 0, mirro
     folder, styles = Path(root) / "imagenet-r", domains("imagenet_r")
     with official(
         "imagenet_r", folder, root,
-        archive="imagenet-r.tar", size="2.2 GB", place="github.com/hendrycks/imagenet-r", download=False,
+        archive="imagenet-r.tar", size="2.2 GB", place="github.com/hendrycks/imagenet-r", mirror=True,
     ):  # fmt: skip
         listed = re.findall(r"^(n\d{8})\s+(\S.*?)\s*$", (folder / "README.txt").read_text(), flags=re.MULTILINE)
         by_name = {name.lower(): c for c, name in enumerate(names)}

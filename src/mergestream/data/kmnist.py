@@ -21,7 +21,8 @@ def kmnist(root: str, download: bool = False) -> Source:
     """
     with official(
         "kmnist", Path(root) / "KMNIST/raw", root,
-        archive="the four idx-ubyte.gz files", size="21 MB", place="codh.rois.ac.jp/kmnist", download=True,
+        archive="the four idx-ubyte.gz files", size="21 MB", place="codh.rois.ac.jp/kmnist", download=download,
+        into="KMNIST/raw",
     ):  # fmt: skip
         parts = [KMNIST(root, train=part, download=download) for part in (True, False)]
         train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)

@@ -17,8 +17,9 @@ def divide(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """(train, test) positions of the files, and a record with a hash of the manifest, for ``stream.json``.
 
-    Of the n files of a class, the round(test_fraction · n) whose (seed, name) hash lowest are for the test: the draw
-    depends on nothing but the names, whatever order a file system lists them in, and no file is moved.
+    Of the n files of a class, the round(test_fraction · n), but at least one and not all, whose (seed, name) hash
+    lowest are for the test: the draw depends on nothing but the names, whatever order a file system lists them in, and
+    no file is moved.
 
     Args:
         names: relative paths, with forward slashes.
@@ -41,7 +42,7 @@ def divide(
     for label in np.unique(classes):
         of_class = np.flatnonzero(classes == label)
         of_class = of_class[np.argsort(draws[of_class])]
-        is_test[of_class[: round(test_fraction * len(of_class))]] = True
+        is_test[of_class[: min(len(of_class) - 1, max(1, round(test_fraction * len(of_class))))]] = True
     lines = sorted(f"{'test' if test else 'train'} {name}\n" for name, test in zip(names, is_test, strict=True))
     record = {
         "split_seed": seed,

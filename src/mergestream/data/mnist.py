@@ -21,7 +21,8 @@ def mnist(root: str, download: bool = False) -> Source:
     """
     with official(
         "mnist", Path(root) / "MNIST/raw", root,
-        archive="the four idx-ubyte.gz files", size="11 MB", place="yann.lecun.com/exdb/mnist", download=True,
+        archive="the four idx-ubyte.gz files", size="11 MB", place="yann.lecun.com/exdb/mnist", download=download,
+        into="MNIST/raw",
     ):  # fmt: skip
         parts = [MNIST(root, train=part, download=download) for part in (True, False)]
         train, test = (Split(Pictures(p.data.numpy()), p.targets.numpy().astype(np.int64)) for p in parts)

@@ -19,8 +19,8 @@ def oxford_pets(root: str, download: bool = False) -> Source:
     """
     with official(
         "oxford_pets", Path(root) / "oxford-iiit-pet", root,
-        archive="images.tar.gz and annotations.tar.gz", size="811 MB",
-        place="robots.ox.ac.uk/~vgg/data/pets", download=True,
+        archive="images.tar.gz and annotations.tar.gz", size="811 MB", place="robots.ox.ac.uk/~vgg/data/pets",
+        download=download, into="oxford-iiit-pet",
     ):  # fmt: skip
         parts = [OxfordIIITPet(root, split=part, download=download) for part in ("trainval", "test")]
         names = list(parts[0].classes)  # of the breeds that are listed

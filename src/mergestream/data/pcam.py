@@ -44,7 +44,7 @@ def pcam(root: str, download: bool = False) -> Source:
     with official(
         "pcam", Path(root) / "pcam", root,
         archive="the x and y files of train and test, camelyonpatch_level_2_split_*.h5.gz", size="7 GB",
-        place="github.com/basveeling/pcam", download=True,
+        place="github.com/basveeling/pcam", download=download, into="pcam",
     ):  # fmt: skip
         import h5py  # noqa: F401 - torchvision would raise a RuntimeError that says nothing of a package
 

@@ -19,7 +19,7 @@ def rendered_sst2(root: str, download: bool = False) -> Source:
     """
     with official(
         "rendered_sst2", Path(root) / "rendered-sst2", root,
-        archive="rendered-sst2.tgz", size="112 MB", place="openaipublic.azureedge.net/clip/data", download=True,
+        archive="rendered-sst2.tgz", size="112 MB", place="openaipublic.azureedge.net/clip/data", download=download,
     ):  # fmt: skip
         parts = [RenderedSST2(root, split=part, download=download) for part in ("train", "val", "test")]
     first, second, test = (file_split(*zip(*p._samples, strict=True)) for p in parts)

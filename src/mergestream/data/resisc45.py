@@ -31,8 +31,7 @@ def resisc45(root: str, test_fraction: float = 0.2, split_seed: int = 0, mirror:
     folder = Path(root) / "NWPU-RESISC45"
     with official(
         "resisc45", folder, root,
-        archive="NWPU-RESISC45.rar", size="427 MB", place="the authors, or write dataset.mirror=USER/NAME",
-        download=False,
+        archive="NWPU-RESISC45.rar", size="427 MB", place="gcheng-nwpu.github.io", mirror=True,
     ):  # fmt: skip
         found = ImageFolder(str(folder))
         labels = [names.index(spoken(found.classes[label])) for label in found.targets]

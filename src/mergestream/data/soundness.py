@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mergestream import files
+from mergestream import files, machine
 from mergestream.data.images import files_of
 from mergestream.data.source import Source, Split
 from mergestream.errors import UserError
 
 MANY = 5000  # files that take long enough to be told about
+PART = 256  # files that one thread decodes before it asks for more
 
 
 def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
@@ -46,10 +48,10 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
         if len(paths) > MANY:
             print(f"decoding {len(paths)} image files once, to find corrupt ones", file=sys.stderr)
         # Filters of warnings belong to the process: threads that each set and reset them would leave them changed.
-        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(machine.cores()) as pool:
             warnings.simplefilter("ignore")  # of odd metadata
-            faults = pool.map(fault, paths, chunksize=64)
-            corrupt = {path: reason for path, reason in zip(paths, faults, strict=True) if reason is not None}
+            parts = [paths[i : i + PART] for i in range(0, len(paths), PART)]
+            corrupt = {path: reason for found in pool.map(_faults, parts) for path, reason in found.items()}
         if skip or not corrupt:  # an error leaves nothing behind
             files.write_json(note, {"images": len(paths), "corrupt": corrupt})
     if not corrupt:
@@ -61,8 +63,14 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
             "them, or write data.skip_corrupt=true to leave them out"
         )
     train, test = (_without(split, corrupt) for split in (source.train, source.test))
-    print(f"left out {len(corrupt)} corrupt image files of {len(paths)} (data.skip_corrupt=true)", file=sys.stderr)
+    if machine.rank() == 0:
+        print(f"left out {len(corrupt)} corrupt image files of {len(paths)} (data.skip_corrupt=true)", file=sys.stderr)
     return replace(source, train=train, test=test, notes={**source.notes, "left_out_as_corrupt": sorted(corrupt)})
+
+
+def _faults(paths: Sequence[str]) -> dict[str, str]:
+    reasons = ((path, fault(path)) for path in paths)
+    return {path: reason for path, reason in reasons if reason is not None}
 
 
 def fault(path: str) -> str | None:

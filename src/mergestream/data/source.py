@@ -61,6 +61,7 @@ class Source:
         class_orders: published orders of the class ids, by name (``paper``).
         domain_names: name of each domain, in the order of the domain ids.
         domain_orders: published orders of the domain ids, by name.
+        domain_classes: class ids of each domain, where each has classes of its own.
         notes: what ``stream.json`` records besides, such as the hash of a split that is not the dataset's own.
     """
 
@@ -71,6 +72,7 @@ class Source:
     class_orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
     domain_names: Sequence[str] = ()
     domain_orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    domain_classes: Sequence[Sequence[int]] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property

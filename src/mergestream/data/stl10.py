@@ -21,7 +21,7 @@ def stl10(root: str, download: bool = False) -> Source:
     """
     with official(
         "stl10", Path(root) / STL10.base_folder, root,
-        archive="stl10_binary.tar.gz", size="2.6 GB", place="cs.stanford.edu/~acoates/stl10", download=True,
+        archive="stl10_binary.tar.gz", size="2.6 GB", place="cs.stanford.edu/~acoates/stl10", download=download,
     ):  # fmt: skip
         parts = [STL10(root, split=part, download=download) for part in ("train", "test")]
         train, test = (Split(Pictures(p.data.transpose(0, 2, 3, 1)), p.labels.astype(np.int64)) for p in parts)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -14,30 +16,42 @@ from mergestream.errors import UserError
 _RULE = "dataset.datasets must be names of the dataset group, or package.module.function; got {}"
 
 
-def suite(root: str, datasets: Sequence[str], download: bool = False) -> Source:
+def suite(
+    root: str,
+    datasets: Sequence[str],
+    download: bool = False,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Source:
     """The union of the label sets; every class keeps the prompts of its own dataset.
 
     Args:
         root: where each of them is looked for.
         datasets: names of files in this folder, or dotted paths of functions elsewhere (``package.module.function``).
         download: passed on to those that can.
+        options: other arguments of a dataset's function, by its name.
 
     Raises:
         UserError: if one is unknown or missing.
     """
     if len(set(datasets)) < max(len(datasets), 1):
         raise UserError(f"dataset.datasets must be different datasets, at least one; got {list(datasets)}")
-    values = {"root": root, "download": download}
+    options = options or {}
+    if unknown := sorted(options.keys() - set(datasets)):
+        raise UserError(f"dataset.options must be of {', '.join(datasets)}; got dataset.options.{unknown[0]}")
     sources = []
     for name in datasets:
         function = _function(name)
         signature = inspect.signature(function)
-        accepted = {key: value for key, value in values.items() if key in signature.parameters}
+        shared = {"root": root, "download": download}
+        own = {key: value for key, value in shared.items() if key in signature.parameters} | dict(options.get(name, {}))
         try:
-            signature.bind(**accepted)
+            signature.bind(**own)
         except TypeError as error:
-            raise UserError(f"dataset.datasets must need no more than data.root; {name} does: {error}") from error
-        sources.append(function(**accepted))
+            raise UserError(f"dataset.options.{name} must be what {name} takes and needs: {error}") from error
+        try:
+            sources.append(function(**own))
+        except UserError as error:
+            raise UserError(str(error).replace("dataset.mirror=", f"+dataset.options.{name}.mirror=")) from error
     starts = np.cumsum([0, *(source.num_classes for source in sources)])
 
     def union(part: str) -> Split:
@@ -54,6 +68,7 @@ def suite(root: str, datasets: Sequence[str], download: bool = False) -> Source:
         train=union("train"),
         test=union("test"),
         domain_names=list(datasets),
+        domain_classes=[list(range(low, high)) for low, high in pairwise(starts.tolist())],
         notes={name: dict(source.notes) for name, source in zip(datasets, sources, strict=True) if source.notes},
     )
 

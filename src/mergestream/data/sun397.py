@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision.datasets import SUN397
 
-from mergestream.data.archive import file_split, official, spoken
+from mergestream.data.archive import check_partition, file_split, official, spoken
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 from mergestream.errors import UserError
@@ -23,10 +23,11 @@ def sun397(root: str, download: bool = False, partition: int = 1) -> Source:
     Raises:
         UserError: if the archive or the lists are missing or damaged.
     """
+    check_partition(partition)
     folder = Path(root) / "SUN397"
     with official(
         "sun397", folder, root,
-        archive="SUN397.tar.gz", size="39 GB", place="vision.princeton.edu/projects/2010/SUN", download=True,
+        archive="SUN397.tar.gz", size="39 GB", place="vision.princeton.edu/projects/2010/SUN", download=download,
     ):  # fmt: skip
         found = SUN397(root, download=download)
     train, test = (_split(found, folder, f"{part}_{partition:02d}.txt") for part in ("Training", "Testing"))

@@ -23,8 +23,8 @@ def svhn(root: str, download: bool = False) -> Source:
     for part in ("train", "test"):
         with official(
             "svhn", Path(root) / f"{part}_32x32.mat", root,
-            archive="train_32x32.mat and test_32x32.mat", size="246 MB",
-            place="ufldl.stanford.edu/housenumbers", download=True,
+            archive="train_32x32.mat and test_32x32.mat", size="246 MB", place="ufldl.stanford.edu/housenumbers",
+            download=download, unpack=False,
         ):  # fmt: skip
             parts.append(SVHN(root, split=part, download=download))
     train, test = (Split(Pictures(p.data.transpose(0, 2, 3, 1)), p.labels.astype(np.int64)) for p in parts)

@@ -46,7 +46,7 @@ def class_incremental(source: Source, *, tasks: int, seed: int, order: str, vali
     def of_classes(split: Split, positions: np.ndarray, classes: list[int]) -> np.ndarray:
         return positions[np.isin(split.labels[positions], classes)]
 
-    return [
+    made = [
         Task(
             name=_span([source.class_names[c] for c in classes]),
             classes=classes,
@@ -56,6 +56,7 @@ def class_incremental(source: Source, *, tasks: int, seed: int, order: str, vali
         )
         for classes in class_splits(source.num_classes, tasks, published)
     ]
+    return _with_images(made)
 
 
 def domain_incremental(source: Source, *, tasks: int, seed: int, order: str, validation: float) -> list[Task]:
@@ -89,14 +90,14 @@ def dataset_incremental(source: Source, *, tasks: int, seed: int, validation: fl
     Raises:
         UserError: if there is another number of datasets.
     """
-    domains = list(range(len(source.domain_names)))
-    assert source.train.domains is not None  # every suite has them
-    heads = [np.unique(source.train.labels[source.train.domains == d]).tolist() for d in domains]
+    if not source.domain_classes:
+        raise UserError("stream=dataset needs several datasets, such as dataset=eight_datasets; this is one")
+    domains, heads = list(range(len(source.domain_names))), source.domain_classes
     return _of_domains(source, domains, heads, tasks, seed, validation)
 
 
 def _of_domains(
-    source: Source, domains: Sequence[int], heads: Sequence[list[int]], tasks: int, seed: int, validation: float
+    source: Source, domains: Sequence[int], heads: Sequence[Sequence[int]], tasks: int, seed: int, validation: float
 ) -> list[Task]:
     if tasks != len(domains):
         raise UserError(
@@ -109,18 +110,14 @@ def _of_domains(
     made = [
         Task(
             name=source.domain_names[d],
-            classes=heads[d],
+            classes=list(heads[d]),
             train=train[of_train[train] == d],
             validation=held_out[of_train[held_out] == d],
             test=np.flatnonzero(of_test == d),
         )
         for d in domains
     ]
-    for task in made:
-        if not len(task.train) or not len(task.test):
-            missing = "training" if not len(task.train) else "test"
-            raise UserError(f"every domain needs training and test images; {task.name} has no {missing} images")
-    return made
+    return _with_images(made)
 
 
 def data_incremental(source: Source, *, tasks: int, seed: int, validation: float) -> list[Task]:
@@ -145,12 +142,16 @@ def data_incremental(source: Source, *, tasks: int, seed: int, validation: float
             ("test", source.test, everything),
         )
     ]
-    if not all(len(part) for share in (shares[0], shares[2]) for part in share):
-        raise UserError(
-            f"every task needs training and test images; tasks={tasks} leaves one without. Write fewer tasks."
-        )
     classes = list(range(source.num_classes))
-    return [Task(f"part {t + 1}", classes, *parts) for t, parts in enumerate(zip(*shares, strict=True))]
+    return _with_images([Task(f"part {t + 1}", classes, *p) for t, p in enumerate(zip(*shares, strict=True))])
+
+
+def _with_images(tasks: list[Task]) -> list[Task]:
+    for task in tasks:
+        if not len(task.train) or not len(task.test):
+            missing = "training" if not len(task.train) else "test"
+            raise UserError(f"every task needs training and test images; {task.name} has no {missing} images")
+    return tasks
 
 
 def _span(names: Sequence[str]) -> str:

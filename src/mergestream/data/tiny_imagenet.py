@@ -28,7 +28,7 @@ def tiny_imagenet(root: str, download: bool = False) -> Source:
     folder = Path(root) / "tiny-imagenet-200"
     with official(
         "tiny_imagenet", folder, root,
-        archive="tiny-imagenet-200.zip", size="248 MB", place="cs231n.stanford.edu", download=True,
+        archive="tiny-imagenet-200.zip", size="248 MB", place="cs231n.stanford.edu", download=download,
     ):  # fmt: skip
         if download and not folder.exists():
             download_and_extract_archive(URL, root, md5=MD5)

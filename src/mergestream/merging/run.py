@@ -132,8 +132,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
     source = load_source(cfg)
     clip = load_clip(cfg)
     stream = load_stream(cfg, clip.transforms, source)
-    if run.stream()["tasks"] != stream.describe()["tasks"]:
-        raise UserError(f"the data are not those that {readable(run.path)} was trained on; compare its stream.json")
+    run.require_data(stream.describe())
     if not scales and not all(len(task.validation) for task in stream.tasks):
         raise UserError(
             "lambda=select chooses on validation data, cut from the training data; this run has none. Train it with "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mergestream import files
 from mergestream.errors import UserError
+from mergestream.machine import cores
 from mergestream.merging.checkpoints import Adapter, Checkpoint, open_checkpoint
 from mergestream.merging.tensors import bytes_of
 from mergestream.strategies._folds import extremes
@@ -97,7 +97,7 @@ class TaskVectors:
         self.frozen = max(0, (clip_parameters or here) - here)
         if threads is not None and threads < 1:
             raise UserError(f"threads must be 1 or more, or null for one on each core; got threads={threads}")
-        self.threads = threads or _cores()
+        self.threads = threads or cores()
         self.block = block
         self.device = torch.device(device)
         self.hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
@@ -356,11 +356,6 @@ class Rows:
         for task, row in zip(self.tasks, result, strict=True):
             self.vectors.task_vector(task, self.block, self.base, row, bytes_of(row), self.hashing, self.check)
         return result.view(self.shape).to(self.device)
-
-
-def _cores() -> int:
-    """Cores that this process may use: on a cluster, those of the job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _differences(base: Checkpoint, checkpoint: Checkpoint | Adapter) -> dict[str, str]:

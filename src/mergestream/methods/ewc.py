@@ -227,7 +227,7 @@ class EWC(Method):
         Raises:
             UserError: if there are none: without them, what follows would be another method.
         """
-        if not state:
+        if "samples" not in state:
             raise UserError(
                 "method=ewc continues from the method.safetensors of the last finished task, and that is not there. "
                 "Delete the run directory, or restore the file, and type the same command again."

@@ -52,7 +52,8 @@ def pretrained(architecture: str, pretrained: str) -> Clip:
     # A tag may prescribe its own normalisation; a file is taken to have been trained with the architecture's.
     tag = open_clip.get_pretrained_cfg(architecture, pretrained) or {}
     mean, std = tag.get("mean", image["mean"]), tag.get("std", image["std"])
-    transforms = clip_transforms(model.visual.image_size[0], mean, std)
+    size = model.visual.image_size  # a number in residual networks, (height, width) in transformers
+    transforms = clip_transforms(size if isinstance(size, int) else size[0], mean, std)
     return Clip(model.eval(), open_clip.get_tokenizer(architecture), transforms, f"{architecture}/{pretrained}")
 
 

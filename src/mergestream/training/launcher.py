@@ -21,7 +21,9 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
+from mergestream import machine
 from mergestream.errors import UserError, one_line
+from mergestream.machine import cores
 
 
 def device_count(devices: int | str, accelerator: str) -> int:
@@ -34,7 +36,7 @@ def device_count(devices: int | str, accelerator: str) -> int:
     if accelerator == "gpu" and not gpus:
         raise UserError("accelerator=gpu needs a GPU that PyTorch sees, and there is none. Write accelerator=cpu.")
     on_gpu = gpus > 0 and accelerator != "cpu"
-    available, kind = (gpus, "GPUs") if on_gpu else (_cores(), "CPU cores")
+    available, kind = (gpus, "GPUs") if on_gpu else (cores(), "CPU cores")
     if devices == "auto":
         return gpus if on_gpu else 1
     if not isinstance(devices, int) or isinstance(devices, bool) or not 1 <= devices <= available:
@@ -73,7 +75,7 @@ def launch(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), _cores() // devices)
+        elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), cores() // devices)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = str(failure.message)
@@ -107,7 +109,7 @@ def join(device: torch.device) -> tuple[int, int]:
     local, nodes = world()
     if local * nodes == 1:
         return 0, 1
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    rank = machine.rank()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -132,7 +134,3 @@ def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], thre
 def _report(text: str) -> None:
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(path).write_text(json.dumps({"message": text, "timestamp": 0}))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -31,6 +33,8 @@ from mergestream.training import launcher, loggers
 from mergestream.training.learner import Learner
 from mergestream.training.merge_every_task import RunningEvaluation
 from mergestream.training.progress import StreamProgress
+
+T = TypeVar("T")
 
 
 def train(cfg: DictConfig) -> None:
@@ -69,14 +73,10 @@ def train_stream(cfg: DictConfig) -> None:
         )
     follower = RunningEvaluation(cfg, run) if cfg.merge_every_task else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
-    # The first process fetches what is missing and decodes what is new; the others find it done.
-    if not first:
-        _barrier()
-    source = load_source(cfg)
-    if first:
-        _barrier()
+    source = _first_alone(lambda: load_source(cfg))  # which fetches what is missing and decodes what is new
     clip = load_clip(cfg)
     stream = load_stream(cfg, clip.transforms, source)
+    run.require_data(stream.describe())
     # What the method trains on: the stream, all of it as one task, or nothing.
     training = stream.joined() if method.data == "all" else stream
     tasks = [] if method.data == "none" else training.tasks
@@ -98,7 +98,7 @@ def train_stream(cfg: DictConfig) -> None:
 
     zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
     timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
-    epochs = list(cfg.epochs) if isinstance(cfg.epochs, ListConfig) else [cfg.epochs] * len(tasks)
+    epochs = list(cfg.epochs)[: len(tasks)] if isinstance(cfg.epochs, ListConfig) else [cfg.epochs] * len(tasks)
     steps = [n * -(-len(task.train) // cfg.batch_size) for n, task in zip(epochs, tasks, strict=True)]
     done = [run.evaluation(index).is_file() for index in range(len(steps))]
     rows: list[Counts] = []
@@ -218,6 +218,22 @@ def _real_samples(stream: TaskStream, device: torch.device) -> Iterator[tuple[Te
     for images, labels, weights in stream.consolidation_dataloader():
         real = weights > 0
         yield images[real].to(device), labels[real].to(device)
+
+
+def _first_alone(work: Callable[[], T]) -> T:
+    """The result of `work` on every process; the first has done it, or failed at it, before the others begin."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return work()
+    # A group of its own: a download may take longer than the collectives of the training are allowed to.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    first = dist.get_rank() == 0
+    try:
+        if not first:
+            dist.barrier(group)
+        return work()
+    finally:
+        if first:
+            dist.barrier(group)
 
 
 def _barrier() -> None:
