@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergestream.data.digits import digits
+from mergestream.data.sources.digits import digits
 from mergestream.methods.ewc import fisher_diagonal
 from mergestream.models import tiny
 from mergestream.models.clip import text_head

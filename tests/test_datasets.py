@@ -39,12 +39,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from mergestream.compose import load_source, load_stream
 from mergestream.data import soundness
-from mergestream.data.digits import digits
 from mergestream.data.images import ImageFiles, Pictures, files_of
 from mergestream.data.manifest import divide
 from mergestream.data.protocol import class_names, domains, templates
 from mergestream.data.source import Source, Split
-from mergestream.data.suite import suite
+from mergestream.data.sources.digits import digits
+from mergestream.data.sources.suite import suite
 from mergestream.errors import UserError
 from mergestream.keys import key
 from mergestream.models import tiny
@@ -714,8 +714,8 @@ def test_a_suite_joins_datasets_and_keeps_their_prompts(archives):
 
 def test_a_suite_takes_functions_by_their_path(archives):
     root = archives("mnist")
-    source = suite(str(root), ["mnist", "mergestream.data.digits.digits"])
-    assert source.domain_names == ["mnist", "mergestream.data.digits.digits"]
+    source = suite(str(root), ["mnist", "mergestream.data.sources.digits.digits"])
+    assert source.domain_names == ["mnist", "mergestream.data.sources.digits.digits"]
     assert source.num_classes == 20
     assert source.prompts[10:] == digits().prompts
 
@@ -737,7 +737,9 @@ def test_a_suite_in_which_an_image_is_corrupt(tmp_path, capsys):
     assert source.notes["eurosat"]["test"] == 10
 
 
-@pytest.mark.parametrize("given", ["nothing", "images", "archive.official", "5", "mergestream.data.glyphs.FONTS", "''"])
+@pytest.mark.parametrize(
+    "given", ["nothing", "images", "archive.official", "5", "mergestream.data.sources.glyphs.FONTS", "''"]
+)
 def test_a_suite_refuses_what_is_no_dataset(given, tmp_path):
     said = refusal("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
     assert said.startswith("dataset.datasets must be names of the dataset group, or package.module.function; got ")

@@ -93,7 +93,7 @@ BAD = [
     ("train.py", ["epoch=3"], "epoch"),
     ("train.py", ["tasks=[1"], "tasks"),
     ("train.py", ["dataset.sizes=3"], "sizes"),
-    ("train.py", ["+dataset.sizes=3"], r"mergestream.data.digits.digits does not fit its config: .*sizes"),
+    ("train.py", ["+dataset.sizes=3"], r"mergestream.data.sources.digits.digits does not fit its config: .*sizes"),
     ("merge.py", ["lambda=nan"], "lambda must be a finite number, .*; got lambda=nan"),
     ("merge.py", ["lambda=inf"], "lambda must be a finite number, .*; got lambda=inf"),
     ("merge.py", ["lambda=big"], "lambda must be a finite number, .*; got lambda=big"),

@@ -10,7 +10,7 @@ from helpers import command, config, golden
 from safetensors.torch import load_file
 from torch import nn
 
-from mergestream.data.digits import digits
+from mergestream.data.sources.digits import digits
 from mergestream.files import read_json
 from mergestream.methods.ewc import EWC, ewc_penalty, fisher_diagonal
 from mergestream.methods.lwf import LwF, distillation_loss

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergestream.data.digits import digits
 from mergestream.data.source import prompts
+from mergestream.data.sources.digits import digits
 from mergestream.errors import UserError
 from mergestream.files import read_tensors
 from mergestream.models import pretrained as loading

@@ -147,8 +147,6 @@ class Run:
         Raises:
             UserError: if the run was begun with other data.
         """
-        if not (self.path / "stream.json").is_file():
-            return
         begun = self.stream()
         if {key: begun.get(key) for key in described.keys() | {"notes"}} != {"notes": None, **described}:
             raise UserError(
@@ -202,6 +200,9 @@ class Run:
             if files.read_metadata(path).get("base_sha256") != sha256:
                 raise UserError(f"{readable(path)} was trained from another θ₀ than base.json names")
         return paths
+
+    def begun(self) -> bool:
+        return (self.path / "stream.json").is_file()
 
     def finished(self) -> bool:
         return self.metrics.is_file()

@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset: what a function in this folder returns.
+    """A dataset: what a function in `sources` returns.
 
     Args:
         class_names: name of each class, in the order of the class ids.

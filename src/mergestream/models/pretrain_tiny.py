@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from mergestream.data import glyphs
+from mergestream.data.sources import glyphs
 from mergestream.models import tiny
 from mergestream.training.schedule import warmup_cosine
 

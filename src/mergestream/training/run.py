@@ -76,7 +76,8 @@ def train_stream(cfg: DictConfig) -> None:
     source = _first_alone(lambda: load_source(cfg))  # which fetches what is missing and decodes what is new
     clip = load_clip(cfg)
     stream = load_stream(cfg, clip.transforms, source)
-    run.require_data(stream.describe())
+    if run.begun():
+        run.require_data(stream.describe())
     # What the method trains on: the stream, all of it as one task, or nothing.
     training = stream.joined() if method.data == "all" else stream
     tasks = [] if method.data == "none" else training.tasks

@@ -76,7 +76,7 @@ def suite(
 def _function(name: str) -> Callable[..., Source]:
     module, _, function = str(name).rpartition(".")
     try:
-        found = getattr(import_module(module or f"mergestream.data.{name}"), function)
+        found = getattr(import_module(module or f"mergestream.data.sources.{name}"), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(_RULE.format(name)) from error
     if not callable(found):

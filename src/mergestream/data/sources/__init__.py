@@ -1,0 +1,1 @@
+"""One file per dataset: a function that reads it and returns a `Source`."""
