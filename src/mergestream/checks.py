@@ -23,6 +23,7 @@ def check_stream(cfg: DictConfig) -> None:
     """
     for group in ("dataset", "stream", "model", "method", "schedule"):
         _group(cfg, group)
+    check_targets(cfg)
     check_pair(cfg)
     _whole(cfg, "tasks", 1)
     _whole(cfg, "seed", 0, most=2**32 - 1)
@@ -40,6 +41,16 @@ def check_stream(cfg: DictConfig) -> None:
         raise UserError(f"accelerator must be one of auto, cpu, gpu; got accelerator={cfg.accelerator}")
     if not isinstance(cfg.root, str) or (Path(cfg.root).exists() and not Path(cfg.root).is_dir()):
         raise UserError(f"root must be a folder; got root={cfg.root}, which is none")
+
+
+def check_targets(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: if allow_targets is no list of names.
+    """
+    value = cfg.allow_targets
+    if not isinstance(value, ListConfig) or not all(isinstance(name, str) and name.isidentifier() for name in value):
+        raise UserError(f"allow_targets must be a list of packages, such as [my_package]; got allow_targets={value}")
 
 
 def check_pair(cfg: DictConfig) -> None:
@@ -83,9 +94,10 @@ def check_training(cfg: DictConfig) -> None:
     _number(cfg, "optimizer.weight_decay", "at least 0", lambda x: x >= 0)
     if cfg.precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}; got precision={cfg.precision}")
-    for key in ("merge_every_task", "keep_tasks"):
+    for key in ("merge_every_task", "keep_tasks", "repair"):
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key} must be true or false; got {key}={cfg[key]}")
+    _checkpoint(cfg)
     _group(cfg, "strategy")
     _number(cfg, "strategy.scale", "finite", lambda x: True)
     check_scale(cfg["lambda"])
@@ -150,6 +162,21 @@ def check_scale(scale: Any) -> None:
             "lambda must be a finite number, a list of them, select, or null for the strategy's own; "
             f"got lambda={scale}"
         )
+
+
+def _checkpoint(cfg: DictConfig) -> None:
+    for name, keys in (
+        ("launcher", ("max_restarts", "timeout_minutes")),
+        ("checkpoint", ("every_epochs", "every_minutes")),
+    ):
+        if not isinstance(cfg[name], DictConfig) or set(cfg[name]) != set(keys):
+            raise UserError(f"{name} must hold {' and '.join(keys)}, and nothing else; got {name}={cfg[name]}")
+    _whole(cfg, "launcher.max_restarts", 0)
+    _number(cfg, "launcher.timeout_minutes", "positive", lambda x: x > 0)
+    if cfg.checkpoint.every_epochs is not None:
+        _whole(cfg, "checkpoint.every_epochs", 1)
+    if cfg.checkpoint.every_minutes is not None:
+        _number(cfg, "checkpoint.every_minutes", "at least 0, or null for never", lambda x: x >= 0)
 
 
 def _epochs(cfg: DictConfig) -> None:

@@ -6,6 +6,7 @@ Kept light: this module is imported before Hydra composes anything, so it import
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from mergestream import interrupt
 from mergestream.errors import UserError, one_line
+from mergestream.machine import rank
 
 # OpenMP threads that spin while they wait starve each other as soon as two processes share the cores: a training step
 # of the tiny CLIP then takes seconds instead of 45 ms. With a short spin it takes 100 ms, and alone it loses nothing.
@@ -52,9 +55,14 @@ def launch(main: Callable[[], None]) -> None:
             raise
         _print_error(_one_line(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        _print_error("interrupted; type the same command again to continue after the last finished task")
+    except KeyboardInterrupt:  # before or after the job
         sys.exit(130)
+    except interrupt.Stopped as stopped:
+        if rank() == 0:
+            print(stopped.message, file=sys.stderr)
+            if stopped.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+                print(interrupt.requeue(), file=sys.stderr)
+        sys.exit(stopped.code)
     finally:
         _reporting = False
         del os.environ["HYDRA_FULL_ERROR"]
@@ -64,9 +72,13 @@ def launch(main: Callable[[], None]) -> None:
 
 @contextmanager
 def job() -> Iterator[None]:
-    """Around the body of one Hydra job: a `UserError` ends a single run, or is reported and skipped in a sweep."""
+    """Around the body of one Hydra job: a `UserError` ends a single run, or is reported and skipped in a sweep.
+
+    Signals that ask to stop end the run and the sweep, with the work saved.
+    """
     try:
-        yield
+        with interrupt.watching():
+            yield
     except (UserError, OmegaConfBaseException, OSError) as error:
         if not _reporting or (one_line(error) is None and isinstance(error, OSError)):
             raise

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,13 @@ def assemble(
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
         "environment": environment(devices),
         "git": git_state(),
+        "provenance": {"command": " ".join(sys.argv), "precision": cfg.precision, "finished": now()},
     }
+
+
+def now() -> str:
+    """The time, as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def environment(devices: int) -> dict[str, Any]:
@@ -78,10 +86,19 @@ def environment(devices: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
         "processes": devices,
+        "cpu": cpu(),
         "gpus": gpus,
         "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
     }
+
+
+def cpu() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_state() -> dict[str, Any] | None:

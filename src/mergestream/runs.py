@@ -2,7 +2,7 @@
 
 <root>/<dataset>/<stream>-<tasks>/<model>/<method>/seed-<seed>[-<tag>]/
   config.yaml  stream.json  base.json  metrics.json
-  task-00/encoder.safetensors  task-00/evaluation.json  …
+  task-00/encoder.safetensors  task-00/evaluation.json  …  (task-NN/checkpoint.safetensors while it is trained)
   merges/<strategy>-<scale>/merged.safetensors  metrics.json
 <root>/_base/<sha256>.safetensors
 """
@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mergestream import files
+from mergestream import __version__, files
 from mergestream.errors import UserError
+from mergestream.machine import cores
 
 # Parts of a config that leave the result as it is: where it runs, where it is written, how it is watched.
 NEUTRAL: tuple[str, ...] = (
@@ -37,6 +40,10 @@ NEUTRAL: tuple[str, ...] = (
     "dataset.download",
 )
 NEUTRAL += ("strategy", "lambda", "merge_every_task", "keep_tasks")
+NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
+# What Run.of says itself of a command.
+NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment", "repair")
+SEAL = "# checksum: "  # of the lines above it in config.yaml
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Run:
     Args:
         root: where results go.
         path: the directory.
-        command: how to make it, for messages.
+        command: how to make it or to go on with it, for messages.
     """
 
     root: Path
@@ -81,6 +88,40 @@ class Run:
     def evaluation(self, index: int) -> Path:
         return self.task(index) / "evaluation.json"
 
+    def checkpoint(self, index: int) -> Path:
+        """The state inside a task, while it is trained."""
+        return self.task(index) / "checkpoint.safetensors"
+
+    def record(self, index: int) -> dict[str, Any]:
+        """What is known of a finished task: its counts, its files and their checksums."""
+        return self.read(self.evaluation(index), "total", "agnostic", "aware", "seen_correct", "files", "seconds")
+
+    def stamp(self, cfg: DictConfig) -> dict[str, str]:
+        """What every file that the training writes belongs to."""
+        return {
+            "base_sha256": self.base()["sha256"],
+            "config_sha256": config_hash(cfg),
+            "data_sha256": content_hash({key: self.stream()[key] for key in ("num_classes", "class_order", "tasks")}),
+            "version": __version__,
+        }
+
+    def require_stamp(self, path: Path, stamp: Mapping[str, str]) -> None:
+        """
+        Raises:
+            UserError: if a file was written by a training from another θ₀, on other data, or with another config.
+        """
+        metadata = files.read_metadata(path)
+        if wrong := [key for key, value in stamp.items() if key != "version" and metadata.get(key) != value]:
+            raise UserError(
+                f"{readable(path)} belongs to another run (its {wrong[0]} differs). Delete {readable(path.parent)}, "
+                f"and type: {self.command}"
+            )
+
+    def parent(self, index: int) -> str | None:
+        """Checksum of the encoder that the one of task `index` was fine-tuned from; None where it is gone."""
+        path = self.encoder(index)
+        return files.read_metadata(path).get("parent") if path.is_file() else None
+
     def running(self, strategy: str) -> Path:
         """The running merge of a strategy, see `RunningMerge`."""
         return self.path / "running" / f"{strategy}.safetensors"
@@ -96,16 +137,10 @@ class Run:
         )
 
     def claim(self, cfg: DictConfig) -> None:
-        """Make the directory for `cfg`, or find that it already belongs to it.
-
-        Raises:
-            UserError: if it holds a run whose config gives other results.
-        """
-        if (self.path / "config.yaml").exists():
-            self.require_same(cfg)
-            return
+        """Mark the directory as that of `cfg`; the last of the files that are written before the training begins."""
+        text = OmegaConf.to_yaml(cfg, resolve=True)
         with files.whole(self.path / "config.yaml") as partial:
-            partial.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+            partial.write_text(f"{text}{SEAL}{_sha256(text)}\n")
 
     def require_same(self, cfg: DictConfig, keys: Sequence[str] | None = None) -> None:
         """
@@ -116,7 +151,7 @@ class Run:
         Raises:
             UserError: if the run was made with another config.
         """
-        here, there = _deciding(cfg), _deciding(self._config())
+        here, there = _deciding(cfg), _deciding(self.config())
         for key in sorted(here.keys() | there.keys()):
             if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
                 continue
@@ -127,17 +162,36 @@ class Run:
                     f"{says}. Use the run's own value, or write tag=NAME for a second run beside it."
                 )
 
-    def _config(self) -> DictConfig:
+    def config(self) -> DictConfig:
+        """The content of config.yaml."""
         path = self.path / "config.yaml"
         try:
-            config = OmegaConf.load(path)
-        except (OSError, YAMLError, OmegaConfBaseException) as error:
+            text, _, seal = path.read_text().rpartition(SEAL)
+            if seal.strip() != _sha256(text):
+                raise UserError("it is not as it was written (its checksum differs)")
+            config = OmegaConf.create(text)
+        except (UserError, OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(
-                f"{readable(path)} must be the config of a run, but cannot be read: {_first(error)}"
+                f"{readable(path)} must be the config of a run, but cannot be read: {_first(error)}. {self.advice}"
             ) from error
-        if not isinstance(config, DictConfig):
-            raise UserError(f"{readable(path)} must be the config of a run, but holds a list")
+        assert isinstance(config, DictConfig)  # its checksum holds
         return config
+
+    def read(self, path: Path, *keys: str) -> dict[str, Any]:
+        """The content of a JSON file of the run.
+
+        Raises:
+            UserError: if it is missing or not as it was written.
+        """
+        try:
+            return files.read_json(path, *keys, own=True)
+        except UserError as error:
+            raise UserError(f"{error}. {self.advice}") from error
+
+    @property
+    def advice(self) -> str:
+        """What to type where a file of the run is damaged."""
+        return f"To repair it, type: {self.command} repair=true"
 
     def require_data(self, described: Mapping[str, Any]) -> None:
         """
@@ -156,11 +210,11 @@ class Run:
 
     def stream(self) -> dict[str, Any]:
         """The content of stream.json."""
-        return files.read_json(self.path / "stream.json", "tasks")
+        return self.read(self.path / "stream.json", "tasks")
 
     def base(self) -> dict[str, Any]:
         """The content of base.json."""
-        return files.read_json(self.path / "base.json", "sha256", "clip_parameters")
+        return self.read(self.path / "base.json", "sha256", "clip_parameters", "begun")
 
     def base_file(self) -> Path:
         """θ₀ of the run, below the root that the run lies in.
@@ -168,20 +222,18 @@ class Run:
         Raises:
             UserError: if it is missing or not what its name says.
         """
-        sha256 = self.base()["sha256"]
-        path = self.root / "_base" / f"{sha256}.safetensors"
-        if not path.is_file() or files.sha256(path) != sha256:
+        path = base_path(self.root, self.base()["sha256"])
+        if not path.is_file() or files.sha256(path) != path.stem:
             raise UserError(
-                f"θ₀ of {readable(self.path)} must be {readable(path)}, which is missing or altered. "
-                f"Delete the run and it, and type: {self.command}"
+                f"θ₀ of {readable(self.path)} must be {readable(path)}, which is missing or altered. {self.advice}"
             )
         return path
 
     def trained_encoders(self, count: int) -> list[Path]:
-        """The files of the first `count` encoders, known to belong to this run's θ₀.
+        """The files of the first `count` encoders, as they were written, and trained from this run's θ₀.
 
         Raises:
-            UserError: if one is missing, damaged, or was trained from another θ₀.
+            UserError: if one is missing, altered, or was trained from another θ₀.
         """
         sha256 = self.base()["sha256"]
         paths = [self.encoder(index) for index in range(count)]
@@ -192,17 +244,22 @@ class Run:
                     f"{readable(self.path)} was trained with keep_tasks=false, so only {kept} can be merged, with the "
                     "options of its training"
                 )
-            if not path.is_file():
-                raise UserError(
-                    f"{readable(path)} is missing from a finished run. Delete {readable(self.metrics)}, and type: "
-                    f"{self.command}"
-                )
+        with ThreadPoolExecutor(cores()) as pool:  # hashing leaves the interpreter to the others
+            checks = [pool.submit(files.verify, path) for path in paths]
+        for index, (path, check) in enumerate(zip(paths, checks, strict=True)):
+            try:
+                checksum = check.result()
+            except UserError as error:
+                raise UserError(f"{error}. {self.advice}") from error
             if files.read_metadata(path).get("base_sha256") != sha256:
                 raise UserError(f"{readable(path)} was trained from another θ₀ than base.json names")
+            if checksum != self.record(index)["files"].get(path.name):
+                raise UserError(f"{readable(path)} is not the encoder that was evaluated. {self.advice}")
         return paths
 
     def begun(self) -> bool:
-        return (self.path / "stream.json").is_file()
+        """Whether there is anything that a run could be continued from."""
+        return (self.path / "config.yaml").exists() or self.finished() or any(self.path.glob("task-*"))
 
     def finished(self) -> bool:
         return self.metrics.is_file()
@@ -221,6 +278,12 @@ class Run:
             )
 
 
+def typed() -> list[tuple[str, str]]:
+    """(key, override) of everything on the command line; nothing in a process that a launcher has made."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [(word.lstrip("+~").split("=")[0], word) for word in words]
+
+
 def _option(group: str, name: str) -> str:
     """The option of a config group that was typed, which its `name` may differ from, as in ``model=open_clip``."""
     return HydraConfig.get().runtime.choices.get(group, name) if HydraConfig.initialized() else name
@@ -228,7 +291,7 @@ def _option(group: str, name: str) -> str:
 
 def config_hash(cfg: DictConfig) -> str:
     """Short hash of the parts of a config that decide the result."""
-    return hashlib.sha256(json.dumps(_deciding(cfg), sort_keys=True).encode()).hexdigest()[:16]
+    return content_hash(_deciding(cfg))[:16]
 
 
 def store_base(root: Path, tensors: dict[str, Any]) -> tuple[Path, str]:
@@ -237,17 +300,38 @@ def store_base(root: Path, tensors: dict[str, Any]) -> tuple[Path, str]:
 
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
-    path = root / "_base" / f"{digest}.safetensors"
-    if not path.exists():
+    path = base_path(root, digest)
+    if not path.exists() or files.sha256(path) != digest:
         with files.whole(path) as partial:
             partial.write_bytes(content)
+    files.remove_partials(path.parent, hours=1)
     return path, digest
+
+
+def base_path(root: Path, sha256: str) -> Path:
+    """Where θ₀ with this hash is kept.
+
+    Raises:
+        UserError: if it is no hash, and might lead anywhere.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise UserError(f"the sha256 of θ₀ must have 64 hexadecimal digits; got {sha256!r}")
+    return root / "_base" / f"{sha256}.safetensors"
+
+
+def content_hash(value: Any) -> str:
+    """sha256 of something that JSON can hold."""
+    return _sha256(json.dumps(value, sort_keys=True))
 
 
 def readable(path: Path) -> str:
     """A path as short as it can be typed: relative to here where it is below here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first(error: Exception) -> str:

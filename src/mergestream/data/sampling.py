@@ -44,23 +44,28 @@ class KeyedBatchSampler(Sampler[list[Draw]]):
     ):
         self.indices, self.batch_size, self.parts = indices, batch_size, parts
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch = self.done = 0
 
     @property
     def sampler(self) -> KeyedBatchSampler:
         """Itself: Lightning sets the epoch of a batch sampler's `sampler`, and of nothing else."""
         return self
 
+    def begin(self, epoch: int, batch: int = 0) -> None:
+        """Start with this batch of this epoch; every other epoch is whole."""
+        self.epoch, self.done = epoch, batch
+
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.begin(epoch)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = self.indices[permutation(len(self.indices), *self.parts, self.epoch)].tolist()
-        for start in range(0, len(order), self.batch_size):
+        for start in range(self.done * self.batch_size, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             weight = self.world_size / len(batch)
             mine = [Draw(sample, self.epoch, weight) for sample in batch[self.rank :: self.world_size]]

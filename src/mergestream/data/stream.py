@@ -44,6 +44,7 @@ class TaskStream(pl.LightningDataModule):
         self.source, self.tasks, self.transforms = source, list(tasks), transforms
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.current = 0
+        self._position = (0, 0)  # epoch, and batches of it, where the next training begins
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -70,19 +71,31 @@ class TaskStream(pl.LightningDataModule):
             num_workers=self.num_workers,
         )
 
+    def state_dict(self) -> dict[str, int]:
+        """Where the training is: the epoch, and how many of its batches are done."""
+        assert self.trainer is not None
+        epoch, done = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
+        whole = done >= self.trainer.num_training_batches
+        return {"epoch": epoch + 1, "batch": 0} if whole else {"epoch": epoch, "batch": done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next train loader begins there."""
+        self._position = (state["epoch"], state["batch"])
+
     def train_dataloader(self) -> DataLoader:
         """Batches (images [B, 3, H, W], labels [B], weights [B]) of the current task, for this process."""
-        return self._train_loader(epoch=0)
+        (epoch, batch), self._position = self._position, (0, 0)
+        return self._train_loader(epoch, batch)
 
     def consolidation_dataloader(self) -> DataLoader:
         """One more pass over the current task with draws of its own, such as a Fisher is measured on."""
         return self._train_loader(epoch=-1)
 
-    def _train_loader(self, epoch: int) -> DataLoader:
+    def _train_loader(self, epoch: int, batch: int = 0) -> DataLoader:
         parts = (self.seed, self.current)
         samples = self.tasks[self.current].train
         batches = KeyedBatchSampler(samples, self.batch_size, (*parts, "shuffle"), *self._rank())
-        batches.set_epoch(epoch)
+        batches.begin(epoch, batch)
         images = TrainImages(self.source.train, self.transforms.train, (*parts, "augmentation"))
         return DataLoader(images, batch_sampler=batches, **self._loader_options())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> 
     config, tensors = huggingface(clip.model, state)
     path = folder / "huggingface"
     files.write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
-    files.write_json(path / "config.json", config)
-    files.write_json(path / "preprocessor_config.json", _preprocessor(clip))
+    for name, content in (("config.json", config), ("preprocessor_config.json", _preprocessor(clip))):
+        with files.whole(path / name) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 

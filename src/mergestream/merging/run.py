@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from mergestream import __version__, display, files
-from mergestream.checks import check_merge, check_stream
-from mergestream.compose import build, load_clip, load_source, load_stream, local_device
+from mergestream.checks import check_merge, check_stream, check_targets
+from mergestream.compose import allow, build, load_clip, load_source, load_stream, local_device
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
+from mergestream.lock import held
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector, path_of
 from mergestream.merging.export import export
 from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
 from mergestream.models.clip import text_head
 from mergestream.results import Counts, assemble
-from mergestream.runs import Run, readable
+from mergestream.runs import NAMING_KEYS, Run, readable, typed
 from mergestream.strategies.strategy import Strategy
 
 MERGE_KEYS: tuple[str, ...] = (
@@ -40,7 +40,6 @@ MERGE_KEYS: tuple[str, ...] = (
     "on_mismatch",
 )
 MERGE_KEYS += ("export",)
-NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment")
 SELECT = "select"
 
 
@@ -52,6 +51,8 @@ def merge(cfg: DictConfig) -> None:
     """
     OmegaConf.resolve(cfg)
     check_merge(cfg)
+    check_targets(cfg)
+    allow(cfg.allow_targets)
     strategy, options = bound_strategy(cfg)
     given = [key for key in ("base", "checkpoints", "out") if cfg[key] is not None]
     if given:
@@ -110,9 +111,9 @@ def merge_files(cfg: DictConfig, strategy: Strategy, options: dict[str, Any]) ->
 def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, Any]) -> None:
     """Merge the encoders of `run`, evaluate, and write both below its ``merges`` folder."""
     run.require_finished()
-    typed = [key for key, _ in _typed_of_training()]
-    run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *typed])
-    trained = files.read_json(run.metrics, "summary", "timing")
+    keys = [key for key, _ in _typed_of_training()]
+    run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *keys])
+    trained = run.read(run.metrics, "summary", "timing", "provenance")
     method: Method = build(cfg.method)
     if method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
@@ -175,22 +176,30 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
         timing["evaluation"] += time.monotonic() - started
     timing["total"] = time.monotonic() - began
     for scale, folder in zip(scales, folders, strict=True):
-        theta = apply(base, tau, scale)
-        write_merged(folder / "merged.safetensors", theta, strategy, scale, options, inputs)
-        metrics = assemble("merge", cfg, zero_shot, rows[scale], seen, timing)
-        metrics["merge"] = describe(strategy, scale, options, cfg.seed, tried)
-        if cfg.export is not None:
-            print(f"exported to {readable(export(clip, theta, cfg.export, folder))}")
-        files.write_json(folder / "metrics.json", metrics)
+        with held(folder):
+            files.remove_partials(folder)
+            theta = apply(base, tau, scale)
+            write_merged(folder / "merged.safetensors", theta, strategy, scale, options, inputs)
+            metrics = assemble("merge", cfg, zero_shot, rows[scale], seen, timing)
+            metrics["merge"] = describe(strategy, scale, options, cfg.seed, tried)
+            metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
+            if cfg.export is not None:
+                print(f"exported to {readable(export(clip, theta, cfg.export, folder))}")
+            files.write_json(folder / "metrics.json", metrics)
         _show(trained, folder, metrics)
 
 
 def _is_done(cfg: DictConfig, run: Run, folder: Path) -> bool:
-    """Whether the merge is there, made as `cfg` says from the encoders that the run has now."""
-    metrics = folder / "metrics.json"
-    if cfg.export is not None or not metrics.is_file() or not (folder / "merged.safetensors").is_file():
+    """Whether the merge is there, as it was written, made as `cfg` says from the encoders that the run has now."""
+    metrics, merged = folder / "metrics.json", folder / "merged.safetensors"
+    if cfg.export is not None or not metrics.is_file() or not merged.is_file():
         return False
-    made = files.read_json(metrics, "config")["config"]
+    try:
+        made = files.read_json(metrics, "config", own=True)["config"]
+        files.verify(merged)
+    except UserError as error:
+        print(f"{error}; merging again")
+        return False
     same = all(made.get(key) == cfg[key] for key in ("prefixes", "candidates"))
     return same and metrics.stat().st_mtime_ns > run.metrics.stat().st_mtime_ns
 
@@ -274,8 +283,7 @@ def _changed(strategy: Strategy, options: dict[str, Any], seed: int) -> dict[str
 
 def _typed_of_training() -> list[tuple[str, str]]:
     """(key, override) of everything on the command line that is not about the merge itself."""
-    typed = [(word.lstrip("+~").split("=")[0], word) for word in HydraConfig.get().overrides.task]
-    return [(key, word) for key, word in typed if key.split(".")[0] not in MERGE_KEYS]
+    return [(key, word) for key, word in typed() if key.split(".")[0] not in MERGE_KEYS]
 
 
 def _show(trained: dict[str, Any], folder: Path, metrics: dict[str, Any]) -> None:

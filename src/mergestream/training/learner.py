@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from mergestream.keys import key
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
 from mergestream.training.schedule import warmup_cosine
@@ -30,9 +33,11 @@ class Learner(pl.LightningModule):
         warmup: warm-up steps if an integer, a fraction of all steps if a float.
         method: adds its penalty to the loss.
         first_step: optimizer steps before this task, so that a log of the whole stream has one x axis.
+        parts: what the random draws of a step are keyed by, besides the epoch and the batch.
     """
 
     columns: Tensor
+    gradient_norm: Tensor  # of the last step, before clipping
 
     def __init__(
         self,
@@ -43,12 +48,13 @@ class Learner(pl.LightningModule):
         warmup: int | float,
         method: Method,
         first_step: int = 0,
+        parts: tuple[int | str, ...] = (),
     ):
         super().__init__()
         self.encoder = encoder
         self.head = head.restrict(classes)
         self.make_optimizer, self.warmup, self.first_step = optimizer, warmup, first_step
-        self.method = method
+        self.method, self.parts = method, parts
         # Column of each class id in the restricted head; -1 marks the classes of other tasks.
         columns = torch.full((len(head.weight_CD),), -1)
         columns[list(classes)] = torch.arange(len(classes))
@@ -58,6 +64,13 @@ class Learner(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes of the task] of images [B, 3, H, W]."""
         return self.head(self.encoder(images))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed every generator for this step alone: dropout and the like draw the same after an interruption."""
+        draw = key(*self.parts, "step", self.trainer.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(draw)
+        random.seed(draw)
+        np.random.seed(draw % 2**32)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels, weights = batch
@@ -88,6 +101,12 @@ class Learner(pl.LightningModule):
             bias = module.in_proj_bias if isinstance(module, nn.MultiheadAttention) else None
             if bias is not None and bias.grad is not None:
                 bias.grad.chunk(3)[1].zero_()  # query, key, value
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the norm, as Lightning would, and keep what it was."""
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), float(gradient_clip_val))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.encoder.parameters())

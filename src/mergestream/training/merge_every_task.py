@@ -70,11 +70,12 @@ class RunningEvaluation:
         if self.first and not self.cfg.keep_tasks and index:
             self._remove(index - 1)
 
-    def finish(self, zero_shot: Counts, timing: dict[str, float], devices: int) -> None:
-        """Write metrics.json of the merge, as ``merge.py prefixes=true`` would."""
+    def finish(self, zero_shot: Counts, timing: dict[str, float], devices: int, hashes: dict[str, str]) -> None:
+        """Write metrics.json of the merge, as ``merge.py prefixes=true`` would; `hashes` go into its provenance."""
         seen = list(range(1, len(self.rows) + 1))
         metrics = assemble("merge", self.cfg, zero_shot, self.rows, seen, timing, devices)
         metrics["merge"] = describe(self.strategy, self.scale, self.options, self.cfg.seed, {})
+        metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
 
     def _remove(self, index: int) -> None:

@@ -57,11 +57,8 @@ class StreamProgress(pl.Callback):
         seconds = time.monotonic() - self.began
         self.console.print(f"task {self.current + 1}/{self.tasks}  overall accuracy {overall:.3f}  {seconds:.1f} s")
 
-    def on_exception(self, trainer: pl.Trainer, learner: pl.LightningModule, exception: BaseException) -> None:
-        """Lightning turns Ctrl-C into an exit; say how to go on."""
-        if isinstance(exception, KeyboardInterrupt):
-            self.bar.stop()
-            self.console.print("interrupted; type the same command again to continue after the last finished task")
+    def on_train_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        self.bar.advance(self.line, trainer.global_step)  # steps that an earlier process has done
 
     def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
         self.bar.advance(self.line)

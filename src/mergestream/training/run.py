@@ -6,7 +6,9 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,18 +20,22 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
-from mergestream import __version__, display, files
+from mergestream import display, files, interrupt
 from mergestream.checks import check_training
-from mergestream.compose import build, load_clip, load_source, load_stream, local_device
+from mergestream.compose import allow, build, load_clip, load_source, load_stream, local_device
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
 from mergestream.keys import key
+from mergestream.lock import Lock, held
 from mergestream.methods.method import Method
 from mergestream.models.clip import Clip, text_head
-from mergestream.results import Counts, assemble
-from mergestream.runs import Run, config_hash, readable, store_base
+from mergestream.repair import damage, repair
+from mergestream.results import Counts, assemble, now
+from mergestream.runs import NAMING_KEYS, Run, readable, store_base, typed
 from mergestream.training import launcher, loggers
+from mergestream.training.checkpoint import Checkpointing, SafetensorsIO
+from mergestream.training.health import Health
 from mergestream.training.learner import Learner
 from mergestream.training.merge_every_task import RunningEvaluation
 from mergestream.training.progress import StreamProgress
@@ -43,41 +49,76 @@ def train(cfg: DictConfig) -> None:
     Raises:
         UserError: if the config, the data or the weights are not what they must be.
     """
+    run = prepare(cfg)
+    devices = launcher.device_count(cfg.devices, cfg.accelerator)
+    launcher.launch(partial(train_stream, run=run), cfg, devices, max_restarts=cfg.launcher.max_restarts)
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Everything that can be checked before data or weights are touched; returns the run that the config names.
+
+    Raises:
+        UserError: if the config is not what it must be.
+    """
     OmegaConf.resolve(cfg)
     check_training(cfg)
-    launcher.launch(train_stream, cfg, launcher.device_count(cfg.devices, cfg.accelerator))
-
-
-def train_stream(cfg: DictConfig) -> None:
-    """Train, save and evaluate every task in turn; tasks that are already on disk are loaded instead."""
-    _silence_lightning()
-    began = time.monotonic()
-    run = Run.of(cfg)
-    device = local_device(cfg.accelerator, launcher.local_rank())
-    rank, world_size = launcher.join(device)
-    first = rank == 0
-    if run.finished():
-        run.claim(cfg)
-        if first:
-            show(run, "already finished, nothing to do")
-            if cfg.merge_every_task and not list(run.path.glob("running/*.safetensors")):
-                print("it was trained without merge_every_task; python merge.py prefixes=true makes the same of it")
-        return
-
-    # Everything that can fail for want of data or weights comes before the first file is written.
+    allow(cfg.allow_targets)
     method: Method = build(cfg.method)
     build(cfg.optimizer)
-    if cfg.merge_every_task and method.data != "task":
-        raise UserError(
-            f"merge_every_task=true needs a method with an encoder for each task; got method={cfg.method.id}"
-        )
+    run = Run.of(cfg, [word for key, word in typed() if key not in NAMING_KEYS])
+    if cfg.merge_every_task:
+        if method.data != "task":
+            raise UserError(
+                f"merge_every_task=true needs a method with an encoder for each task; got method={cfg.method.id}"
+            )
+        RunningEvaluation(cfg, run)
+    return run
+
+
+def train_stream(cfg: DictConfig, run: Run) -> None:
+    """Train, save and evaluate every task in turn, as this process's part of it; what is on disk is gone on from."""
+    _silence_lightning()
+    allow(cfg.allow_targets)  # in a process that a launcher has made, too
+    device = local_device(cfg.accelerator, launcher.local_rank())
+    rank, world_size = launcher.join(device, cfg.launcher.timeout_minutes)
+    with held(run.path) if rank == 0 else nullcontext() as lock:
+        if lock is not None:
+            _open(cfg, run)
+        _barrier()
+        if run.finished():
+            if lock is not None:
+                show(run, "already finished, nothing to do")
+                if cfg.merge_every_task and not list(run.path.glob("running/*.safetensors")):
+                    print("it was trained without merge_every_task; python merge.py prefixes=true makes the same of it")
+            return
+        _train(cfg, run, device, world_size, lock)
+
+
+def _open(cfg: DictConfig, run: Run) -> None:
+    """Know that what is in the directory is sound and belongs to the config, or repair it."""
+    files.remove_partials(run.path)
+    found = damage(run)
+    if found and not cfg.repair:
+        more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(f"{found[0].reason}{more}. {run.advice}")
+    if not any(d.path == run.path / "config.yaml" for d in found) and run.begun():
+        run.require_same(cfg)
+    for d in found:
+        print(f"repair: {d.reason}")
+    if found:
+        repair(run, found)
+
+
+def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, lock: Lock | None) -> None:
+    # Everything that can fail for want of data or weights comes before the first file is written.
+    began = time.monotonic()
+    first = lock is not None
+    method: Method = build(cfg.method)
     follower = RunningEvaluation(cfg, run) if cfg.merge_every_task else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
     source = _first_alone(lambda: load_source(cfg))  # which fetches what is missing and decodes what is new
     clip = load_clip(cfg)
     stream = load_stream(cfg, clip.transforms, source)
-    if run.begun():
-        run.require_data(stream.describe())
     # What the method trains on: the stream, all of it as one task, or nothing.
     training = stream.joined() if method.data == "all" else stream
     tasks = [] if method.data == "none" else training.tasks
@@ -85,9 +126,11 @@ def train_stream(cfg: DictConfig) -> None:
     head = text_head(clip, stream.source.prompts)
     encoder = clip.encoder
     base = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
-    stamp = _record(cfg, run, stream, clip, base) if first else {}
+    if first:
+        _record(cfg, run, stream, clip, base)
     del clip  # the text tower has made the head and is not needed any more
     _barrier()
+    stamp = run.stamp(cfg)
 
     def measure(weights: Mapping[str, Tensor], seen: int) -> Counts:
         """Counts of other weights than those in training, which stay as they are."""
@@ -98,60 +141,87 @@ def train_stream(cfg: DictConfig) -> None:
         return counts
 
     zero_shot = evaluate(encoder, head, stream, seen=0, device=device)
-    timing = {"setup": time.monotonic() - began, "training": 0.0, "evaluation": 0.0}
+    setup = time.monotonic() - began
     epochs = list(cfg.epochs)[: len(tasks)] if isinstance(cfg.epochs, ListConfig) else [cfg.epochs] * len(tasks)
     steps = [n * -(-len(task.train) // cfg.batch_size) for n, task in zip(epochs, tasks, strict=True)]
     done = [run.evaluation(index).is_file() for index in range(len(steps))]
     rows: list[Counts] = []
+    records: list[dict[str, Any]] = []
+    parent = stamp["base_sha256"]  # checksum of the encoder that the next task starts from
     remaining = sum(n for n, is_done in zip(steps, done, strict=True) if not is_done)
     with StreamProgress(remaining, epochs, visible=first) as progress:
         for index, task in enumerate(training if tasks else ()):
+            if done[index] and run.parent(index) not in (None, parent):
+                done[index] = False  # its parent was trained again, and has become another
             if done[index]:
                 last = index + 1 == len(steps) or not done[index + 1]
                 if run.encoder(index).is_file() or last:
+                    run.require_stamp(run.encoder(index), {**stamp, "task": str(index)})
                     encoder.load_state_dict(files.read_tensors(run.encoder(index)))
                 state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
                 # With keep_tasks=false the files of the last finished task say it all.
                 if state or last or run.encoder(index).is_file() or not stateful(run, done):
                     method.restore(state, encoder, head, task.classes)
-                rows.append(files.read_json(run.evaluation(index), "total", "agnostic", "aware", "seen_correct"))
-                if follower:
-                    follower.follow(index, measure)
-                continue
-            progress.start(index)
-            started = time.monotonic()
-            if method.start == "base":
-                encoder.load_state_dict(base)
-            encoder.train()
-            optimizer, warmup, first_step = build(cfg.optimizer), cfg.schedule.warmup, sum(steps[:index])
-            learner = Learner(encoder, head, task.classes, optimizer, warmup, method, first_step)
-            fit(learner, training, cfg, epochs[index], logger, [progress, method])
-            encoder.to(device).eval()
-            head.to(device)
-            method.consolidate(encoder, head, task.classes, _real_samples(training, device))
-            if first:
-                weights = {name: tensor.float() for name, tensor in encoder.state_dict().items()}
-                files.write_tensors(run.encoder(index), weights, {**stamp, "task": str(index)})
-                if state := method.state():
-                    files.write_tensors(run.method_state(index), state, {**stamp, "task": str(index)})
-            trained = time.monotonic()
-            seen = len(stream) if method.data == "all" else index + 1
-            rows.append(evaluate(encoder, head, stream, seen=seen, device=device))
-            timing["training"] += trained - started
-            timing["evaluation"] += time.monotonic() - trained
-            if first:
-                files.write_json(run.evaluation(index), rows[-1])
-                progress.finished(sum(rows[-1]["agnostic"]) / sum(rows[-1]["total"]))
-            _barrier()
+                record = run.record(index)
+            else:
+                progress.start(index)
+                if method.start == "base":
+                    encoder.load_state_dict(base)
+                encoder.train()
+                optimizer, warmup, first_step = build(cfg.optimizer), cfg.schedule.warmup, sum(steps[:index])
+                learner = Learner(
+                    encoder, head, task.classes, optimizer, warmup, method, first_step, parts=(cfg.seed, index)
+                )
+                marks = {**stamp, "task": str(index), "parent": parent}
+                label = f"task {index + 1} of {len(steps)}"
+                health = Health(label)
+                saving = Checkpointing(
+                    run.checkpoint(index), label, **cfg.checkpoint, health=health, check=lock.check if lock else None
+                )
+                fit(learner, training, cfg, epochs[index], logger, [progress, health, method, saving], marks)
+                encoder.to(device).eval()
+                head.to(device)
+                method.consolidate(encoder, head, task.classes, _real_samples(training, device))
+                written = {}
+                if lock is not None:
+                    lock.check()
+                    weights = {name: tensor.float() for name, tensor in encoder.state_dict().items()}
+                    written[run.encoder(index).name] = files.write_tensors(run.encoder(index), weights, marks)
+                    if state := method.state():
+                        path = run.method_state(index)
+                        written[path.name] = files.write_tensors(path, state, marks)
+                seconds, started = saving.seconds, time.monotonic()
+                seen = len(stream) if method.data == "all" else index + 1
+                counts = evaluate(encoder, head, stream, seen=seen, device=device)
+                spent = {"training": seconds, "evaluation": time.monotonic() - started}
+                if first:
+                    files.write_json(
+                        run.evaluation(index),
+                        {**counts, "files": written, "spikes": health.spikes, "seconds": spent},
+                    )
+                    run.checkpoint(index).unlink(missing_ok=True)
+                    progress.finished(sum(counts["agnostic"]) / sum(counts["total"]))
+                _barrier()
+                record = run.record(index)
+            parent = record["files"][run.encoder(index).name] if method.start == "previous" else parent
+            records.append(record)
+            rows.append({name: record[name] for name in ("total", "agnostic", "aware", "seen_correct")})
             if follower:
                 follower.follow(index, measure)
     if first:
         seen_rows = [len(stream)] if method.data == "all" else list(range(1, len(rows) + 1))
-        timing["total"] = time.monotonic() - began
+        timing = {"setup": setup} | {
+            stage: sum(record["seconds"][stage] for record in records) for stage in ("training", "evaluation")
+        }
+        timing["total"] = sum(timing.values())
+        hashes = {key: stamp[key] for key in ("base_sha256", "data_sha256")}
         if follower:
-            follower.finish(zero_shot, timing, world_size)
+            follower.finish(zero_shot, timing, world_size, hashes)
         metrics = assemble("train", cfg, zero_shot, rows, seen_rows, timing, world_size)
-        files.write_json(run.metrics, {**metrics, "method": method.facts()})
+        metrics["method"] = method.facts()
+        metrics["spikes"] = {name: [r["spikes"][name] for r in records] for name in ("loss", "gradient_norm")}
+        metrics["provenance"] |= {"begun": run.base()["begun"], **hashes}
+        files.write_json(run.metrics, metrics)
         loggers.close(logger)
         show(run, f"trained in {timing['total']:.1f} s")
 
@@ -162,17 +232,26 @@ def stateful(run: Run, done: Sequence[bool]) -> bool:
     return bool(finished) and run.method_state(finished[-1]).exists()
 
 
-def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dict[str, Tensor]) -> dict[str, str]:
-    """Write what is known before training; returns the metadata that every encoder of the run carries."""
-    run.claim(cfg)
+def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dict[str, Tensor]) -> None:
+    """Write what is known before training, or know that it is still what the run was begun with."""
+    described = {"stream": cfg.stream.name, **stream.describe()}
+    if (run.path / "stream.json").exists():
+        run.require_data(described)
+    else:
+        files.write_json(run.path / "stream.json", described)
     _, sha256 = store_base(Path(cfg.root), base)
-    parameters = sum(p.numel() for p in clip.model.parameters())
-    files.write_json(run.path / "stream.json", {"stream": cfg.stream.name, **stream.describe()})
-    files.write_json(
-        run.path / "base.json",
-        {"name": cfg.model.name, "source": clip.source, "sha256": sha256, "clip_parameters": parameters},
-    )
-    return {"base_sha256": sha256, "config_sha256": config_hash(cfg), "version": __version__}
+    if (run.path / "base.json").exists():
+        if (begun := run.base()["sha256"]) != sha256:
+            raise UserError(
+                f"θ₀ must stay the one that {readable(run.path)} was begun with, sha256 {begun[:12]}…; the weights of "
+                f"model={cfg.model.name} are now {sha256[:12]}…. Restore them, or write tag=NAME for a second run."
+            )
+    else:
+        known = {"name": cfg.model.name, "source": clip.source, "sha256": sha256, "begun": now()}
+        parameters = sum(p.numel() for p in clip.model.parameters())
+        files.write_json(run.path / "base.json", {**known, "clip_parameters": parameters})
+    if not (run.path / "config.yaml").exists():
+        run.claim(cfg)
 
 
 def fit(
@@ -182,9 +261,15 @@ def fit(
     epochs: int,
     logger: Logger | None,
     callbacks: list[pl.Callback],
+    marks: dict[str, str],
 ) -> None:
-    """Train one task. The Trainer is fresh: a second ``fit`` on one Trainer would train 0 steps."""
+    """Train one task, from its checkpoint if there is one, whose callback comes last.
+
+    The Trainer is fresh: a second ``fit`` on one Trainer would train 0 steps.
+    """
     local_size, nodes = launcher.world()
+    saving = callbacks[-1]
+    assert isinstance(saving, Checkpointing)
     pl.seed_everything(key(cfg.seed, stream.current) % 2**32, workers=True, verbose=False)
     trainer = pl.Trainer(
         accelerator=cfg.accelerator,
@@ -192,6 +277,8 @@ def fit(
         num_nodes=nodes,
         # Buffers are the frozen head: equal on all ranks, and broadcasting them would wait on uneven shards.
         strategy=DDPStrategy(forward_sync_buffers=False) if local_size * nodes > 1 else "auto",
+        plugins=[SafetensorsIO(marks)],
+        default_root_dir=saving.path.parent,  # where Lightning looks for a checkpoint of SLURM's
         max_epochs=epochs,
         precision=cfg.precision,
         gradient_clip_val=cfg.gradient_clip,
@@ -204,12 +291,13 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(learner, datamodule=stream)
+    with interrupt.deferred():
+        trainer.fit(learner, datamodule=stream, ckpt_path=saving.path if saving.path.exists() else None)
 
 
 def show(run: Run, headline: str) -> None:
     """The table of a finished run, and where it lies."""
-    metrics, stream = files.read_json(run.metrics, "accuracy", "summary", "zero_shot"), run.stream()
+    metrics, stream = run.read(run.metrics, "accuracy", "summary", "zero_shot"), run.stream()
     display.run_table(headline, [task["name"] for task in stream["tasks"]], metrics)
     print(f"results in {readable(run.path)}")
 
@@ -250,6 +338,7 @@ def _silence_lightning() -> None:
         r".*does not have many workers.*",  # data.num_workers is the user's choice
         r".*have no `val_dataloader`.*|.*across ranks is zero.*",  # stream.validation=0
         r".*The number of training batches.*",  # small tasks are normal here
+        r".*your dataloader is not resumable.*",  # the stream begins where the checkpoint says
         r".*Checkpoint directory.*|.*already configured with model summary.*|.*`isinstance\(treespec, LeafSpec\)`.*",
     ):
         warnings.filterwarnings("ignore", message=message)

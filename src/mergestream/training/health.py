@@ -1,0 +1,80 @@
+"""Whether the numbers of the training are sound: NaN and infinity stop it, spikes are counted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mergestream.errors import UserError
+
+EVERY = 50  # steps between two looks at the device
+DECAY = 0.98  # of the mean that a step is compared with
+SPIKE = 5.0  # times the mean
+SETTLING = 20  # steps of a task before which nothing counts as a spike
+
+
+class Health(pl.Callback):
+    """Looks at loss and gradient norm of every step, a few steps at a time, so that no step waits for the device.
+
+    A spike is a step, after the first 20 of a task, whose value is more than 5 times the exponential mean (decay 0.98)
+    of the steps before it. Both values are of the global batch, and the gradient's norm is that before clipping.
+
+    Args:
+        task: for people, such as "task 2 of 5".
+    """
+
+    def __init__(self, task: str):
+        self.task = task
+        self.pending: list[tuple[int, int, Tensor, Tensor]] = []
+        self.steps = 0
+        self.means = {"loss": 0.0, "gradient_norm": 0.0}
+        self.spikes = {"loss": 0, "gradient_norm": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "means": dict(self.means), "spikes": dict(self.spikes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.means, self.spikes = state["steps"], dict(state["means"]), dict(state["spikes"])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: Any, outputs: Any, *_: Any) -> None:
+        self.pending.append((trainer.current_epoch, trainer.global_step, outputs["loss"], learner.gradient_norm))
+        self.scaled = trainer.precision == "16-mixed"  # where the scaler skips steps with an infinite gradient
+        if len(self.pending) == EVERY:
+            self.check()
+
+    def on_train_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Look at the steps since the last time.
+
+        Raises:
+            UserError: if a loss or a gradient of them is not finite.
+        """
+        if not self.pending:
+            return
+        values = torch.stack([torch.stack([loss, norm.to(loss)]) for _, _, loss, norm in self.pending]).double()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(values)  # NaN and infinity stay, so that all processes stop together
+            values /= dist.get_world_size()
+        for (epoch, step, _, _), row in zip(self.pending, values.tolist(), strict=True):
+            for name, value in zip(self.means, row, strict=True):
+                if not math.isfinite(value):
+                    if name == "gradient_norm" and self.scaled:
+                        continue
+                    raise UserError(
+                        f"the {name.replace('_', ' ')} must be finite; it is {value} at {self.task}, "
+                        f"epoch {epoch + 1}, step {step}. The usual causes: a learning rate too high (optimizer.lr), "
+                        "16-bit numbers (write precision=32-true), or images or weights that hold NaN (data.root, "
+                        "model.pretrained). What was saved before it is kept."
+                    )
+                if self.steps >= SETTLING and value > SPIKE * self.means[name]:
+                    self.spikes[name] += 1
+                self.means[name] = value if self.steps == 0 else DECAY * self.means[name] + (1 - DECAY) * value
+            self.steps += 1
+        self.pending.clear()
