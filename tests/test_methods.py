@@ -158,7 +158,8 @@ def test_lost_state_is_not_passed_over(tmp_path):
     run.method_state(1).unlink()
     outcome = command("train.py", *arguments)
     assert outcome.code == 1
-    assert "method.safetensors is missing" in outcome.err and "repair=true" in outcome.err
+    assert "method.safetensors is missing" in outcome.err
+    assert "repair=true" in outcome.err
 
 
 @pytest.mark.parametrize("method", ["ewc", "ewc method.estimator=sample", "lwf"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -68,7 +69,7 @@ def held(folder: Path) -> Iterator[Lock]:
         UserError: if another process is, naming it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = _acquire(folder / NAME)
+    lock = _acquire(folder)
     try:
         yield lock
     finally:
@@ -78,42 +79,49 @@ def held(folder: Path) -> Iterator[Lock]:
                 path.rmdir()
 
 
-def _acquire(path: Path) -> Lock:
+def _acquire(folder: Path) -> Lock:
+    """Locks are numbered. Who finds none alive links his own to the next number, which one process alone can do."""
     token = uuid.uuid4().hex
     content = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
     content |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # its last writer may just have removed it
-        # A file of our own, linked to the lock's name: one step on every file system, and never seen half-written.
-        own = path.with_name(f"{NAME}-{token}")
-        own.write_text(json.dumps(content))
-        try:
-            os.link(own, path)
-            return Lock(path, token)
-        except FileExistsError:
-            pass
-        finally:
-            own.unlink(missing_ok=True)
-        other = _read(path)
-        if other is None:
-            continue  # released in between
-        if _alive(other, path):
+        folder.mkdir(parents=True, exist_ok=True)  # its last writer may just have removed it
+        found = _locks(folder)
+        if alive := [other for path, other in found.items() if _alive(other, path)]:
             raise UserError(
-                f"a run directory has one writer; {path.parent} is being written by {_owner(other)}. Wait for it, or "
+                f"a run directory has one writer; {folder} is being written by {_owner(alive[0])}. Wait for it, or "
                 "write tag=NAME for a second run beside it."
             )
-        _take(path, other)
+        path = folder / f"{NAME}-{1 + max((_number(path) for path in found), default=-1)}"
+        # A file of our own, linked to the lock's name: one step on every file system, and never seen half-written.
+        own = folder / f"{NAME}-{token}"
+        try:
+            own.write_text(json.dumps(content))
+            os.link(own, path)
+        except (FileExistsError, FileNotFoundError):
+            continue  # somebody was faster, or has removed the folder
+        finally:
+            own.unlink(missing_ok=True)
+        others = {other: held for other, held in _locks(folder).items() if other != path}
+        if any(_alive(held, other) for other, held in others.items()):
+            # It looked before we linked, and started to count anew. Both step back; one comes first next time.
+            path.unlink(missing_ok=True)
+            time.sleep(random.uniform(0, 0.2))
+            continue
+        for other in others:  # dead; nobody makes one with a number below ours
+            other.unlink(missing_ok=True)
+        return Lock(path, token)
 
 
-def _take(path: Path, stale: dict) -> None:
-    """Remove a stale lock; of several processes that try, each removes that very lock or none."""
-    grave = path.with_name(f"{NAME}-{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):
-        path.rename(grave)
-        if (_read(grave) or {}).get("token") != stale.get("token"):  # somebody was faster, and this is his new lock
-            with suppress(FileExistsError):
-                os.link(grave, path)
-        grave.unlink(missing_ok=True)
+def _locks(folder: Path) -> dict[Path, dict]:
+    """The locks of a folder, and what they hold."""
+    paths = [path for path in folder.glob(f"{NAME}-*") if path.name.removeprefix(f"{NAME}-").isdecimal()]
+    contents = {path: _read(path) for path in paths if len(path.name) < 20}  # tokens are longer
+    return {path: content for path, content in contents.items() if content is not None}
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix(f"{NAME}-"))
 
 
 def _read(path: Path) -> dict | None:
@@ -136,8 +144,8 @@ def _alive(content: dict, path: Path) -> bool:
         return content.get("born") is not None and _born(content.get("pid", 0)) == content["born"]
     # The file server's clock, not ours: the age is the difference to a file that it makes now.
     probe = path.with_name(f"{NAME}-{uuid.uuid4().hex}")
-    probe.touch()
     try:
+        probe.touch()
         return probe.stat().st_mtime - path.stat().st_mtime < STALE
     except FileNotFoundError:
         return False

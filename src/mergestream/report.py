@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from mergestream import display, files
 from mergestream.errors import UserError
+from mergestream.runs import deciding
 
 # What the paper calls a method with a merge; other pairs are named "method + strategy".
 PAPER_NAMES = {
@@ -29,36 +30,67 @@ def report(cfg: DictConfig) -> None:
     """Print the tables of all finished runs and merges under ``root``.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are none, or runs of one row differ in more than the seed.
     """
     results = list(read_results(Path(cfg.root)))
     if not results:
         raise UserError(f"a report needs finished runs; there are none under root={cfg.root}. Type: python train.py")
+    refused = []
     for benchmark, rows in group(results).items():
         columns = ["", "seeds", "final accuracy", "avg. incremental", "forgetting"]
-        ordered = sorted(rows.items(), key=lambda row: -statistics.mean(r["final_accuracy"] for r in row[1]))
         lines = []
-        for name, summaries in ordered:
+        for name, runs in rows.items():
+            if difference := protocol_difference(runs):
+                refused.append(f"{benchmark}, {name}: {difference}")
+                continue
+            summaries = [run["summary"] for run in runs]
             cells = [spread([s[measure] for s in summaries]) for measure in MEASURES]
-            lines.append([name, len(summaries), *cells])
-        display.table(benchmark, columns, lines)
+            mean = statistics.mean(s["final_accuracy"] for s in summaries)
+            lines.append((mean, [name, len(summaries), *cells]))
+        display.table(benchmark, columns, [line for _, line in sorted(lines, key=lambda line: -line[0])])
+    if refused:
+        raise UserError(
+            "runs are averaged only where they differ in nothing but the seed; left out: " + "; ".join(refused)
+        )
 
 
 def read_results(root: Path) -> Iterable[dict[str, Any]]:
-    """The content of every metrics.json under `root`, runs and merges."""
+    """The content of every metrics.json under `root`, runs and merges, and the protocol of the training."""
     for path in sorted(root.rglob("metrics.json")):
-        yield files.read_json(path, "config", "summary")
+        result = files.read_json(path, "config", "summary")
+        run = path if result.get("kind") == "train" else path.parents[2] / "metrics.json"
+        trained = files.read_json(run, "config") if run.is_file() else {"config": {}}
+        yield {**result, "protocol": protocol(trained)}
 
 
-def group(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Summaries by benchmark (dataset, stream, tasks, model) and by name of the method and merge."""
-    tables: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+def group(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Results by benchmark (dataset, stream, tasks, model) and by name of the method and merge."""
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         config = result["config"]
         stream = f"{config['stream']['name']}-incremental, {config['tasks']} tasks"
         benchmark = f"{config['dataset']['name']}, {stream}, {config['model']['name']}"
-        tables[benchmark][label(result)].append(result["summary"])
+        tables[benchmark][label(result)].append(result)
     return tables
+
+
+def protocol_difference(runs: Sequence[dict[str, Any]]) -> str | None:
+    """In what results of one row differ that must differ in nothing but the seed; None if in nothing."""
+    first = runs[0]
+    for run in runs[1:]:
+        one, two = first["protocol"], run["protocol"]
+        for key in sorted(one.keys() | two.keys()):
+            if one.get(key) != two.get(key):
+                seeds = first["config"]["seed"], run["config"]["seed"]
+                return f"seed {seeds[0]} has {key}={one.get(key)}, seed {seeds[1]} has {key}={two.get(key)}"
+    return None
+
+
+def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result of a training besides its seed: config, θ₀, and the version of the package."""
+    config = {key: value for key, value in deciding(trained["config"]).items() if key not in ("seed", "tag")}
+    base = trained.get("provenance", {}).get("base_sha256")
+    return {**config, "base_sha256": base, "version": trained.get("environment", {}).get("mergestream")}
 
 
 def label(result: dict[str, Any]) -> str:

@@ -339,10 +339,14 @@ def _first(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _deciding(cfg: DictConfig) -> dict[str, Any]:
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values of a config, without what leaves the result as it is."""
-    flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
+    flat = _flatten(dict(config))
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
+
+
+def _deciding(cfg: DictConfig) -> dict[str, Any]:
+    return deciding(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ def official(
         UserError: instead of any other exception.
     """
     try:
-        yield
+        with contained():
+            yield
     except UserError:
         raise
     except ImportError as error:
@@ -68,6 +70,21 @@ def official(
         if mirror:
             advice += "; or write dataset.mirror=USER/NAME for a copy on the Hugging Face Hub"
         raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice[0].upper()}{advice[1:]}") from error
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Let no tar archive that is unpacked in the block write outside its folder: no ``..``, no links that lead out.
+
+    Zip archives cannot, as Python unpacks them.
+    """
+    before = vars(tarfile.TarFile).get("extraction_filter")
+    # Stored as the class attribute that Python reads; a plain function would be bound to the archive.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def check_partition(partition: int) -> None:

@@ -17,6 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -91,6 +92,8 @@ def _attempt(function: Callable[[DictConfig], None], cfg: DictConfig, devices: i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    known = {field.name for field in fields(LaunchConfig)}  # older ones read the environment
+    signals: dict[str, Any] = {"signals_to_handle": "SIGHUP,SIGQUIT"} if "signals_to_handle" in known else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -100,6 +103,7 @@ def _attempt(function: Callable[[DictConfig], None], cfg: DictConfig, devices: i
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        **signals,
     )
     try:
         with _forwarding() as asked:
@@ -154,7 +158,7 @@ def _forwarding() -> Iterator[list[int]]:
     try:
         yield asked
     finally:
-        del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+        os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)
         for number, handler in before.items():
             signal.signal(number, handler)
 

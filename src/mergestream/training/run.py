@@ -163,6 +163,8 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
                 if state or last or run.encoder(index).is_file() or not stateful(run, done):
                     method.restore(state, encoder, head, task.classes)
                 record = run.record(index)
+                if first:
+                    run.checkpoint(index).unlink(missing_ok=True)  # of a process that came as far as to evaluate
             else:
                 progress.start(index)
                 if method.start == "base":
