@@ -21,9 +21,10 @@ def check_stream(cfg: DictConfig) -> None:
     Raises:
         UserError: on the first key that breaks its rule.
     """
-    for group in ("dataset", "stream", "model", "method", "schedule"):
+    for group in ("dataset", "stream", "model", "method", "schedule", "data"):
         _group(cfg, group)
     check_targets(cfg)
+    _names(cfg)
     check_pair(cfg)
     _whole(cfg, "tasks", 1)
     _whole(cfg, "seed", 0, most=2**32 - 1)
@@ -33,14 +34,20 @@ def check_stream(cfg: DictConfig) -> None:
     for key in ("data.download", "data.skip_corrupt"):
         if not isinstance(_get(cfg, key), bool):
             raise UserError(f"{key} must be true or false; got {key}={_get(cfg, key)}")
-    for key in ("tag", "dataset.name", "stream.name", "model.name", "method.id"):
-        value = _get(cfg, key)
-        if value is not None and (not str(value) or set(str(value)) & set("/\\\0") or str(value).startswith(".")):
-            raise UserError(f"{key} becomes a folder name, without / and not starting with a dot; got {key}={value}")
     if cfg.accelerator not in ("auto", "cpu", "gpu"):
         raise UserError(f"accelerator must be one of auto, cpu, gpu; got accelerator={cfg.accelerator}")
     if not isinstance(cfg.root, str) or (Path(cfg.root).exists() and not Path(cfg.root).is_dir()):
         raise UserError(f"root must be a folder; got root={cfg.root}, which is none")
+
+
+def _names(cfg: DictConfig) -> None:
+    for key in ("tag", "dataset.name", "stream.name", "model.name", "method.id"):
+        value = _get(cfg, key)
+        if value is None and key == "tag":
+            continue
+        text = str(value) if isinstance(value, (str, int, float)) else ""
+        if not text or set(text) & set("/\\\0") or text.startswith("."):
+            raise UserError(f"{key} becomes a folder name, without / and not starting with a dot; got {key}={value}")
 
 
 def check_targets(cfg: DictConfig) -> None:
@@ -88,6 +95,10 @@ def check_training(cfg: DictConfig) -> None:
         UserError: on the first key that breaks its rule.
     """
     check_stream(cfg)
+    for group in ("optimizer", "logger", "strategy"):
+        _group(cfg, group)
+    _bound(cfg, "optimizer")
+    _bound(cfg, "strategy")
     _epochs(cfg)
     _number(cfg, "gradient_clip", "positive", lambda x: x > 0)
     _number(cfg, "optimizer.lr", "positive", lambda x: x > 0)
@@ -98,7 +109,6 @@ def check_training(cfg: DictConfig) -> None:
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key} must be true or false; got {key}={cfg[key]}")
     _checkpoint(cfg)
-    _group(cfg, "strategy")
     _number(cfg, "strategy.scale", "finite", lambda x: True)
     check_scale(cfg["lambda"])
     if not cfg.keep_tasks and not cfg.merge_every_task:
@@ -121,6 +131,7 @@ def check_merge(cfg: DictConfig) -> None:
     """
     _scales(cfg)
     _group(cfg, "strategy")
+    _bound(cfg, "strategy")
     _number(cfg, "strategy.scale", "finite", lambda x: True)
     if "seed" in cfg.strategy:
         _whole(cfg, "strategy.seed", 0)
@@ -196,6 +207,14 @@ def _epochs(cfg: DictConfig) -> None:
 def _group(cfg: DictConfig, group: str) -> None:
     if not isinstance(cfg.get(group), DictConfig):
         raise UserError(f"{group} must name an option of its group; got {group}={cfg.get(group)}. See --help.")
+    target = cfg[group].get("_target_")
+    if group not in ("schedule", "data") and not isinstance(target, str):
+        raise UserError(f"{group}._target_ must name what to call; got {group}._target_={target}")
+
+
+def _bound(cfg: DictConfig, group: str) -> None:
+    if cfg[group].get("_partial_") is not True:
+        raise UserError(f"{group}._partial_ must stay true; got {group}._partial_={cfg[group].get('_partial_')}")
 
 
 def _whole(cfg: DictConfig, key: str, least: int, most: int | None = None) -> None:

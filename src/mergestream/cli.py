@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -47,11 +48,8 @@ def launch(main: Callable[[], None]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _print_error(_one_line(error))
         sys.exit(1)
-    except (OSError, ValueError) as error:
-        of_hydra = isinstance(error, ValueError) and str(error).startswith(
-            "Config group override"
-        )  # such as GROUP=null
-        if one_line(error) is None and not of_hydra:
+    except Exception as error:
+        if one_line(error) is None and not _while_composing(error):
             raise
         _print_error(_one_line(error))
         sys.exit(1)
@@ -92,6 +90,12 @@ def job() -> Iterator[None]:
             sys.exit(1)
 
 
+def _while_composing(error: BaseException) -> bool:
+    """Whether Hydra itself stumbled: over an override of a kind that it does not foresee, such as ``GROUP=null``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(f"{os.sep}{name}{os.sep}" in frames[-1].filename for name in ("hydra", "omegaconf"))
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -102,6 +106,10 @@ def _one_line(error: BaseException) -> str:
         return line
     cause = error.__cause__
     text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    if (key := getattr(error, "full_key", None)) and str(key) not in text.splitlines()[0]:
+        text = f"{key}: {text}"
+    elif not isinstance(error, (HydraException, OmegaConfBaseException)) or "nterpolation" in text:
+        text = f"{text} (got {' '.join(sys.argv[1:])})"  # neither says where
     # OmegaConf appends "full_key: …" and "object_type=…" lines; Hydra wraps its hints over several.
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))

@@ -65,7 +65,8 @@ class Run:
         """The run that a composed train or merge config names; `extra` overrides go into the command that makes it."""
         stream = f"{cfg.stream.name}-{cfg.tasks}"
         last = f"seed-{cfg.seed}" + (f"-{cfg.tag}" if cfg.tag is not None else "")
-        path = Path(cfg.root) / cfg.dataset.name / stream / cfg.model.name / cfg.method.id / last
+        names = (cfg.dataset.name, stream, cfg.model.name, cfg.method.id, last)
+        path = Path(cfg.root).joinpath(*map(str, names))
         words = [f"dataset={_option('dataset', cfg.dataset.name)}", f"tasks={cfg.tasks}"]
         words += [f"method={_option('method', cfg.method.id)}", f"model={_option('model', cfg.model.name)}"]
         words += [f"seed={cfg.seed}"] + [f"stream={cfg.stream.name}"] * (cfg.stream.name != "class")

@@ -1,0 +1,81 @@
+"""Override strings of every kind: each passes the checks, or ends in one line that names its key."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from helpers import ROOT, command, config
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from mergestream.training import launcher
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "250"))  # of each script
+GROUPS = ("dataset", "method", "model", "stream", "schedule", "strategy", "logger")
+OPTIONS = {group: sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml")) for group in GROUPS}
+
+
+def keys_of(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted keys of a config, of its inner nodes too."""
+    found = []
+    for key in cfg:
+        path = f"{prefix}{key}"
+        found.append(path)
+        node = OmegaConf.to_container(cfg)[key]  # type: ignore[index]
+        if isinstance(node, dict):
+            found += keys_of(OmegaConf.create(node), f"{path}.")
+    return found
+
+
+KEYS = {script: sorted(keys_of(config(script[:-3]))) for script in ("train.py", "merge.py")}
+
+plain = st.sampled_from(["null", "true", "false", "0", "1", "2", "-1", "1.5", "1e30", "nan", "inf", "-inf", "5", "100"])
+WORDS = """'' [] {} [1,2] [a,b] [[1]] {a:1} [null] [nan] a a/b ../x ~ . é 💥 ${tasks} ${nope} ${oc.env:NOPE} ${ $
+a=b a,b " ' ( [1 } os.system torch.os.system mergestream.nope 0x10 1_000 glob(*) select"""
+odd = st.sampled_from([*WORDS.split(), "", "a b", "'a b'", "x" * 300, "9" * 40])
+numbers = st.one_of(st.integers(-5, 10**12), st.floats()).map(str)
+values = st.one_of(plain, odd, numbers, st.text(max_size=6).map(lambda t: t.replace("\0", "")))
+
+
+def overrides(script: str) -> st.SearchStrategy[list[str]]:
+    known = st.sampled_from(KEYS[script])
+    groups = [g for g in GROUPS if script == "train.py" or g != "logger"]
+    changed = st.tuples(known, values).map("=".join)
+    added = st.tuples(st.sampled_from(["+", "++", "~"]), known, values).map(lambda t: f"{t[0]}{t[1]}={t[2]}")
+    removed = known.map(lambda key: f"~{key}")
+    new = st.tuples(known, st.sampled_from(["foo", "_target_", "0"]), values).map(lambda t: f"+{t[0]}.{t[1]}={t[2]}")
+    chosen = st.sampled_from(groups).flatmap(lambda g: st.sampled_from(OPTIONS[g]).map(lambda o: f"{g}={o}"))
+    one = st.one_of(changed, changed, chosen, added, removed, new)
+    return st.lists(one, min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("script", ["train.py", "merge.py"])
+def test_any_override(script, tmp_path_factory, monkeypatch):
+    here = tmp_path_factory.mktemp("fuzz")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(launcher, "launch", lambda *_, **__: None)  # what passes the checks would train now
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize="FUZZ_EXAMPLES" not in os.environ,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(overrides(script))
+    def check(words):
+        outcome = command(script, *words)
+        if outcome.code == 0:
+            assert script == "train.py"
+        else:
+            assert outcome.code == 1, words
+            lines = outcome.err.strip().splitlines()
+            assert len(lines) == 1, (words, outcome.err)
+            assert lines[0].startswith("error: "), (words, outcome.err)
+            parts = [part for word in words for part in word.split("=")[0].lstrip("+~").split(".")]
+            # Without a bad override, a merge lacks its run.
+            assert any(p in lines[0] for p in parts) or "Type: python train.py" in lines[0], (words, outcome.err)
+        assert not list(here.iterdir()), (words, list(here.iterdir()))
+
+    check()
