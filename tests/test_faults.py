@@ -246,7 +246,7 @@ def finished(short, run_of, tmp_path_factory):
     """A finished EWC run with a merge, to be damaged and repaired; its arguments; and what must be in it."""
     root = tmp_path_factory.mktemp("damage")
     run = run_of(root, "method=ewc")
-    arguments = (f"root={root}", *short, "method=ewc")
+    arguments = (f"root={root}", *short, "method=ewc", "epochs=1")
     for script in ("train.py", "merge.py"):
         outcome = command(script, *arguments)
         assert outcome.code == 0, outcome.err
@@ -263,10 +263,10 @@ FILES += ["task-00/evaluation.json"]
 def test_damage_is_found_and_repaired(finished, name):
     run, arguments, expected = finished
     path = run.base_file() if name == "base" else run.path / name
+    sound = path.read_bytes()
     for how in DAMAGES:
         damaged(path, how)
         if (name, how) == ("metrics.json", "deleted"):  # nothing is lost: it is put together from the tasks
-            assert command("train.py", *arguments).code == 0
             continue
         before = {p: p.read_bytes() for p in files_below(run.root)}
         outcome = command("train.py", *arguments)
@@ -276,14 +276,15 @@ def test_damage_is_found_and_repaired(finished, name):
         assert "repair=true" in outcome.err
         if name.startswith("task-") or name == "base":
             merged = command("merge.py", *arguments, "strategy=average")
-            used = "evaluation" in name or "encoder" in name or name == "base"
-            assert merged.code == used, merged.err
+            assert merged.code == (path.name != "method.safetensors"), merged.err  # which no merge reads
             shutil.rmtree(run.path / "merges/average-1", ignore_errors=True)
         assert before == {p: p.read_bytes() for p in files_below(run.root)}
-        outcome = command("train.py", *arguments, "repair=true")
-        assert outcome.code == 0, outcome.err
-        assert "repair: " in outcome.out
-        assert results(run) == expected
+        if how != DAMAGES[-1]:
+            path.write_bytes(sound)
+    outcome = command("train.py", *arguments, "repair=true")
+    assert outcome.code == 0, outcome.err
+    assert ("repair: " in outcome.out) == (name != "metrics.json")
+    assert results(run) == expected
 
 
 def test_a_repaired_task_that_comes_out_different_takes_later_ones_along(finished, monkeypatch):
@@ -300,7 +301,7 @@ def test_a_repaired_task_that_comes_out_different_takes_later_ones_along(finishe
     assert command("train.py", *arguments, "repair=true").code == 0
     monkeypatch.undo()
     assert run.parent(1) == files.verify(run.encoder(0))
-    assert results(run)["task-01/encoder.safetensors"] == expected["task-01/encoder.safetensors"] or run.parent(1)
+    assert results(run)["task-00/encoder.safetensors"] != expected["task-00/encoder.safetensors"]
     for index in (0, 1):
         damaged(run.encoder(index), "deleted")
     assert command("train.py", *arguments, "repair=true").code == 0

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from helpers import ROOT, command, config
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -60,6 +60,7 @@ def test_any_override(script, tmp_path_factory, monkeypatch):
     @settings(
         max_examples=EXAMPLES,
         deadline=None,
+        phases=[Phase.explicit, Phase.generate],  # shrinking would take minutes
         derandomize="FUZZ_EXAMPLES" not in os.environ,
         suppress_health_check=list(HealthCheck),
     )
