@@ -1,0 +1,53 @@
+"""What checkpoints cost: python benchmarks/checkpoint.py [--repeats 5]
+
+The default run, with the task under way saved as by default and not at all, in turn in the same process; prints the
+median seconds of both, and the median and the spread of their paired ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from mergestream.training import train
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+OFF = ("checkpoint.every_epochs=null", "checkpoint.every_minutes=null")
+
+
+def seconds(*overrides: str) -> float:
+    """Of one default run in a new directory."""
+    with tempfile.TemporaryDirectory() as root, initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=[f"root={root}", *overrides])
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(cfg)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    seconds("epochs=1")  # what only the first run pays
+    pairs = []
+    for index in range(arguments.repeats):
+        order = [(), OFF] if index % 2 else [OFF, ()]
+        took = {overrides: seconds(*overrides) for overrides in order}
+        pairs.append((took[()], took[OFF]))
+        print(f"with {pairs[-1][0]:.1f} s, without {pairs[-1][1]:.1f} s", flush=True)
+    ratios = sorted(saved / plain for saved, plain in pairs)
+    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    print(f"median with {medians[0]:.1f} s, without {medians[1]:.1f} s")
+    print(f"ratio {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
