@@ -20,6 +20,16 @@ from mergestream.models.clip import Clip, Transforms
 
 # What a config may call; ``allow_targets`` adds to it.
 PACKAGES = ("mergestream", "torch", "torchvision", "pytorch_lightning", "open_clip", "torchmetrics")
+# Inside them, what runs or unpickles what it is given.
+DANGEROUS: tuple[str, ...] = (
+    "torch.serialization",
+    "torch.hub",
+    "torch.package",
+    "torch.utils",
+    "torch.distributed",
+    "torch.jit",
+)
+DANGEROUS += ("torch.multiprocessing", "torch.storage", "torch._", "torchvision.datasets.utils")
 _allowed: list[str] = []
 
 
@@ -46,7 +56,8 @@ def _require_allowed(node: Any) -> None:
         known = isinstance(target, str) and target.split(".")[0] in packages
         if known:
             origin = getattr(_located(target), "__module__", None) or ""
-            known = origin.split(".")[0] in packages
+            known = origin.split(".")[0] in packages and not f"{origin}.".startswith(DANGEROUS)
+            known = known and "load_from_checkpoint" not in target
         if not known:
             raise UserError(
                 f"_target_ must lie in one of {', '.join(packages)}; got _target_={target}. "

@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import time
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,7 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -81,7 +82,12 @@ def remove_partials(folder: Path, hours: float = 0) -> None:
     """
     for path in folder.rglob(".partial-*"):
         with suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime >= 3600 * hours:
+            # Merges below a run have writers of their own.
+            if (
+                path.is_file()
+                and "merges" not in path.relative_to(folder).parts
+                and time.time() - path.stat().st_mtime >= 3600 * hours
+            ):
                 path.unlink()
 
 

@@ -43,11 +43,9 @@ class Stopped(BaseException):
 @contextmanager
 def watching() -> Iterator[None]:
     """Within the block, the signals raise `Stopped`, or wait while `deferred`; as before it, after it."""
-    global _requested
-    if threading.current_thread() is not threading.main_thread():  # where handlers cannot be set
+    if not _settable():
         yield
         return
-    _requested = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     listen()
     try:
@@ -59,15 +57,21 @@ def watching() -> Iterator[None]:
 
 def listen() -> None:
     """Take the signals; also after somebody else has taken them, as Lightning does."""
-    for number in SIGNALS:
-        signal.signal(number, _receive)
+    if _settable():
+        for number in SIGNALS:
+            signal.signal(number, _receive)
+
+
+def _settable() -> bool:
+    """Python lets the main thread alone set handlers."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
     """Within the block the signals only leave a request, which `requested` tells."""
-    global _deferring
-    _deferring = True
+    global _deferring, _requested
+    _deferring, _requested = True, None
     try:
         yield
     finally:

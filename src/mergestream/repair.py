@@ -49,7 +49,7 @@ def _damage(run: Run) -> Iterator[Damage]:
         yield from found
         trained = 0 if found else len(run.read(run.metrics)["spikes"]["loss"])
     # A task is finished if it was evaluated, and so is every task before it.
-    folders = {int(path.name.removeprefix("task-")): path for path in run.path.glob("task-*")}
+    folders = [index for index, _ in run.tasks()]
     finished = max([trained, *(index + 1 for index in folders if run.evaluation(index).exists())])
     for index in range(finished):
         yield from _of_task(run, index, last=index + 1 == finished)
@@ -68,7 +68,7 @@ def _of_running_merge(run: Run, finished: int) -> Iterator[Damage]:
         except UserError as error:
             yield Damage(path, str(error))
     for name in sorted({path.name for path in rows}):
-        known = [int(path.parent.name.removeprefix("task-")) for path in rows if path.name == name]
+        known = [index for index, folder in run.tasks() if folder / name in rows]
         if gaps := sorted(set(range(max(known) + 1)) - set(known)):
             path = run.task(gaps[0]) / name
             yield Damage(path, f"{readable(path)} is missing")
@@ -88,7 +88,8 @@ def _running(run: Run) -> list[Path]:
 
 def _rows(run: Run) -> list[Path]:
     """What they were measured at, a file for each task."""
-    return sorted(path for path in run.path.glob("task-*/*.json") if path.name != "evaluation.json")
+    found = [path for _, folder in run.tasks() for path in folder.glob("*.json")]
+    return sorted(path for path in found if path.name != "evaluation.json")
 
 
 def _of_task(run: Run, index: int, last: bool) -> Iterator[Damage]:
@@ -96,6 +97,10 @@ def _of_task(run: Run, index: int, last: bool) -> Iterator[Damage]:
         record = run.record(index)
     except UserError as error:
         yield Damage(run.evaluation(index), str(error).removesuffix(f". {run.advice}"), index)
+        return
+    known = (run.encoder(index).name, run.method_state(index).name)
+    if not isinstance(record["files"], dict) or set(record["files"]) - set(known):  # a path might lead anywhere
+        yield Damage(run.evaluation(index), f"{readable(run.evaluation(index))} names files of no task", index)
         return
     for name, checksum in record["files"].items():
         path = run.task(index) / name
@@ -115,14 +120,15 @@ def repair(run: Run, found: list[Damage]) -> None:
     not, their record of the encoder that they started from no longer holds, and they are trained again too.
     """
     followed = any(d.task is None and d.path.parent != run.path and d.path.parent.parent == run.path for d in found)
-    followed |= any(d.path == run.path / "running" for d in found)
+    # A task may come out with other bits, so that the merge with it no longer holds.
+    followed |= any(d.path == run.path / "running" or d.task is not None for d in found)
     doomed = {d.path for d in found} | {run.metrics}
     doomed |= {run.evaluation(d.task) for d in found if d.task is not None}
     if followed:
         doomed |= {*_running(run), *_rows(run)}
     if not run.keeps_tasks() and (followed or any(d.task is not None for d in found)):
         # The encoders that it could be made from are gone.
-        doomed |= {*run.path.glob("task-*/*"), *_running(run)}
+        doomed |= {path for _, folder in run.tasks() for path in folder.iterdir()}
     for path in doomed:
         if not path.is_dir():
             path.unlink(missing_ok=True)

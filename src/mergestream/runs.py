@@ -131,11 +131,14 @@ class Run:
         """Whether the encoders before the last are there, or there is no running merge that could stand in for them."""
         return self.encoder(0).is_file() or not list((self.path / "running").glob("*.safetensors"))
 
+    def tasks(self) -> list[tuple[int, Path]]:
+        """Number and folder of every task that was begun."""
+        found = [path for path in self.path.glob("task-*") if re.fullmatch(r"task-\d+", path.name) and path.is_dir()]
+        return sorted((int(path.name.removeprefix("task-")), path) for path in found)
+
     def encoders(self) -> list[Path]:
         """The encoders that the run has saved, in the order of the tasks."""
-        return sorted(
-            self.path.glob("task-*/encoder.safetensors"), key=lambda p: int(p.parent.name.removeprefix("task-"))
-        )
+        return [self.encoder(index) for index, _ in self.tasks() if self.encoder(index).is_file()]
 
     def claim(self, cfg: DictConfig) -> None:
         """Mark the directory as that of `cfg`; the last of the files that are written before the training begins."""
@@ -260,7 +263,7 @@ class Run:
 
     def begun(self) -> bool:
         """Whether there is anything that a run could be continued from."""
-        return (self.path / "config.yaml").exists() or self.finished() or any(self.path.glob("task-*"))
+        return (self.path / "config.yaml").exists() or self.finished() or bool(self.tasks())
 
     def finished(self) -> bool:
         return self.metrics.is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Checkpointing(pl.Callback):
         task: for people, such as "task 2 of 5".
         every_epochs: epochs between two saves; None saves none at their ends.
         every_minutes: minutes between two saves inside an epoch; None saves none there.
+        timeout_minutes: after which a process that the others wait for counts as hung.
         health: must hold before anything is saved.
         check: called before a save on the process that writes, raising where it must not; None on the others.
     """
@@ -42,10 +44,12 @@ class Checkpointing(pl.Callback):
         task: str,
         every_epochs: int | None,
         every_minutes: float | None,
+        timeout_minutes: float,
         health: Health,
         check: Callable[[], None] | None,
     ):
         self.path, self.task, self.health, self.check = path, task, health, check
+        self.timeout_minutes = timeout_minutes
         self.every_epochs = every_epochs
         self.every_seconds = None if every_minutes is None else 60 * every_minutes
         self.cost = 0.0  # seconds that the last save took
@@ -67,25 +71,26 @@ class Checkpointing(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
         interrupt.listen()  # Lightning has put its own handlers in place, which end a step in the middle
         if trainer.world_size > 1:
-            self.group = dist.new_group(backend="gloo")  # on the CPU, so that no step waits for the device
+            # On the CPU, so that no step waits for the device.
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=self.timeout_minutes))
         self.saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
         if trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:  # the last is for the end of the epoch
             waited = time.monotonic() - self.saved
-            self._consider(trainer, self.every_seconds is not None and waited >= self.every_seconds)
+            self._consider(trainer, learner, self.every_seconds is not None and waited >= self.every_seconds)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
         due = self.every_epochs is not None and (trainer.current_epoch + 1) % self.every_epochs == 0
-        self._consider(trainer, due and SHARE * (time.monotonic() - self.saved) >= self.cost)
+        self._consider(trainer, learner, due and SHARE * (time.monotonic() - self.saved) >= self.cost)
 
-    def _consider(self, trainer: pl.Trainer, due: bool) -> None:
+    def _consider(self, trainer: pl.Trainer, learner: pl.LightningModule, due: bool) -> None:
         wishes = torch.tensor([interrupt.requested(), int(due)])
         if self.group is not None:
             dist.all_reduce(wishes, dist.ReduceOp.MAX, self.group)
         stop, save = wishes.tolist()
         if stop or save:
-            self.health.check()
+            self.health.check(learner)
             if self.check is not None:
                 self.check()
             started = time.monotonic()
@@ -121,8 +126,8 @@ class SafetensorsIO(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         files.verify(Path(path))
         metadata = files.read_metadata(Path(path))
-        if wrong := [key for key, value in self.stamp.items() if metadata.get(key) != value]:
-            raise UserError(f"{path} belongs to another run (its {wrong[0]} differs)")
+        if wrong := [key for key, value in self.stamp.items() if key != "version" and metadata.get(key) != value]:
+            raise UserError(f"{path} belongs to another run (its {wrong[0]} differs). Delete it to train its task anew")
         return _unpack(json.loads(metadata["state"]), files.read_tensors(Path(path)))
 
     def remove_checkpoint(self, path: Any) -> None:

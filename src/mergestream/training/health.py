@@ -48,16 +48,22 @@ class Health(pl.Callback):
             self.check()
 
     def on_train_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        self.check()
+        self.check(learner)
 
-    def check(self) -> None:
-        """Look at the steps since the last time.
+    def check(self, learner: pl.LightningModule | None = None) -> None:
+        """Look at the steps since the last time, and at the weights that they have made, which are to be saved.
 
         Raises:
-            UserError: if a loss or a gradient of them is not finite.
+            UserError: if a loss, a gradient or a weight is not finite.
         """
         if not self.pending:
             return
+        last = self.pending[-1]
+        self._check_steps()
+        if learner is not None and not all(bool(p.isfinite().all()) for p in learner.parameters()):
+            raise UserError(_message("weights", "not", self.task, *last[:2]))
+
+    def _check_steps(self) -> None:
         values = torch.stack([torch.stack([loss, norm.to(loss)]) for _, _, loss, norm in self.pending]).double()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(values)  # NaN and infinity stay, so that all processes stop together
@@ -67,14 +73,18 @@ class Health(pl.Callback):
                 if not math.isfinite(value):
                     if name == "gradient_norm" and self.scaled:
                         continue
-                    raise UserError(
-                        f"the {name.replace('_', ' ')} must be finite; it is {value} at {self.task}, "
-                        f"epoch {epoch + 1}, step {step}. The usual causes: a learning rate too high (optimizer.lr), "
-                        "16-bit numbers (write precision=32-true), or images or weights that hold NaN (data.root, "
-                        "model.pretrained). What was saved before it is kept."
-                    )
+                    raise UserError(_message(name.replace("_", " "), value, self.task, epoch, step))
                 if self.steps >= SETTLING and value > SPIKE * self.means[name]:
                     self.spikes[name] += 1
-                self.means[name] = value if self.steps == 0 else DECAY * self.means[name] + (1 - DECAY) * value
+                self.means[name] = value if self.means[name] == 0 else DECAY * self.means[name] + (1 - DECAY) * value
             self.steps += 1
         self.pending.clear()
+
+
+def _message(what: str, value: float | str, task: str, epoch: int, step: int) -> str:
+    it = "they are" if what == "weights" else "it is"
+    return (
+        f"the {what} must be finite; {it} {value} at {task}, epoch {epoch + 1}, step {step}. The usual causes: a "
+        "learning rate too high (optimizer.lr), 16-bit numbers (write precision=32-true), or images or weights that "
+        "hold NaN (data.root, model.pretrained). What was saved before it is kept."
+    )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from mergestream.keys import key
+from mergestream.keys import key, seed_draws
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
 from mergestream.training.schedule import warmup_cosine
@@ -67,10 +65,7 @@ class Learner(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed every generator for this step alone: dropout and the like draw the same after an interruption."""
-        draw = key(*self.parts, "step", self.trainer.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(draw)
-        random.seed(draw)
-        np.random.seed(draw % 2**32)
+        seed_draws(key(*self.parts, "step", self.trainer.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels, weights = batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,13 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
-from mergestream import display, files, interrupt
+from mergestream import display, files, interrupt, machine
 from mergestream.checks import check_training
 from mergestream.compose import allow, build, load_clip, load_source, load_stream, local_device
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
-from mergestream.keys import key
+from mergestream.keys import key, seed_draws
 from mergestream.lock import Lock, held
 from mergestream.methods.method import Method
 from mergestream.models.clip import Clip, text_head
@@ -81,6 +82,9 @@ def train_stream(cfg: DictConfig, run: Run) -> None:
     allow(cfg.allow_targets)  # in a process that a launcher has made, too
     device = local_device(cfg.accelerator, launcher.local_rank())
     rank, world_size = launcher.join(device, cfg.launcher.timeout_minutes)
+    if device.type == "cuda":  # whose fastest kernels add up in another order every time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     with held(run.path) if rank == 0 else nullcontext() as lock:
         if lock is not None:
             _open(cfg, run)
@@ -112,7 +116,7 @@ def _open(cfg: DictConfig, run: Run) -> None:
 def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, lock: Lock | None) -> None:
     # Everything that can fail for want of data or weights comes before the first file is written.
     began = time.monotonic()
-    first = lock is not None
+    first, rank = lock is not None, machine.rank()
     method: Method = build(cfg.method)
     follower = RunningEvaluation(cfg, run) if cfg.merge_every_task else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
@@ -178,11 +182,21 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
                 label = f"task {index + 1} of {len(steps)}"
                 health = Health(label)
                 saving = Checkpointing(
-                    run.checkpoint(index), label, **cfg.checkpoint, health=health, check=lock.check if lock else None
+                    run.checkpoint(index),
+                    label,
+                    **cfg.checkpoint,
+                    timeout_minutes=cfg.launcher.timeout_minutes,
+                    health=health,
+                    check=lock.check if lock else None,
                 )
+                saved = run.checkpoint(index)
+                if first and saved.exists() and files.read_metadata(saved).get("parent") != parent:
+                    saved.unlink()  # a task before it was trained again, and has become another
+                _barrier()
                 fit(learner, training, cfg, epochs[index], logger, [progress, health, method, saving], marks)
                 encoder.to(device).eval()
                 head.to(device)
+                seed_draws(key(cfg.seed, index, "consolidate", rank))  # an interruption leaves no trace in it
                 method.consolidate(encoder, head, task.classes, _real_samples(training, device))
                 written = {}
                 if lock is not None:
@@ -196,7 +210,8 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
                 seen = len(stream) if method.data == "all" else index + 1
                 counts = evaluate(encoder, head, stream, seen=seen, device=device)
                 spent = {"training": seconds, "evaluation": time.monotonic() - started}
-                if first:
+                if lock is not None:
+                    lock.check()
                     files.write_json(
                         run.evaluation(index),
                         {**counts, "files": written, "spikes": health.spikes, "seconds": spent},
@@ -210,7 +225,8 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
             rows.append({name: record[name] for name in ("total", "agnostic", "aware", "seen_correct")})
             if follower:
                 follower.follow(index, measure)
-    if first:
+    if lock is not None:
+        lock.check()
         seen_rows = [len(stream)] if method.data == "all" else list(range(1, len(rows) + 1))
         timing = {"setup": setup} | {
             stage: sum(record["seconds"][stage] for record in records) for stage in ("training", "evaluation")
