@@ -237,11 +237,11 @@ def full_disks(table: Table, work: Path, references: dict[str, dict]) -> None:
 
 
 def damages(table: Table, work: Path, references: dict[str, dict]) -> None:
-    """Every file of a finished run truncated, one bit of it flipped, or deleted."""
+    """Every file of a finished run, and its θ₀, truncated, one bit of it flipped, or deleted."""
     root = work / "damage"
     for script in ("train.py", "merge.py"):
         assert finish(words(script, root, "ewc"))[0] == 0
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and "_data" not in p.parts):
         for how in ("truncated", "bit flipped", "deleted"):
             content = path.read_bytes()
             middle = len(content) // 2

@@ -440,7 +440,9 @@ def test_provenance(finished):
     assert merged["provenance"]["data_sha256"] == metrics["provenance"]["data_sha256"]
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.os.system", "builtins.eval", "mergestream.files.os.remove", "torch.load"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "torch.os.system", "builtins.eval", "mergestream.files.os.remove", "torch.load"]
+)
 def test_configs_call_into_known_packages_only(tmp_path, target):
     for key in ("method", "optimizer", "schedule"):
         overrides = [f"{key}._target_={target}" if key != "schedule" else f"+method.id={{_target_:{target}}}"]

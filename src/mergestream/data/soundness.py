@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
         status = os.stat(path)
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     note = memory / f"{digest.hexdigest()}.json"
-    if note.is_file():
-        corrupt = files.read_json(note, "corrupt")["corrupt"]
-    else:
+    corrupt: dict[str, str] | None = None
+    with suppress(UserError):  # a note that is missing or damaged is made again
+        corrupt = files.read_json(note, "corrupt", own=True)["corrupt"]
+    if corrupt is None:
         if len(paths) > MANY:
             print(f"decoding {len(paths)} image files once, to find corrupt ones", file=sys.stderr)
         # Filters of warnings belong to the process: threads that each set and reset them would leave them changed.
