@@ -16,7 +16,6 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from mergestream import cli  # noqa: F401  sets how OpenMP waits, before torch is loaded
 from mergestream.training import train
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -412,7 +412,6 @@ def test_a_loss_that_is_not_finite_stops_the_task(short, tmp_path):
 
 def test_spikes_by_hand():
     health = Health("task 1 of 1")
-    health.scaled = False
     losses = [1.0] * 25 + [4.9, 6.0, 1.0, 60.0]  # the means before 4.9, 6 and 60 are 1, 1.078 and about 1.17
     norms = [100.0] + [1.0] * 28  # within the first 20 steps nothing counts
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
@@ -433,7 +432,10 @@ def test_provenance(finished):
     run, _, _ = finished
     metrics = files.read_json(run.metrics)
     assert set(metrics["provenance"]) == {"command", "precision", "begun", "finished", "base_sha256", "data_sha256"}
-    assert metrics["provenance"]["begun"] <= metrics["provenance"]["finished"]
+    begun = metrics["provenance"]["begun"]
+    assert set(begun) == {"at", "command", "environment", "git"}
+    assert begun["at"] <= metrics["provenance"]["finished"]
+    assert begun["environment"] == metrics["environment"]
     assert metrics["provenance"]["base_sha256"] == run.base()["sha256"]
     assert {"packages", "cpu", "gpus", "processes"} <= set(metrics["environment"])
     merged = files.read_json(run.path / "merges/magmax-0.5/metrics.json")
@@ -461,6 +463,26 @@ def test_a_user_can_allow_a_package(short, tmp_path, monkeypatch):
     assert "allow_targets=[my_package]" in outcome.err
     assert command("train.py", *arguments, "allow_targets=[my_package]").code == 0
     sys.modules.pop("my_package", None)
+
+
+def test_a_file_cannot_allow_a_package(tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/theirs.yaml").write_text("# @package _global_\nallow_targets: [os]\n")
+    arguments = [f"root={tmp_path}/runs", f"hydra.searchpath=[file://{tmp_path}]", "+experiment=theirs"]
+    outcome = command("train.py", *arguments)
+    assert outcome.code == 1
+    assert "allow_targets=['os'] counts on the command line only" in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_method_that_breaks_down_saves_no_state(short, tmp_path, monkeypatch):
+    from mergestream.methods.ewc import EWC
+
+    monkeypatch.setattr(EWC, "state", lambda self: {"0/fisher/proj": torch.tensor([1.0, float("inf")])})
+    outcome = command("train.py", f"root={tmp_path}", *short, "method=ewc")
+    assert outcome.code == 1
+    assert "state of method=ewc must be finite; it is not in 0/fisher/proj at the end of task 1 of 2" in outcome.err
+    assert not list(tmp_path.rglob("method.safetensors"))
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path):

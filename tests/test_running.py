@@ -17,7 +17,6 @@ from mergestream.merging import run as merging_run
 from mergestream.merging.run import apply
 from mergestream.merging.running import RunningMerge
 from mergestream.runs import Run
-from mergestream.training.merge_every_task import RunningEvaluation
 
 ADD = RunningMerge.add
 FOLLOWED = ("tasks=3", "epochs=1", "merge_every_task=true")
@@ -138,7 +137,7 @@ def test_cut_off_anywhere_it_ends_alike(place, followed, tmp_path, monkeypatch):
         elif place == "before evaluation":
             patch.setattr("mergestream.training.merge_every_task.write_merged", cut)
         else:
-            patch.setattr(RunningEvaluation, "_remove", cut)
+            patch.setattr(Run, "drop", cut)
         with pytest.raises(Cut):
             command("train.py", f"root={tmp_path}/cut", *FOLLOWED, "keep_tasks=false")
     run = train(tmp_path / "cut", "keep_tasks=false")
@@ -151,7 +150,7 @@ def test_cut_off_anywhere_it_ends_alike(place, followed, tmp_path, monkeypatch):
 
 def test_another_lambda_halfway_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(RunningEvaluation, "_remove", lambda *_: 1 / 0)
+        patch.setattr(Run, "drop", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command("train.py", f"root={tmp_path}", *FOLLOWED, "keep_tasks=false")
     outcome = command("train.py", f"root={tmp_path}", *FOLLOWED, "keep_tasks=false", "lambda=0.9")
@@ -248,3 +247,27 @@ def test_select_needs_validation_data(trained, tmp_path):
     assert outcome.code == 1
     assert "stream.validation=0.1" in outcome.err
     assert not list((tmp_path / "runs").rglob("merges"))
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_damage_to_what_follows_the_training(keep, tmp_path):
+    arguments = (f"root={tmp_path}", *FOLLOWED, f"keep_tasks={keep}")
+    run = train(tmp_path, f"keep_tasks={keep}")
+    merged = run.path / "merges/magmax-0.5/merged.safetensors"
+    names = ["running/magmax.safetensors", "task-01/magmax-0.5.json", "task-00/evaluation.json"]
+    if keep == "true":
+        names.append("task-00/encoder.safetensors")
+    expected = {path: path.read_bytes() for path in [merged, *run.path.rglob("*.safetensors")]}
+    for name in names:
+        path = run.path / name
+        sound = path.read_bytes()
+        for damaged in (None, sound[: len(sound) // 2], sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:]):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            outcome = command("train.py", *arguments)
+            assert outcome.code == 1, name
+            assert len(outcome.err.strip().splitlines()) == 1
+            assert path.parent.name in outcome.err
+            assert "repair=true" in outcome.err
+        outcome = command("train.py", *arguments, "repair=true")
+        assert outcome.code == 0, outcome.err
+        assert {path: path.read_bytes() for path in run.path.rglob("*.safetensors")} == expected

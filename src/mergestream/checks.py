@@ -7,9 +7,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from mergestream.errors import UserError
+from mergestream.identity import typed
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 EXPORTS = ("open_clip", "huggingface")
@@ -53,11 +55,13 @@ def _names(cfg: DictConfig) -> None:
 def check_targets(cfg: DictConfig) -> None:
     """
     Raises:
-        UserError: if allow_targets is no list of names.
+        UserError: if allow_targets is no list of names, or not what the command line says.
     """
     value = cfg.allow_targets
     if not isinstance(value, ListConfig) or not all(isinstance(name, str) and name.isidentifier() for name in value):
         raise UserError(f"allow_targets must be a list of packages, such as [my_package]; got allow_targets={value}")
+    if value and HydraConfig.initialized() and "allow_targets" not in dict(typed()):
+        raise UserError(f"allow_targets={value} counts on the command line only, not in a file that is passed around")
 
 
 def check_pair(cfg: DictConfig) -> None:

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import hydra
+import omegaconf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -20,12 +22,6 @@ from omegaconf.errors import OmegaConfBaseException
 from mergestream import interrupt
 from mergestream.errors import UserError, one_line
 from mergestream.machine import rank
-
-# OpenMP threads that spin while they wait starve each other as soon as two processes share the cores: a training step
-# of the tiny CLIP then takes seconds instead of 45 ms. With a short spin it takes 100 ms, and alone it loses nothing.
-# Read by the OpenMP runtime when torch loads it; a value that the user set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _reporting = False  # whether `launch` turns errors into lines
 _failed_jobs: list[str] = []
@@ -80,11 +76,11 @@ def job() -> Iterator[None]:
     except (UserError, OmegaConfBaseException, OSError) as error:
         if not _reporting or (one_line(error) is None and isinstance(error, OSError)):
             raise
-        hydra = HydraConfig.get()
-        if hydra.mode == RunMode.MULTIRUN:
+        context = HydraConfig.get()
+        if context.mode == RunMode.MULTIRUN:
             # The other jobs of a sweep are worth finishing; `launch` still exits with 1.
-            _print_error(f"job {hydra.job.num} ({hydra.job.override_dirname}): {_one_line(error)}")
-            _failed_jobs.append(hydra.job.override_dirname)
+            _print_error(f"job {context.job.num} ({context.job.override_dirname}): {_one_line(error)}")
+            _failed_jobs.append(context.job.override_dirname)
         else:
             _print_error(_one_line(error))
             sys.exit(1)
@@ -93,7 +89,8 @@ def job() -> Iterator[None]:
 def _while_composing(error: BaseException) -> bool:
     """Whether Hydra itself stumbled: over an override of a kind that it does not foresee, such as ``GROUP=null``."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and any(f"{os.sep}{name}{os.sep}" in frames[-1].filename for name in ("hydra", "omegaconf"))
+    packages = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (hydra, omegaconf))
+    return bool(frames) and frames[-1].filename.startswith(packages)
 
 
 def _one_line(error: BaseException) -> str:

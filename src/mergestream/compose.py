@@ -3,75 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
+from mergestream import targets
 from mergestream.data.soundness import without_corrupt
 from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
 from mergestream.models.clip import Clip, Transforms
-
-# What a config may call; ``allow_targets`` adds to it.
-PACKAGES = ("mergestream", "torch", "torchvision", "pytorch_lightning", "open_clip", "torchmetrics")
-# Inside them, what runs or unpickles what it is given.
-DANGEROUS: tuple[str, ...] = (
-    "torch.serialization",
-    "torch.hub",
-    "torch.package",
-    "torch.utils",
-    "torch.distributed",
-    "torch.jit",
-)
-DANGEROUS += ("torch.multiprocessing", "torch.storage", "torch._", "torchvision.datasets.utils")
-_allowed: list[str] = []
-
-
-def allow(packages: Iterable[str]) -> None:
-    """Let configs call into these packages too, besides `PACKAGES`."""
-    _allowed[:] = packages
-
-
-def _require_allowed(node: Any) -> None:
-    """A config is data that people pass around: what it names is called only if it lies in a known package.
-
-    Raises:
-        UserError: if a ``_target_`` at any depth does not, by its path or by where it was defined.
-    """
-    if isinstance(node, (list, ListConfig)):
-        for item in node:
-            _require_allowed(item)
-    if not isinstance(node, (dict, DictConfig)):
-        return
-    target = node.get("_target_")
-    if target is not None:
-        packages = (*PACKAGES, *_allowed)
-        # The path alone would let torch.os.system through, the origin alone what another package takes from torch.
-        known = isinstance(target, str) and target.split(".")[0] in packages
-        if known:
-            origin = getattr(_located(target), "__module__", None) or ""
-            known = origin.split(".")[0] in packages and not f"{origin}.".startswith(DANGEROUS)
-            known = known and "load_from_checkpoint" not in target
-        if not known:
-            raise UserError(
-                f"_target_ must lie in one of {', '.join(packages)}; got _target_={target}. "
-                f"If you trust it, write allow_targets=[{str(target).split('.')[0]}]"
-            )
-    for item in node.values():
-        _require_allowed(item)
-
-
-def _located(target: str) -> Any:
-    try:
-        return get_object(target)
-    except Exception as error:  # whatever importing it raises
-        raise UserError(f"_target_={target} must be importable: {str(error).splitlines()[0]}") from error
 
 
 def build(node: DictConfig, *, without: tuple[str, ...] = (), **arguments: Any) -> Any:
@@ -83,7 +28,7 @@ def build(node: DictConfig, *, without: tuple[str, ...] = (), **arguments: Any) 
         UserError: if the target is not allowed, or does not take a key of the node.
     """
     values = {str(key): value for key, value in node.items() if key not in without}
-    _require_allowed(values)
+    targets.check(values)
     # Always bound first and called here: Hydra would turn dataclasses among the arguments into configs.
     try:
         bound = instantiate({**values, "_partial_": True, "_convert_": "all"})

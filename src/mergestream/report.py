@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from mergestream import display, files
 from mergestream.errors import UserError
-from mergestream.runs import deciding
+from mergestream.identity import deciding
 
 # What the paper calls a method with a merge; other pairs are named "method + strategy".
 PAPER_NAMES = {

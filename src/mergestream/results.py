@@ -72,6 +72,12 @@ def assemble(
     }
 
 
+def circumstances(devices: int) -> dict[str, Any]:
+    """Under which a run is begun: a later session may continue it elsewhere."""
+    command = " ".join(sys.argv)
+    return {"at": now(), "command": command, "environment": environment(devices), "git": git_state()}
+
+
 def now() -> str:
     """The time, as ISO 8601 in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -10,39 +10,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mergestream import __version__, files
 from mergestream.errors import UserError
+from mergestream.identity import config_hash, content_hash, deciding, option
 from mergestream.machine import cores
 
-# Parts of a config that leave the result as it is: where it runs, where it is written, how it is watched.
-NEUTRAL: tuple[str, ...] = (
-    "root",
-    "tag",
-    "devices",
-    "accelerator",
-    "logger",
-    "data",
-    "dataset.root",
-    "dataset.download",
-)
-NEUTRAL += ("strategy", "lambda", "merge_every_task", "keep_tasks")
-NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
-# What Run.of says itself of a command.
-NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment", "repair")
 SEAL = "# checksum: "  # of the lines above it in config.yaml
 
 
@@ -67,8 +52,8 @@ class Run:
         last = f"seed-{cfg.seed}" + (f"-{cfg.tag}" if cfg.tag is not None else "")
         names = (cfg.dataset.name, stream, cfg.model.name, cfg.method.id, last)
         path = Path(cfg.root).joinpath(*map(str, names))
-        words = [f"dataset={_option('dataset', cfg.dataset.name)}", f"tasks={cfg.tasks}"]
-        words += [f"method={_option('method', cfg.method.id)}", f"model={_option('model', cfg.model.name)}"]
+        words = [f"dataset={option('dataset', cfg.dataset.name)}", f"tasks={cfg.tasks}"]
+        words += [f"method={option('method', cfg.method.id)}", f"model={option('model', cfg.model.name)}"]
         words += [f"seed={cfg.seed}"] + [f"stream={cfg.stream.name}"] * (cfg.stream.name != "class")
         words += [f"tag={cfg.tag}"] * (cfg.tag is not None) + [f"root={cfg.root}"] * (cfg.root != "runs")
         return cls(Path(cfg.root), path, " ".join(["python train.py", *words, *extra]))
@@ -127,9 +112,19 @@ class Run:
         """The running merge of a strategy, see `RunningMerge`."""
         return self.path / "running" / f"{strategy}.safetensors"
 
+    def drop(self, index: int) -> None:
+        """Delete the encoder and the method's state of a task that a running merge stands in for, and say so."""
+        files.write_json(self.evaluation(index), {**self.record(index), "dropped": True})
+        self.method_state(index).unlink(missing_ok=True)
+        self.encoder(index).unlink(missing_ok=True)
+
     def keeps_tasks(self) -> bool:
-        """Whether the encoders before the last are there, or there is no running merge that could stand in for them."""
-        return self.encoder(0).is_file() or not list((self.path / "running").glob("*.safetensors"))
+        """Whether no task is known to have been dropped."""
+        for index, _ in self.tasks():
+            with suppress(UserError):  # of a record that is missing or damaged
+                if self.record(index).get("dropped"):
+                    return False
+        return True
 
     def tasks(self) -> list[tuple[int, Path]]:
         """Number and folder of every task that was begun."""
@@ -155,7 +150,7 @@ class Run:
         Raises:
             UserError: if the run was made with another config.
         """
-        here, there = _deciding(cfg), _deciding(self.config())
+        here, there = deciding(cfg), deciding(self.config())
         for key in sorted(here.keys() | there.keys()):
             if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
                 continue
@@ -282,22 +277,6 @@ class Run:
             )
 
 
-def typed() -> list[tuple[str, str]]:
-    """(key, override) of everything on the command line; nothing in a process that a launcher has made."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [(word.lstrip("+~").split("=")[0], word) for word in words]
-
-
-def _option(group: str, name: str) -> str:
-    """The option of a config group that was typed, which its `name` may differ from, as in ``model=open_clip``."""
-    return HydraConfig.get().runtime.choices.get(group, name) if HydraConfig.initialized() else name
-
-
-def config_hash(cfg: DictConfig) -> str:
-    """Short hash of the parts of a config that decide the result."""
-    return content_hash(_deciding(cfg))[:16]
-
-
 def store_base(root: Path, tensors: dict[str, Any]) -> tuple[Path, str]:
     """Keep θ₀ once under ``<root>/_base/<sha256>.safetensors``; returns its path and hash."""
     from safetensors.torch import save
@@ -323,11 +302,6 @@ def base_path(root: Path, sha256: str) -> Path:
     return root / "_base" / f"{sha256}.safetensors"
 
 
-def content_hash(value: Any) -> str:
-    """sha256 of something that JSON can hold."""
-    return _sha256(json.dumps(value, sort_keys=True))
-
-
 def readable(path: Path) -> str:
     """A path as short as it can be typed: relative to here where it is below here."""
     relative = os.path.relpath(path)
@@ -341,22 +315,3 @@ def _sha256(text: str) -> str:
 def _first(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of a config, without what leaves the result as it is."""
-    flat = _flatten(dict(config))
-    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
-
-
-def _deciding(cfg: DictConfig) -> dict[str, Any]:
-    return deciding(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat

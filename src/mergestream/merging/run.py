@@ -13,11 +13,12 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from mergestream import __version__, display, files
+from mergestream import __version__, display, files, targets
 from mergestream.checks import check_merge, check_stream, check_targets
-from mergestream.compose import allow, build, load_clip, load_source, load_stream, local_device
+from mergestream.compose import build, load_clip, load_source, load_stream, local_device
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
+from mergestream.identity import NAMING_KEYS, typed
 from mergestream.lock import held
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector, path_of
 from mergestream.merging.export import export
@@ -25,7 +26,7 @@ from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
 from mergestream.models.clip import text_head
 from mergestream.results import Counts, assemble
-from mergestream.runs import NAMING_KEYS, Run, readable, typed
+from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
 
 MERGE_KEYS: tuple[str, ...] = (
@@ -52,7 +53,7 @@ def merge(cfg: DictConfig) -> None:
     OmegaConf.resolve(cfg)
     check_merge(cfg)
     check_targets(cfg)
-    allow(cfg.allow_targets)
+    targets.allow(cfg.allow_targets)
     strategy, options = bound_strategy(cfg)
     given = [key for key in ("base", "checkpoints", "out") if cfg[key] is not None]
     if given:

@@ -75,6 +75,10 @@ class Checkpointing(pl.Callback):
             self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=self.timeout_minutes))
         self.saved = time.monotonic()
 
+    def on_fit_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        if self.group is not None:
+            dist.destroy_process_group(self.group)
+
     def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
         if trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:  # the last is for the end of the epoch
             waited = time.monotonic() - self.saved

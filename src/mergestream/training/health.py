@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,6 +32,7 @@ class Health(pl.Callback):
     def __init__(self, task: str):
         self.task = task
         self.pending: list[tuple[int, int, Tensor, Tensor]] = []
+        self.scaled = False  # whether a scaler skips the steps whose gradient is infinite, as with 16-mixed
         self.steps = 0
         self.means = {"loss": 0.0, "gradient_norm": 0.0}
         self.spikes = {"loss": 0, "gradient_norm": 0}
@@ -43,7 +45,7 @@ class Health(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, learner: Any, outputs: Any, *_: Any) -> None:
         self.pending.append((trainer.current_epoch, trainer.global_step, outputs["loss"], learner.gradient_norm))
-        self.scaled = trainer.precision == "16-mixed"  # where the scaler skips steps with an infinite gradient
+        self.scaled = trainer.precision == "16-mixed"
         if len(self.pending) == EVERY:
             self.check()
 
@@ -61,7 +63,7 @@ class Health(pl.Callback):
         last = self.pending[-1]
         self._check_steps()
         if learner is not None and not all(bool(p.isfinite().all()) for p in learner.parameters()):
-            raise UserError(_message("weights", "not", self.task, *last[:2]))
+            raise UserError(_message("weights", "not", f"{self.task}, epoch {last[0] + 1}, step {last[1]}"))
 
     def _check_steps(self) -> None:
         values = torch.stack([torch.stack([loss, norm.to(loss)]) for _, _, loss, norm in self.pending]).double()
@@ -73,7 +75,8 @@ class Health(pl.Callback):
                 if not math.isfinite(value):
                     if name == "gradient_norm" and self.scaled:
                         continue
-                    raise UserError(_message(name.replace("_", " "), value, self.task, epoch, step))
+                    where = f"{self.task}, epoch {epoch + 1}, step {step}"
+                    raise UserError(_message(name.replace("_", " "), value, where))
                 if self.steps >= SETTLING and value > SPIKE * self.means[name]:
                     self.spikes[name] += 1
                 self.means[name] = value if self.means[name] == 0 else DECAY * self.means[name] + (1 - DECAY) * value
@@ -81,10 +84,25 @@ class Health(pl.Callback):
         self.pending.clear()
 
 
-def _message(what: str, value: float | str, task: str, epoch: int, step: int) -> str:
+def require_finite(tensors: Mapping[str, Tensor], what: str, task: str) -> None:
+    """
+    Args:
+        tensors: that are about to be saved.
+        what: they are, for people.
+        task: such as "task 2 of 5".
+
+    Raises:
+        UserError: if a value is NaN or infinite.
+    """
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(_message(what, f"not in {name}", f"the end of {task}"))
+
+
+def _message(what: str, value: float | str, where: str) -> str:
     it = "they are" if what == "weights" else "it is"
     return (
-        f"the {what} must be finite; {it} {value} at {task}, epoch {epoch + 1}, step {step}. The usual causes: a "
+        f"the {what.removeprefix('the ')} must be finite; {it} {value} at {where}. The usual causes: a "
         "learning rate too high (optimizer.lr), 16-bit numbers (write precision=32-true), or images or weights that "
         "hold NaN (data.root, model.pretrained). What was saved before it is kept."
     )

@@ -68,7 +68,7 @@ class RunningEvaluation:
             if self.first:
                 files.write_json(path, self.rows[-1])
         if self.first and not self.cfg.keep_tasks and index:
-            self._remove(index - 1)
+            self.run.drop(index - 1)
 
     def finish(self, zero_shot: Counts, timing: dict[str, float], devices: int, hashes: dict[str, str]) -> None:
         """Write metrics.json of the merge, as ``merge.py prefixes=true`` would; `hashes` go into its provenance."""
@@ -77,10 +77,6 @@ class RunningEvaluation:
         metrics["merge"] = describe(self.strategy, self.scale, self.options, self.cfg.seed, {})
         metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
-
-    def _remove(self, index: int) -> None:
-        self.run.method_state(index).unlink(missing_ok=True)
-        self.run.encoder(index).unlink(missing_ok=True)
 
     def _row(self, index: int) -> Path:
         return self.run.task(index) / f"{self.folder.name}.json"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -13,30 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
-from mergestream import display, files, interrupt, machine
+from mergestream import display, files, machine, targets
 from mergestream.checks import check_training
-from mergestream.compose import allow, build, load_clip, load_source, load_stream, local_device
+from mergestream.compose import build, load_clip, load_source, load_stream, local_device
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
 from mergestream.evaluation import evaluate
+from mergestream.identity import NAMING_KEYS, typed
 from mergestream.keys import key, seed_draws
 from mergestream.lock import Lock, held
 from mergestream.methods.method import Method
 from mergestream.models.clip import Clip, text_head
 from mergestream.repair import damage, repair
-from mergestream.results import Counts, assemble, now
-from mergestream.runs import NAMING_KEYS, Run, readable, store_base, typed
+from mergestream.results import Counts, assemble, circumstances
+from mergestream.runs import Run, readable, store_base
 from mergestream.training import launcher, loggers
-from mergestream.training.checkpoint import Checkpointing, SafetensorsIO
-from mergestream.training.health import Health
+from mergestream.training.checkpoint import Checkpointing
+from mergestream.training.fit import fit, silence_lightning
+from mergestream.training.health import Health, require_finite
 from mergestream.training.learner import Learner
 from mergestream.training.merge_every_task import RunningEvaluation
 from mergestream.training.progress import StreamProgress
@@ -63,7 +60,7 @@ def prepare(cfg: DictConfig) -> Run:
     """
     OmegaConf.resolve(cfg)
     check_training(cfg)
-    allow(cfg.allow_targets)
+    targets.allow(cfg.allow_targets)
     method: Method = build(cfg.method)
     build(cfg.optimizer)
     run = Run.of(cfg, [word for key, word in typed() if key not in NAMING_KEYS])
@@ -78,8 +75,8 @@ def prepare(cfg: DictConfig) -> Run:
 
 def train_stream(cfg: DictConfig, run: Run) -> None:
     """Train, save and evaluate every task in turn, as this process's part of it; what is on disk is gone on from."""
-    _silence_lightning()
-    allow(cfg.allow_targets)  # in a process that a launcher has made, too
+    silence_lightning()
+    targets.allow(cfg.allow_targets)  # in a process that a launcher has made, too
     device = local_device(cfg.accelerator, launcher.local_rank())
     rank, world_size = launcher.join(device, cfg.launcher.timeout_minutes)
     if device.type == "cuda":  # whose fastest kernels add up in another order every time
@@ -131,7 +128,7 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
     encoder = clip.encoder
     base = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
     if first:
-        _record(cfg, run, stream, clip, base)
+        _record(cfg, run, stream, clip, base, world_size)
     del clip  # the text tower has made the head and is not needed any more
     _barrier()
     stamp = run.stamp(cfg)
@@ -193,7 +190,7 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
                 if first and saved.exists() and files.read_metadata(saved).get("parent") != parent:
                     saved.unlink()  # a task before it was trained again, and has become another
                 _barrier()
-                fit(learner, training, cfg, epochs[index], logger, [progress, health, method, saving], marks)
+                fit(learner, training, cfg, epochs[index], saving, marks, [progress, health, method], logger)
                 encoder.to(device).eval()
                 head.to(device)
                 seed_draws(key(cfg.seed, index, "consolidate", rank))  # an interruption leaves no trace in it
@@ -204,6 +201,7 @@ def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, loc
                     weights = {name: tensor.float() for name, tensor in encoder.state_dict().items()}
                     written[run.encoder(index).name] = files.write_tensors(run.encoder(index), weights, marks)
                     if state := method.state():
+                        require_finite(state, f"the state of method={cfg.method.id}", label)
                         path = run.method_state(index)
                         written[path.name] = files.write_tensors(path, state, marks)
                 seconds, started = saving.seconds, time.monotonic()
@@ -250,7 +248,7 @@ def stateful(run: Run, done: Sequence[bool]) -> bool:
     return bool(finished) and run.method_state(finished[-1]).exists()
 
 
-def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dict[str, Tensor]) -> None:
+def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dict[str, Tensor], devices: int) -> None:
     """Write what is known before training, or know that it is still what the run was begun with."""
     described = {"stream": cfg.stream.name, **stream.describe()}
     if (run.path / "stream.json").exists():
@@ -265,52 +263,11 @@ def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dic
                 f"model={cfg.model.name} are now {sha256[:12]}…. Restore them, or write tag=NAME for a second run."
             )
     else:
-        known = {"name": cfg.model.name, "source": clip.source, "sha256": sha256, "begun": now()}
+        known = {"name": cfg.model.name, "source": clip.source, "sha256": sha256, "begun": circumstances(devices)}
         parameters = sum(p.numel() for p in clip.model.parameters())
         files.write_json(run.path / "base.json", {**known, "clip_parameters": parameters})
     if not (run.path / "config.yaml").exists():
         run.claim(cfg)
-
-
-def fit(
-    learner: Learner,
-    stream: TaskStream,
-    cfg: DictConfig,
-    epochs: int,
-    logger: Logger | None,
-    callbacks: list[pl.Callback],
-    marks: dict[str, str],
-) -> None:
-    """Train one task, from its checkpoint if there is one, whose callback comes last.
-
-    The Trainer is fresh: a second ``fit`` on one Trainer would train 0 steps.
-    """
-    local_size, nodes = launcher.world()
-    saving = callbacks[-1]
-    assert isinstance(saving, Checkpointing)
-    pl.seed_everything(key(cfg.seed, stream.current) % 2**32, workers=True, verbose=False)
-    trainer = pl.Trainer(
-        accelerator=cfg.accelerator,
-        devices=local_size,
-        num_nodes=nodes,
-        # Buffers are the frozen head: equal on all ranks, and broadcasting them would wait on uneven shards.
-        strategy=DDPStrategy(forward_sync_buffers=False) if local_size * nodes > 1 else "auto",
-        plugins=[SafetensorsIO(marks)],
-        default_root_dir=saving.path.parent,  # where Lightning looks for a checkpoint of SLURM's
-        max_epochs=epochs,
-        precision=cfg.precision,
-        gradient_clip_val=cfg.gradient_clip,
-        logger=logger or False,
-        log_every_n_steps=min(10, len(stream.train_dataloader())),  # a short task leaves a row too
-        callbacks=callbacks,
-        use_distributed_sampler=False,  # the stream shards by rank itself
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with interrupt.deferred():
-        trainer.fit(learner, datamodule=stream, ckpt_path=saving.path if saving.path.exists() else None)
 
 
 def show(run: Run, headline: str) -> None:
@@ -346,17 +303,3 @@ def _first_alone(work: Callable[[], T]) -> T:
 def _barrier() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-
-
-def _silence_lightning() -> None:
-    """Leave the screen to the progress display and the tables."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*does not have many workers.*",  # data.num_workers is the user's choice
-        r".*have no `val_dataloader`.*|.*across ranks is zero.*",  # stream.validation=0
-        r".*The number of training batches.*",  # small tasks are normal here
-        r".*your dataloader is not resumable.*",  # the stream begins where the checkpoint says
-        r".*Checkpoint directory.*|.*already configured with model summary.*|.*`isinstance\(treespec, LeafSpec\)`.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from mergestream import targets
 from mergestream.data.source import Source, Split
 from mergestream.errors import UserError
 
@@ -74,11 +74,8 @@ def suite(
 
 
 def _function(name: str) -> Callable[..., Source]:
-    module, _, function = str(name).rpartition(".")
+    dotted = "." in str(name)
     try:
-        found = getattr(import_module(module or f"mergestream.data.sources.{name}"), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(_RULE.format(name)) from error
-    if not callable(found):
-        raise UserError(_RULE.format(name))
-    return found
+        return targets.locate(name if dotted else f"mergestream.data.sources.{name}.{name}")
+    except UserError as error:
+        raise UserError(f"{_RULE.format(name)}" + (f": {error}" if dotted else "")) from error
