@@ -34,6 +34,7 @@ IMAGES = Path(tempfile.mkdtemp(prefix="faults-images-"))
 SHORT = ["dataset=folder", f"dataset.path={IMAGES}", "model=tiny", "schedule=fraction", "optimizer.lr=3e-4", "tasks=2"]
 SHORT += ["epochs=3", "batch_size=5", "accelerator=cpu"]
 TRAIN = ["logger=none", "checkpoint.every_minutes=0.005"]
+AIMS = ("training", "training", "saving", "evaluation", "training", "start-up")
 METRICS = ("zero_shot", "accuracy", "overall", "summary", "spikes", "method")
 
 
@@ -144,9 +145,10 @@ def kills(table: Table, work: Path, references: dict[str, dict], draw: random.Ra
                 process = start(words(script, root, method))
                 if left and done + len(seen) < wanted:
                     left -= 1
-                    if script == "train.py" and draw.random() < 0.9:  # the others hit the imports
-                        wait_for(root, ".lock-*", process)
-                    time.sleep(draw.uniform(0, took[script]))
+                    if script == "merge.py":
+                        time.sleep(draw.uniform(0, took[script]))
+                    else:
+                        aim(draw, AIMS[(number + left) % len(AIMS)], root, process, took)
                     if process.poll() is None:
                         before, doing = finished_files(root), phase(script, root)
                         os.killpg(process.pid, signal.SIGKILL)
@@ -159,9 +161,22 @@ def kills(table: Table, work: Path, references: dict[str, dict], draw: random.Ra
                 raise SystemExit(f"{script} of {root} was killed and cannot go on: {err}")
         wrong = results(root) != references[method]
         for doing, lost in seen:
-            table.count(f"SIGKILL while {doing}", not wrong, lost, wrong)
+            table.count(f"SIGKILL in {doing}", not wrong, lost, wrong)
         done += len(seen)
         shutil.rmtree(root)
+
+
+def aim(draw: random.Random, at: str, root: Path, process: subprocess.Popen, took: dict[str, float]) -> None:
+    """Wait for a random instant of a training: of all of it, or of a part that is too short to be hit by chance."""
+    if at == "start-up":
+        time.sleep(draw.uniform(0, took["imports"]))
+        return
+    wait_for(root, ".lock-*", process)
+    time.sleep(draw.uniform(0, took["train.py"] * (1 if at == "training" else 0.5)))
+    if at != "training":
+        while process.poll() is None and phase("train.py", root) != at:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05 if at == "evaluation" else 0.002))
 
 
 def stops(table: Table, work: Path, references: dict[str, dict], draw: random.Random, took: dict) -> None:
@@ -289,7 +304,7 @@ def main() -> None:
         write_images()
         started = time.monotonic()
         finish([sys.executable, "-c", "import mergestream.training"])
-        imports = time.monotonic() - started
+        took["imports"] = time.monotonic() - started
         for method in METHODS:
             root = work / f"reference-{method}"
             for script in ("train.py", "merge.py"):
@@ -297,7 +312,7 @@ def main() -> None:
                 code, _, err = finish(words(script, root, method))
                 assert code == 0, err
                 # A training is hit from its lock on, a merge from its start.
-                took[script] = time.monotonic() - started - (imports if script == "train.py" else 0)
+                took[script] = time.monotonic() - started - (took["imports"] if script == "train.py" else 0)
             references[method] = results(root)
         kills(table, work, references, draw, arguments.kills, took)
         stops(table, work, references, draw, took)
