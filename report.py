@@ -1,4 +1,4 @@
-"""Every result under the root as tables: ``python report.py [root=runs]``."""
+"""Every result under the root as tables, figures and a page: ``python report.py [root=runs]``."""
 
 import hydra
 from omegaconf import DictConfig
@@ -9,7 +9,7 @@ from mergestream import cli
 @hydra.main(version_base="1.3", config_path="configs", config_name="report")
 def main(cfg: DictConfig) -> None:
     with cli.job():
-        from mergestream.report import report
+        from mergestream.reporting import report
 
         report(cfg)
 

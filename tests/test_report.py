@@ -1,56 +1,355 @@
-"""Aggregation over seeds."""
+"""What a report says of the runs under a root: means, tests, tables, pictures, and what it leaves out."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
 from helpers import command
+from PIL import Image
 
 from mergestream import files
-from mergestream.report import group, label, protocol_difference, read_results, spread
+from mergestream.reporting.collect import MEASURES, ROW, collect, label
+from mergestream.reporting.figures import forgetting
+from mergestream.reporting.paper import paper_accuracy
+from mergestream.reporting.statistics import aggregate, compare
+from mergestream.reporting.tables import escaped, latex, overview, percent, ranks
+
+LINE = {"dataset": "digits", "stream": "class", "tasks": 2, "model": "tiny", "method": "seq", "strategy": ""}
+LINE |= {"options": "", "scale": "", "tag": ""}
 
 
-def result(method="seq", strategy=None, seed=1, accuracy=0.5, tag=None, changed=None):
-    config = {"dataset": {"name": "digits"}, "stream": {"name": "class"}, "model": {"name": "tiny"}}
-    config |= {"method": {"id": method}, "tasks": 5, "seed": seed, "tag": tag}
-    merge = {"merge": {"strategy": strategy, "scale": 0.5, "options": {}, "changed": changed or {}}} if strategy else {}
-    return {"config": config, "summary": {"final_accuracy": accuracy}, **merge}
+def line(**values):
+    result = {**LINE, "seed": 1, "seconds": 1.0, "protocol": "", "path": "", **dict.fromkeys(MEASURES, float("nan"))}
+    result |= values
+    return {**result, "name": label(result)}
 
 
-def test_spread_by_hand():
-    assert spread([0.5, 0.7, None]) == "0.600 ± 0.141"  # sample deviation: √((0.1² + 0.1²) / 1)
-    assert spread([0.25]) == "0.250"
-    assert spread([None]) == ""
+def test_aggregation_by_hand():
+    runs = pd.DataFrame([line(seed=s, final_accuracy=a) for s, a in ((3, 0.5), (1, 0.7), (2, 0.9))])
+    runs.loc[0, "forgetting"] = 0.25
+    (row,) = aggregate(runs).to_dict("records")
+    assert (row["n"], row["seeds"]) == (3, "1 2 3")
+    assert row["final_accuracy"] == pytest.approx(0.7)
+    assert row["final_accuracy_std"] == pytest.approx(0.2)  # √((0.04 + 0 + 0.04) / 2)
+    assert row["final_accuracy_ci95"] == pytest.approx(4.302653 * 0.2 / math.sqrt(3))  # t of 2 degrees of freedom
+    assert row["forgetting"] == 0.25  # of the one seed that has it
+    assert math.isnan(row["forgetting_std"])
+    assert math.isnan(row["forgetting_ci95"])
+    assert math.isnan(row["bwt"])
+
+
+def test_paired_tests_by_hand():
+    accuracies = {"seq": (0.5, 0.6, 0.7), "ind": (0.6, 0.8, 0.7), "ewc": (0.6, 0.7, 0.83), "lwf": (0.6, 0.7, 0.8)}
+    runs = pd.DataFrame(
+        [line(method=m, seed=s, final_accuracy=a) for m, values in accuracies.items() for s, a in enumerate(values)]
+    )
+    runs = pd.concat([runs, pd.DataFrame([line(method="joint", seed=7, final_accuracy=1.0)])], ignore_index=True)
+    table = compare(runs, aggregate(runs), "sequential, last task").set_index("method")
+    # With two degrees of freedom the two-sided p of t is 1 − t / √(2 + t²).
+    # ind: differences 0.1, 0.2, 0, mean 0.1, deviation 0.1, t = √3; ewc: 0.1, 0.1, 0.13, t = 0.11 / (0.03 / 3) = 11
+    assert table.loc["ind", "minus_baseline"] == pytest.approx(0.1)
+    assert table.loc["ind", "p"] == pytest.approx(1 - math.sqrt(3 / 5))
+    assert table.loc["ewc", "p"] == pytest.approx(2 * (1 - 11 / math.sqrt(123)))  # Holm: the smaller of two, times two
+    assert math.isnan(table.loc["lwf", "p"])  # always 0.1 better, so no deviation to test with
+    assert table.loc["lwf", "minus_baseline"] == pytest.approx(0.1)
+    assert table.loc["joint", "pairs"] == 0  # another seed
+    assert math.isnan(table.loc["joint", "p"])
+    assert math.isnan(table.loc["seq", "p"])
+
+
+def test_forgetting_by_hand():
+    # After task 2: 0.9 − 0.6. After task 3: of the first 0.9 − 0.7, of the second 0.8 − 0.9.
+    assert forgetting([[0.9, 0.1, 0.1], [0.6, 0.8, 0.2], [0.7, 0.9, 0.5]]) == pytest.approx([0.3, (0.2 - 0.1) / 2])
 
 
 def test_names():
-    assert label(result("ind", "magmax")) == "MaxAbs, λ = 0.5"
-    assert label(result("seq", "task_arithmetic")) == "seq + task arithmetic, λ = 0.5"
-    assert label(result("seq", "ties", changed={"density": 0.1})) == "seq + ties, density = 0.1, λ = 0.5"
-    assert label(result("seq", tag="mine")) == "sequential [mine]"
+    assert label({**LINE, "method": "ind", "strategy": "magmax", "scale": "0.5"}) == "MaxAbs, λ = 0.5"
+    assert label({**LINE, "strategy": "task_arithmetic", "scale": "0.3"}) == "seq + task arithmetic, λ = 0.3"
+    ties = {**LINE, "strategy": "ties", "scale": "selected", "options": "density = 0.1"}
+    assert label(ties) == "seq + ties, density = 0.1, λ on validation"
+    assert label({**LINE, "tag": "mine"}) == "sequential, last task [mine]"
 
 
-def test_seeds_share_a_row_and_merges_do_not():
-    tables = group([result(seed=1), result(seed=2, accuracy=0.7), result("seq", "magmax")])
-    (rows,) = tables.values()
-    assert list(tables) == ["digits, class-incremental, 5 tasks, tiny"]
-    assert [r["summary"]["final_accuracy"] for r in rows["sequential"]] == [0.5, 0.7]
-    assert len(rows["MagMax, λ = 0.5"]) == 1
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"dataset": "cifar100", "tasks": 10, "strategy": "magmax", "scale": "0.5"}, "main-1"),
+        ({"dataset": "cars", "tasks": 20, "method": "joint"}, "main-1-inferred"),
+        ({"dataset": "cub200", "tasks": 5, "method": "ewc", "strategy": "magmax", "scale": "0.5"}, "main-2"),
+        ({"dataset": "imagenet_r", "tasks": 50, "method": "lwf", "model": "vit_l_14"}, "supp-1"),
+    ],
+)
+def test_the_papers_number(values, expected):
+    given = {**LINE, "model": "vit_b_16", **values}
+    method = {"seq": "MagMax", "joint": "Joint", "ewc": "EWC + MagMax", "lwf": "LwF"}[given["method"]]
+    dataset = {"cifar100": "CIFAR100", "cars": "Cars", "cub200": "CUB200", "imagenet_r": "ImageNet-R"}[given["dataset"]]
+    numbers = pd.read_csv(files.Path("src/mergestream/reporting/paper_results.csv"), dtype=str)
+    tasks = "all" if method == "Joint" else str(given["tasks"])
+    found = numbers[
+        (numbers[["table", "method", "dataset", "tasks"]] == [expected, method, dataset, tasks]).all(axis=1)
+    ]
+    assert paper_accuracy(given) == float(found["accuracy"].iloc[0]) / 100
+    for other in ({"scale": "0.7"}, {"tag": "mine"}, {"model": "tiny"}, {"stream": "domain"}):
+        if other != {"scale": "0.7"} or given["scale"]:
+            assert math.isnan(paper_accuracy({**given, **other}))
+
+
+def test_best_and_second_leave_the_bounds_out():
+    values = {"joint": 0.9, "seq": 0.7, "ind": 0.8, "lwf": 0.6, "ewc": 0.80001}
+    table = aggregate(pd.DataFrame([line(method=m, final_accuracy=a) for m, a in values.items()]))
+    rank = dict(zip(table["method"], ranks(table), strict=True))
+    assert rank == {"joint": 0, "ind": 1, "ewc": 1, "seq": 2, "lwf": 3}
+
+
+def test_the_papers_layout_has_blanks_where_nothing_was_measured():
+    lines = [line(final_accuracy=0.5), line(tasks=5, final_accuracy=0.6), line(method="ind", final_accuracy=0.7)]
+    ((title, cells),) = overview(aggregate(pd.DataFrame(lines)), lambda mean, deviation, rank: percent(mean))
+    assert title == "class-incremental, tiny"
+    assert cells.loc["sequential, last task"].tolist() == ["50.00", "60.00"]
+    assert cells.loc["independent, last task"].tolist() == ["70.00", ""]
+
+
+def test_latex(tmp_path):
+    values = [("seq", "magmax", 0.75), ("ind", "", 0.5), ("joint", "", 0.9), ("my_method & co", "", 0.6)]
+    lines = [
+        line(method=m, strategy=s, scale="0.5" if s else "", final_accuracy=a + 0.02 * seed, seed=seed, tasks=tasks)
+        for m, s, a in values
+        for seed in (1, 2)
+        for tasks in (5, 10)
+    ]
+    text = latex(aggregate(pd.DataFrame(lines)))
+    assert r"MagMax, $\lambda$ = 0.5 & \textbf{78.00 $\pm$ 1.41} & \textbf{78.00 $\pm$ 1.41} \\" in text
+    assert r"my\_method \& co & \underline{63.00 $\pm$ 1.41}" in text
+    assert r"Joint & 93.00 $\pm$ 1.41 &" in text
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert text.count(rule) == 1
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    inside = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in inside} == {2}
+    if shutil.which("pdflatex"):
+        document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + text + "\\end{document}\n"
+        (tmp_path / "t.tex").write_text(document)
+        arguments = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_every_special_character_of_latex():
+    assert escaped(r"a_b%c&d#e$f{g}h~i^j\k") == (
+        r"a\_b\%c\&d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
+    )
+
+
+def write(root, method="seq", seed=1, accuracy=0.5, strategy=None, scale=0.5, tasks=2, **changes):
+    """A metrics.json as a training or a merge writes it."""
+    config = {"dataset": {"name": "digits"}, "stream": {"name": "class"}, "model": {"name": "tiny"}, "tasks": tasks}
+    config |= {"method": {"id": method}, "seed": seed, "tag": None, "root": f"somewhere/{seed}", **changes}
+    row = [accuracy] * tasks
+    content = {"schema_version": 1, "kind": "merge" if strategy else "train", "config": config}
+    content |= {"zero_shot": {"task_agnostic": row, "task_aware": row, "overall": accuracy}}
+    rows = [[accuracy + 0.01 * i] * tasks for i in range(tasks)]
+    content |= {"accuracy": {"task_agnostic": rows, "task_aware": rows}}
+    content |= {"overall": [r[0] for r in rows], "seen": [r[0] for r in rows]}
+    content |= {"summary": {"final_accuracy": accuracy, "forgetting": 0.1}, "timing": {"total": 2.0}}
+    content |= {"provenance": {"base_sha256": "a"}, "environment": {"mergestream": "0"}}
+    folder = root / f"digits/class-{tasks}/tiny/{method}/seed-{seed}"
+    if strategy:
+        content["merge"] = {"strategy": strategy, "scale": scale, "options": {}, "changed": {}}
+        folder = folder / f"merges/{strategy}-{scale}"
+    files.write_json(folder / "metrics.json", content)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three seeds of two methods, and merges with four λ."""
+    for seed in (1, 2, 3):
+        for method, gain in (("seq", 0.0), ("ind", 0.1)):
+            write(tmp_path, method, seed, 0.4 + gain + 0.01 * seed**2)
+            for scale in (0.3, 0.5, 0.7, 1):
+                write(tmp_path, method, seed, 0.6 + 0.2 * gain + 0.01 * seed - (scale - 0.5) ** 2, "magmax", scale)
+    return tmp_path
+
+
+def test_what_is_written(root):
+    outcome = command("report.py", f"root={root}")
+    assert outcome.code == 0, outcome.err
+    assert "62.00 ± 1.00" in outcome.out
+    out = root / "_report"
+    names = [f"digits-class-2-tiny-{kind}.png" for kind in ("curves", "lambda", "matrices")]
+    names += ["report.csv", "report.html", "report.md", "report.tex", "runs.csv"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    table = pd.read_csv(out / "report.csv", keep_default_na=False)
+    assert set(ROW) <= set(table.columns)
+    assert len(table) == 10
+    assert len(pd.read_csv(out / "runs.csv")) == 30
+    text = (out / "report.md").read_text()
+    assert "| MaxAbs, λ = 0.5 | **64.00 ± 1.00** |" in text
+    assert "| MagMax, λ = 0.5 | <u>62.00 ± 1.00</u> |" in text
+    for name in names[:3]:
+        assert f"]({name})" in text
+        with Image.open(out / name) as image:
+            assert image.size[0] > 500
+    before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".csv", ".tex", ".png")}
+    assert command("report.py", f"root={root}").code == 0  # its own files are no results
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_the_baseline_is_chosen(root):
+    outcome = command("report.py", f"root={root}", "baseline='MaxAbs, λ = 0.5'")
+    assert outcome.code == 0, outcome.err
+    assert "− MaxAbs, λ = 0.5" in outcome.out
+    outcome = command("report.py", f"root={root}", "baseline=maxabs")
+    assert outcome.code == 1
+    assert "baseline must be a row of the report, such as MaxAbs, λ" in outcome.err
+
+
+def test_what_cannot_be_used_is_named_and_left_out(root):
+    folders = {name: write(root, name, 1) for name in ("truncated", "altered", "later", "lacking")}
+    content = (folders["truncated"] / "metrics.json").read_text()
+    (folders["truncated"] / "metrics.json").write_text(content[:100])
+    (folders["altered"] / "metrics.json").write_text(content.replace("0.5", "0.9"))
+    for name, change in (("later", {"schema_version": 2}), ("lacking", {"config": {}})):
+        whole = files.read_json(folders[name] / "metrics.json")
+        files.write_json(folders[name] / "metrics.json", {**whole, **change})
+    orphan = write(root, "orphan", 1, strategy="magmax")
+    foreign = root / "foreign/metrics.json"
+    foreign.parent.mkdir()
+    foreign.write_text(json.dumps({"loss": 1.0}))
+    copy = root / "backup"
+    shutil.copytree(root / "digits/class-2/tiny/seq/seed-1", copy, ignore=shutil.ignore_patterns("merges"))
+    unfinished = root / "digits/class-2/tiny/seq/seed-9"
+    (unfinished / "task-00").mkdir(parents=True)
+    for name in ("config.yaml", "stream.json", "task-00/evaluation.json"):
+        (unfinished / name).write_text("")
+    reasons = {item.path: item.reason for item in collect(root).left_out}
+    assert len(reasons) == 8
+    for path, reason in (
+        (folders["truncated"] / "metrics.json", "cannot be read"),
+        (folders["altered"] / "metrics.json", "not as it was written"),
+        (folders["later"] / "metrics.json", "its schema_version is 2"),
+        (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
+        (orphan / "metrics.json", "its training has not finished"),
+        (foreign, "it is not of mergestream"),
+        (unfinished, "it has not finished (1 tasks are done)"),
+    ):
+        assert reason in reasons[path]
+    outcome = command("report.py", f"root={root}")
+    assert outcome.code == 1  # some of it is damage
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "the report is written, without" in outcome.err
+    for text in ((root / "_report/report.md").read_text(), (root / "_report/report.html").read_text(), outcome.out):
+        assert all(path.name in text for path in reasons)
+    assert len(pd.read_csv(root / "_report/runs.csv")) == 30
+
+
+def test_half_finished_runs_are_no_failure(root):
+    (root / "digits/class-2/tiny/seq/seed-9").mkdir()
+    for name in ("config.yaml", "stream.json"):
+        (root / "digits/class-2/tiny/seq/seed-9" / name).write_text("")
+    outcome = command("report.py", f"root={root}")
+    assert outcome.code == 0
+    assert "seed-9: it has not finished (0 tasks are done)" in outcome.out
 
 
 def test_only_runs_of_one_protocol_are_averaged(tmp_path):
-    def write(seed, **changes):
-        content = {**result(seed=seed), "kind": "train", "provenance": {"base_sha256": "a"}, "summary": SUMMARY}
-        content["config"] |= {"root": f"somewhere/{seed}", **changes}
-        files.write_json(tmp_path / f"seed-{seed}/metrics.json", content)
-
-    write(1, epochs=3)
-    write(2, epochs=3)
-    assert protocol_difference(list(read_results(tmp_path))) is None
-    assert "0.500 ± 0.000" in command("report.py", f"root={tmp_path}").out
-    write(3, epochs=4)
+    write(tmp_path, seed=1, epochs=3)
+    write(tmp_path, seed=2, epochs=3, accuracy=0.7)
+    assert "60.00 ± 14.14" in command("report.py", f"root={tmp_path}").out
+    write(tmp_path, seed=3, epochs=4)
+    write(tmp_path, "ind", 1)
     outcome = command("report.py", f"root={tmp_path}")
     assert outcome.code == 1
-    assert "±" not in outcome.out
+    assert "sequential" not in outcome.out.split("left out")[0]
     assert "seed 1 has epochs=3, seed 3 has epochs=4" in outcome.err
 
 
-SUMMARY = {"final_accuracy": 0.5, "average_incremental_accuracy": 0.5, "forgetting": 0.0}
+def test_bad_roots(tmp_path):
+    (tmp_path / "file").touch()
+    for overrides, message in (
+        ([f"root={tmp_path}"], "has none"),
+        ([f"root={tmp_path}/nothing"], "root must be a folder with runs"),
+        ([f"root={tmp_path}", f"out={tmp_path}/file"], "out must be a folder"),
+    ):
+        outcome = command("report.py", *overrides)
+        assert outcome.code == 1
+        assert len(outcome.err.strip().splitlines()) == 1
+        assert message in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Links(HTMLParser):
+    """Everything that a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "action") and value]
+
+
+def test_the_page_needs_no_network(root):
+    assert command("report.py", f"root={root}").code == 0
+    text = (root / "_report/report.html").read_text()
+    links = Links()
+    links.feed(text)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links.found)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?://", text)
+
+
+BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+CLICKS = """<script>
+const wait = () => new Promise(resolve => setTimeout(resolve, 50));
+addEventListener("load", async () => {
+  while (!document.querySelector("#runs tbody tr")) await wait();
+  const results = document.getElementById("results"), runs = document.getElementById("runs"), said = {};
+  const names = place => [...place.querySelectorAll("tbody tr")].map(row => row.children[0].textContent);
+  const type = (place, words) => {
+    const field = place.querySelector("input"); field.value = words; field.dispatchEvent(new Event("input"));
+  };
+  said.before = names(results);
+  const head = [...results.querySelectorAll("th")].find(cell => cell.dataset.key === "final_accuracy");
+  head.click();
+  said.after = names(results);
+  said.sorted = head.getAttribute("aria-sort");
+  type(results, "maxabs 0.7");
+  said.filtered = names(results);
+  results.querySelector("tbody tr").click();
+  said.runs = names(runs);
+  runs.querySelector("tbody tr").click();
+  await wait();
+  said.detail = document.getElementById("detail").innerText;
+  said.overview = document.getElementById("overview").hidden;
+  document.body.replaceChildren(JSON.stringify(said));
+});
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_sorting_and_filtering_in_a_browser(root, tmp_path):
+    assert command("report.py", f"root={root}").code == 0
+    page = tmp_path / "clicked.html"
+    page.write_text((root / "_report/report.html").read_text().replace("</html>", CLICKS + "</html>"))
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    arguments += ["--virtual-time-budget=20000", "--dump-dom", f"file://{page}"]
+    shown = subprocess.run([BROWSER, *arguments], capture_output=True, text=True, timeout=120).stdout
+    said = json.loads(
+        re.search(r"<body>(\{.*\})</body>", shown, re.DOTALL)[1].replace("&lt;", "<").replace("&gt;", ">")
+    )
+    assert len(said["before"]) == 10
+    assert said["before"][0] == "MaxAbs, λ = 0.5"
+    assert said["after"] == said["before"][::-1]
+    assert said["sorted"] == "ascending"
+    assert said["filtered"] == ["MaxAbs, λ = 0.7"]
+    assert said["runs"] == ["MaxAbs, λ = 0.7"] * 3
+    assert said["overview"] is True
+    assert "seed" in said["detail"]
+    assert "zero-shot" in said["detail"]

@@ -1,0 +1,179 @@
+"""Every result under a root as one table; what cannot be used is named, with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mergestream import files
+from mergestream.errors import UserError
+from mergestream.identity import content_hash, deciding
+from mergestream.results import SCHEMA_VERSION
+
+BENCHMARK = ["dataset", "stream", "tasks", "model"]
+ROW = [*BENCHMARK, "method", "strategy", "options", "scale", "tag"]
+MEASURES = {
+    "final_accuracy": "final accuracy",
+    "average_incremental_accuracy": "average incremental",
+    "average_accuracy": "average over tasks",
+    "forgetting": "forgetting",
+    "bwt": "backward transfer",
+    "fwt": "forward transfer",
+    "transfer": "transfer",
+}
+# What the paper calls a method with a merge; other pairs are named "method + strategy".
+PAPER_NAMES = {
+    ("zeroshot", ""): "Zero-shot",
+    ("joint", ""): "Joint",
+    ("lwf", ""): "LwF",
+    ("ewc", ""): "EWC",
+    ("seq", ""): "sequential, last task",
+    ("ind", ""): "independent, last task",
+    ("seq", "magmax"): "MagMax",
+    ("ind", "magmax"): "MaxAbs",
+    ("ind", "average"): "Avg",
+    ("ind", "random_mix"): "RandMix",
+    ("ind", "ties"): "TIES",
+    ("lwf", "magmax"): "LwF + MagMax",
+    ("ewc", "magmax"): "EWC + MagMax",
+}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something under the root that is not in the report.
+
+    Args:
+        path: of the file or folder.
+        reason: in words.
+        sound: whether that is as it should be, as of a run that has not finished.
+    """
+
+    path: Path
+    reason: str
+    sound: bool = False
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What there is to report.
+
+    Args:
+        runs: a line for each metrics.json: the columns of `ROW`, ``name``, ``seed``, ``path``, ``protocol`` (a hash),
+            ``seconds``, and the measures as fractions.
+        contents: what each of these files holds.
+        left_out: what is not among them.
+    """
+
+    runs: pd.DataFrame
+    contents: list[dict[str, Any]]
+    left_out: list[LeftOut]
+
+
+def collect(root: Path) -> Collected:
+    """Read every run and merge under `root`."""
+    lines: list[dict[str, Any]] = []
+    contents: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
+    protocols: dict[Path, dict[str, Any]] = {}
+    known: dict[tuple[Any, ...], Path] = {}
+    for path, problem in _walk(root):
+        if problem is not None:
+            left_out.append(problem)
+            continue
+        try:
+            content = _read(path)
+            folder = path.parent if content["kind"] == "train" else path.parents[2]
+            if content["kind"] == "train":
+                protocols[folder] = protocol(content)
+            elif folder not in protocols:
+                left_out.append(LeftOut(path, "its training has not finished, or is left out itself"))
+                continue
+            line = _line(content, path, protocols[folder])
+        except UserError as error:
+            left_out.append(LeftOut(path, str(error)))
+            continue
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            left_out.append(LeftOut(path, f"it is no metrics.json of this version ({type(error).__name__}: {error})"))
+            continue
+        same = tuple(line[key] for key in [*ROW, "seed"])
+        if same in known:
+            left_out.append(LeftOut(path, f"the same as {known[same]}: one result for each seed"))
+            continue
+        known[same] = path
+        lines.append(line)
+        contents.append({**content, "protocol": protocols[folder]})
+    columns = [*ROW, "name", "seed", "path", "protocol", "seconds", *MEASURES]
+    return Collected(pd.DataFrame(lines, columns=columns), contents, left_out)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
+    """Every metrics.json, the runs' before their merges'; and what is no finished run."""
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if name != "logs" and not name.startswith(("_", ".", "task-")))
+        path = Path(folder)
+        if "metrics.json" in names:
+            yield path / "metrics.json", None
+        elif "config.yaml" in names and "stream.json" in names:
+            done = len(list(path.glob("task-*/evaluation.json")))
+            yield path, LeftOut(path, f"it has not finished ({done} tasks are done)", sound=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = files.read_json(path, own=True)
+    except UserError as error:
+        try:
+            foreign = "schema_version" not in files.read_json(path)
+        except UserError:
+            foreign = False
+        raise UserError("it is not of mergestream (it has no schema_version)" if foreign else str(error)) from error
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise UserError(f"its schema_version is {content['schema_version']}; this version reads {SCHEMA_VERSION}")
+    return content
+
+
+def _line(content: Mapping[str, Any], path: Path, of_training: Mapping[str, Any]) -> dict[str, Any]:
+    config, merge = content["config"], content.get("merge")
+    changed = ", ".join(f"{key} = {value}" for key, value in sorted(merge["changed"].items())) if merge else ""
+    line = {
+        "dataset": str(config["dataset"]["name"]),
+        "stream": str(config["stream"]["name"]),
+        "tasks": len(content["zero_shot"]["task_agnostic"]),
+        "model": str(config["model"]["name"]),
+        "method": str(config["method"]["id"]),
+        "strategy": merge["strategy"] if merge else "",
+        "options": changed,
+        # Runs of one row share the rule, not the number, where λ was chosen on validation data.
+        "scale": "" if not merge else "selected" if "selected_on" in merge else f"{merge['scale']:.12g}",
+        "tag": str(config["tag"]) if config.get("tag") is not None else "",
+        "seed": int(config["seed"]),
+        "path": str(path),
+        "protocol": content_hash(dict(of_training)),
+        "seconds": content["timing"]["total"],
+    }
+    measures = {key: content["summary"].get(key) for key in MEASURES}
+    return {**line, "name": label(line), **{k: float("nan") if v is None else float(v) for k, v in measures.items()}}
+
+
+def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result of a training besides its seed: config, θ₀, and the version of the package."""
+    config = {key: value for key, value in deciding(trained["config"]).items() if key != "seed"}
+    base = trained["provenance"].get("base_sha256")
+    return {**config, "base_sha256": base, "version": trained["environment"]["mergestream"]}
+
+
+def label(line: Mapping[str, Any]) -> str:
+    """Name of a row: the method as the paper calls it, what differs from the strategy's defaults, λ, and the tag."""
+    pair = (line["method"], line["strategy"])
+    name = PAPER_NAMES.get(pair, pair[0] if not pair[1] else f"{pair[0]} + {pair[1].replace('_', ' ')}")
+    if line["options"]:
+        name += f", {line['options']}"
+    if line["scale"]:
+        name += ", λ on validation" if line["scale"] == "selected" else f", λ = {line['scale']}"
+    return name + (f" [{line['tag']}]" if line["tag"] else "")

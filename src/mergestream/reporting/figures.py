@@ -1,0 +1,136 @@
+"""A benchmark as pictures: how accuracy and forgetting go, what λ does, and accuracy task by task."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mergestream.reporting.collect import ROW
+
+LINES = 8  # that one can tell apart
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")  # Okabe & Ito
+MATRICES = 6
+
+
+def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Figure]]:
+    """(short name, caption, figure) for everything that the runs of one benchmark can show.
+
+    Args:
+        runs: of `collect`, those of the benchmark.
+        contents: of `collect`, all of them; ``runs.index`` points into it.
+    """
+    followed = _followed(runs, contents)
+    if followed:
+        yield "curves", _caption("After each task, mean and deviation over seeds", followed), curves(followed)
+        yield "matrices", "Accuracy (%) among all classes: after each task (down) on each (across)", matrices(followed)
+    scales = runs[(runs["strategy"] != "") & ~runs["scale"].isin(["", "selected"])]
+    swept = [key for key, group in scales.groupby(_LINE, sort=False) if group["scale"].nunique() > 2]
+    if swept:
+        yield "lambda", "Final accuracy along λ, mean and deviation over seeds", scale_curves(scales, swept)
+
+
+_LINE = [key for key in ROW if key != "scale"]
+
+
+def _caption(text: str, followed: dict[str, list[dict[str, Any]]]) -> str:
+    return f"{text}; the {LINES} of the highest final accuracy" if len(followed) == LINES else text
+
+
+def _followed(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Results with a row for every step of the stream, by name, best first; at most `LINES` of them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    ranked = runs.groupby("name")["final_accuracy"].mean().sort_values(ascending=False)
+    for name in ranked.index:
+        group = runs[runs["name"] == name]
+        tasks = group["tasks"].iloc[0]
+        results = [contents[i] for i in group.index if len(contents[i]["overall"]) == tasks > 1]
+        if results and len(found) < LINES:
+            found[name] = results
+    return found
+
+
+def curves(followed: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Accuracy on the tasks seen so far, and forgetting so far, after each task."""
+    figure, (left, right) = _axes(1, 2, (10, 4))
+    for colour, (name, results) in zip(COLOURS, followed.items(), strict=False):
+        _band(left, np.array([result["seen"] for result in results], dtype=float), 1, colour, name)
+        _band(right, np.array([forgetting(r["accuracy"]["task_agnostic"]) for r in results]), 2, colour, name)
+    left.set(xlabel="tasks seen", ylabel="accuracy on their classes (%)")
+    right.set(xlabel="tasks seen", ylabel="forgetting (%)")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def forgetting(matrix: Sequence[Sequence[float]]) -> list[float]:
+    """After each task t ≥ 2 of an accuracy matrix: mean over the tasks j < t of max_{j≤l<t} R[l, j] − R[t, j]."""
+    R = np.asarray(matrix, dtype=float)
+    return [float(np.mean([R[j:t, j].max() - R[t, j] for j in range(t)])) for t in range(1, len(R))]
+
+
+def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Heat maps of the accuracy matrices, averaged over seeds."""
+    shown = list(followed.items())[:MATRICES]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = _axes(rows, columns, (3.3 * columns, 3 * rows))
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    for axis, (name, results) in zip(axes, shown, strict=False):
+        mean = 100 * np.mean([r["accuracy"]["task_agnostic"] for r in results], axis=0)
+        image = axis.imshow(mean, vmin=0, vmax=100, cmap="viridis")
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+        if len(mean) <= 10:
+            axis.set(xticks=range(len(mean)), yticks=range(len(mean)))
+            axis.set(xticklabels=range(1, len(mean) + 1), yticklabels=range(1, len(mean) + 1))
+            for (i, j), value in np.ndenumerate(mean):
+                colour = "white" if value < 60 else "black"
+                axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=axes.tolist(), shrink=0.8)
+    return figure
+
+
+def scale_curves(runs: pd.DataFrame, swept: Sequence[tuple[Any, ...]]) -> Figure:
+    """Final accuracy along λ, a line for each method and strategy."""
+    figure, (axis,) = _axes(1, 1, (6, 4))
+    by_line = dict(iter(runs.groupby(_LINE, sort=False)))
+    best = sorted(swept, key=lambda key: -by_line[key].groupby("scale")["final_accuracy"].mean().max())
+    for colour, key in zip(COLOURS, best, strict=False):
+        of = by_line[key].assign(scale=by_line[key]["scale"].astype(float)).groupby("scale")["final_accuracy"]
+        mean, deviation = 100 * of.mean(), 100 * of.std().fillna(0)
+        name = by_line[key]["name"].iloc[0].partition(", λ")[0]
+        axis.plot(mean.index, mean, marker="o", markersize=3, color=colour, label=name)
+        axis.fill_between(mean.index, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+    axis.set(xlabel="λ", ylabel="final accuracy (%)")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    # Without pyplot, which keeps every figure until it is closed and picks a screen.
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def _band(axis: Any, values: np.ndarray, first: int, colour: str, name: str) -> None:
+    """Mean ± deviation over seeds [S, steps] as a line and a band, in per cent; steps count from `first`."""
+    mean = 100 * values.mean(axis=0)
+    deviation = 100 * values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+    steps = np.arange(first, first + len(mean))
+    axis.plot(steps, mean, marker="o", markersize=3, color=colour, label=name)
+    axis.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)

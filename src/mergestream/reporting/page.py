@@ -1,0 +1,78 @@
+"""report.html: one file with everything in it, which asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from omegaconf import OmegaConf
+
+from mergestream.reporting.collect import MEASURES, LeftOut
+from mergestream.reporting.tables import ranks
+
+TEMPLATES = Environment(
+    loader=PackageLoader("mergestream.reporting", "."),
+    autoescape=select_autoescape(["html", "html.j2"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def page(
+    table: pd.DataFrame,
+    runs: pd.DataFrame,
+    contents: Sequence[Mapping[str, Any]],
+    pictures: Sequence[tuple[str, Sequence[tuple[str, bytes]]]],
+    left_out: Sequence[LeftOut],
+    facts: Mapping[str, Any],
+) -> str:
+    """
+    Args:
+        table: of `statistics.compare`.
+        runs, contents: of `collect`; `runs.index` points into `contents`.
+        pictures: for each benchmark its title and (caption, PNG).
+        left_out: of `collect`.
+        facts: title, when, root, baseline.
+    """
+    return TEMPLATES.get_template("report.html.j2").render(
+        facts=facts,
+        pictures=[(t, [(said, base64.b64encode(png).decode()) for said, png in drawn]) for t, drawn in pictures],
+        left_out=left_out,
+        data=_packed({"rows": _rows(table), **_runs(runs, contents), "measures": MEASURES}),
+    )
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return _plain(table.assign(rank=ranks(table)).drop(columns=["options", "tag"]).to_dict("records"))
+
+
+def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The lines of the runs, and what their own pages show."""
+    lines = _plain(runs.drop(columns=["options", "tag", "protocol"]).to_dict("records"))
+    for line, index in zip(lines, runs.index, strict=True):
+        content = contents[index]
+        line["config"] = OmegaConf.to_yaml(OmegaConf.create(content["config"]))
+        shown = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")
+        line["about"] = {key: content[key] for key in shown if content.get(key) is not None}
+        for kind in ("task_agnostic", "task_aware"):
+            line[kind] = [content["zero_shot"][kind], *content["accuracy"][kind]]
+    return {"runs": lines}
+
+
+def _plain(records: list[dict[Any, Any]]) -> list[dict[str, Any]]:
+    """Without NaN, which JSON has not."""
+    return [
+        {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()} for record in records
+    ]
+
+
+def _packed(data: Mapping[str, Any]) -> str:
+    """Compressed, since configs say the same over and over; the page's script unpacks it."""
+    return base64.b64encode(gzip.compress(json.dumps(data).encode(), compresslevel=3, mtime=0)).decode()

@@ -1,0 +1,138 @@
+"""Write the report: one config in, tables, figures and a page out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from mergestream import display, files
+from mergestream.errors import UserError
+from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
+from mergestream.reporting.figures import figures_of, png
+from mergestream.reporting.page import TEMPLATES, page
+from mergestream.reporting.statistics import aggregate, compare, split_by_protocol
+from mergestream.reporting.tables import benchmark_title, latex, markdown, overview, percent
+from mergestream.results import now
+from mergestream.runs import readable
+
+MAGMAX = "MagMax, λ = 0.5"
+
+
+def report(cfg: DictConfig) -> None:
+    """Print the tables of all finished runs and merges under ``root``, and write them with all that belongs to them.
+
+    Raises:
+        UserError: if there are none, the baseline is none of them, or finished ones had to be left out.
+    """
+    root, out = _folders(cfg)
+    found = collect(root)
+    runs, refused = split_by_protocol(found.runs, found.contents)
+    left_out = [*found.left_out, *refused]
+    if runs.empty:
+        why = f" ({left_out[0].path}: {left_out[0].reason})" if left_out else ""
+        raise UserError(f"a report needs finished runs; root={cfg.root} has none{why}. Type: python train.py")
+    baseline = _baseline(cfg.baseline, list(runs["name"].unique()))
+    table = compare(runs, aggregate(runs), baseline)
+    facts = {"title": f"mergestream: results under {root}", "root": str(root.resolve()), "when": now()}
+    _write(out, runs, found.contents, table, left_out, {**facts, "baseline": baseline})
+    _print(table, baseline)
+    print(f"report in {readable(out / 'report.html')}")
+    for item in left_out:
+        print(f"left out: {readable(item.path)}: {item.reason}")
+    if unsound := [item for item in left_out if not item.sound]:
+        more = f" ({len(unsound) - 1} more)" if len(unsound) > 1 else ""
+        raise UserError(f"the report is written, without {readable(unsound[0].path)}: {unsound[0].reason}{more}")
+
+
+def _folders(cfg: DictConfig) -> tuple[Path, Path]:
+    if not isinstance(cfg.root, str) or not Path(cfg.root).is_dir():
+        raise UserError(f"root must be a folder with runs; got root={cfg.root}. Type: python train.py")
+    if not isinstance(cfg.out, str) or (Path(cfg.out).exists() and not Path(cfg.out).is_dir()):
+        raise UserError(f"out must be a folder; got out={cfg.out}, which is none")
+    return Path(cfg.root), Path(cfg.out)
+
+
+def _baseline(wanted: Any, names: Sequence[str]) -> str:
+    if wanted is None or wanted in names:
+        return wanted or MAGMAX
+    near = difflib.get_close_matches(str(wanted), names, n=3, cutoff=0) or names
+    raise UserError(f"baseline must be a row of the report, such as {'; '.join(near)}; got baseline={wanted}")
+
+
+def _write(
+    out: Path,
+    runs: pd.DataFrame,
+    contents: Sequence[dict[str, Any]],
+    table: pd.DataFrame,
+    left_out: Sequence[LeftOut],
+    facts: dict[str, Any],
+) -> None:
+    """report.md, report.tex, report.csv, runs.csv, report.html and the figures."""
+    benchmarks, pictures = [], []
+    for key, lines in table.groupby(BENCHMARK, sort=False):
+        title = benchmark_title(*key)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
+        of = runs[(runs[BENCHMARK] == list(key)).all(axis=1)]
+        drawn, named = [], []
+        for name, caption, figure in figures_of(of, contents):
+            drawn.append((caption, png(figure)))
+            named.append((caption, f"{slug}-{name}.png"))
+            with files.whole(out / named[-1][1]) as partial:
+                partial.write_bytes(drawn[-1][1])
+        pictures.append((title, drawn))
+        benchmarks.append((title, markdown(_lines(lines, facts["baseline"])), named))
+
+    def emphasised(mean: float, deviation: float, rank: int) -> str:
+        text = percent(mean, deviation)
+        return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
+
+    shown = [(title, markdown(cells)) for title, cells in overview(table, emphasised)]
+    text = TEMPLATES.get_template("report.md.j2").render(
+        facts=facts, overview=shown, benchmarks=benchmarks, left_out=left_out
+    )
+    for name, content in (
+        ("report.md", text),
+        ("report.tex", latex(table)),
+        ("report.csv", table.to_csv(index=False)),
+        ("runs.csv", runs.drop(columns="protocol").to_csv(index=False)),
+        ("report.html", page(table, runs, contents, pictures, left_out, facts)),
+    ):
+        with files.whole(out / name) as partial:
+            partial.write_text(content)
+
+
+def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """One benchmark's rows as they are shown, best first."""
+    ordered = lines.sort_values("final_accuracy", ascending=False, kind="stable")
+    records = ordered.to_dict("records")
+    shown = {
+        "seeds": [str(r["n"]) for r in records],
+        "final accuracy": [percent(r["final_accuracy"], r["final_accuracy_std"]) for r in records],
+        "95 % CI": [f"± {percent(r['final_accuracy_ci95'])}" if r["n"] > 1 else "" for r in records],
+        "avg. incremental": [percent(r["average_incremental_accuracy"]) for r in records],
+        "forgetting": [percent(r["forgetting"]) for r in records],
+        f"− {baseline}": [percent(r["minus_baseline"]) for r in records],
+        "p": [_p(r["p"]) for r in records],
+        "paper": [percent(r["paper"]) for r in records],
+        "− paper": [percent(r["minus_paper"]) for r in records],
+    }
+    frame = pd.DataFrame(shown, index=pd.Index(ordered["name"], name=""))
+    return frame.loc[:, (frame != "").any()]
+
+
+def _p(value: float) -> str:
+    return "" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _print(table: pd.DataFrame, baseline: str) -> None:
+    for key, lines in table.groupby(BENCHMARK, sort=False):
+        shown = _lines(lines, baseline)
+        rows = [[name, *row] for name, row in zip(shown.index, shown.to_numpy(), strict=True)]
+        display.table(benchmark_title(*key), ["%", *shown.columns], rows)

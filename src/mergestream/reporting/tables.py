@@ -1,0 +1,96 @@
+"""The aggregated results in the layouts in which they are read: as in the paper, and benchmark by benchmark."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+
+from mergestream.reporting.collect import BENCHMARK
+
+BOUNDS = ("zeroshot", "joint")  # methods that no continual learner competes with
+Cell = Callable[[float, float, int], str]  # mean, deviation, rank → text
+SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
+SPECIAL |= {"λ": r"$\lambda$", "±": r"$\pm$", "−": "--", "τ": r"$\tau$", "θ": r"$\theta$"}
+
+
+def benchmark_title(dataset: str, stream: str, tasks: int, model: str) -> str:
+    """Such as "digits, class-incremental, 5 tasks, tiny"."""
+    return f"{dataset}, {stream}-incremental, {tasks} tasks, {model}"
+
+
+def percent(mean: float, deviation: float = float("nan")) -> str:
+    """A fraction and its deviation in per cent; nothing for what is not known."""
+    if math.isnan(mean):
+        return ""
+    return f"{100 * mean:.2f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")
+
+
+def ranks(table: pd.DataFrame, measure: str = "final_accuracy") -> pd.Series:
+    """1 for the best of a benchmark, 2 for the second, among the methods that compete; 0 for the bounds."""
+    competing = table[measure].where(~((table["strategy"] == "") & table["method"].isin(BOUNDS)))
+    # Equal to the last digit that is shown is equal.
+    return competing.round(4).groupby([table[key] for key in BENCHMARK]).rank("dense", ascending=False).fillna(0)
+
+
+def overview(table: pd.DataFrame, cell: Cell) -> Iterable[tuple[str, pd.DataFrame]]:
+    """The paper's layout: for every stream and model a title and a table of final accuracies, methods by benchmarks."""
+    ranked = table.assign(rank=ranks(table))
+    for (stream, model), lines in ranked.groupby(["stream", "model"], sort=False):
+        columns = lines[["dataset", "tasks"]].drop_duplicates().sort_values(["dataset", "tasks"])
+        cells = pd.DataFrame(
+            "",
+            index=pd.Index(lines["name"].unique(), name="method"),
+            columns=pd.MultiIndex.from_frame(columns),
+        )
+        for line in lines.to_dict("records"):
+            text = cell(line["final_accuracy"], line["final_accuracy_std"], int(line["rank"]))
+            cells.loc[line["name"], (line["dataset"], line["tasks"])] = text
+        means = lines.groupby("name", sort=False)["final_accuracy"].mean()
+        is_bound = lines.groupby("name", sort=False)[["method", "strategy"]].first()
+        order = pd.DataFrame({"mean": means, "bound": (is_bound["strategy"] == "") & is_bound["method"].isin(BOUNDS)})
+        yield (
+            f"{stream}-incremental, {model}",
+            cells.loc[order.sort_values(["bound", "mean"], ascending=[False, False]).index],
+        )
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The overview as LaTeX for booktabs: accuracy in per cent, the best in bold, the second underlined."""
+
+    def cell(mean: float, deviation: float, rank: int) -> str:
+        text = escaped(percent(mean, deviation))
+        return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(rank, text)
+
+    parts = [r"% \usepackage{booktabs}"]
+    for title, cells in overview(table, cell):
+        shown = cells.rename(index=escaped)
+        shown.columns = pd.MultiIndex.from_tuples([(escaped(d), str(t)) for d, t in cells.columns])
+        shown.index.name = None
+        parts.append(
+            shown.to_latex(
+                escape=False,
+                multicolumn_format="c",
+                column_format="l" + "c" * len(cells.columns),
+                caption=escaped(f"Accuracy (%) over all classes after the last task, {title}."),
+                label="tab:" + re.sub(r"[^a-z0-9]+", "-", title.lower()),
+                position="t",
+            )
+        )
+    return "\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """`text` as LaTeX shows it."""
+    return "".join(SPECIAL.get(character, character) for character in text)
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    """A table of texts; the first column is the index."""
+    heads = [" / ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in cells.columns]
+    lines = [[cells.index.name or "", *heads], ["---"] + ["--:"] * len(heads)]
+    lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
