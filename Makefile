@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 5
+METHODS ?= seq,ind
 STRATEGIES ?= glob(*)
 DEMO := runs/demo
 STREAM := dataset=digits tasks=5 seed=$(SEEDS) root=$(DEMO)
@@ -23,8 +24,8 @@ setup: .venv/.ready ## make .venv with the locked versions
 	touch $@
 
 demo: setup ## train, merge and compare on real handwritten digits (SEEDS=1,2,3 for error bars, STRATEGIES=magmax,ties for a few)
-	$(BIN)/python train.py -m $(STREAM) method=seq,ind,joint,zeroshot
-	$(BIN)/python merge.py -m $(STREAM) method=seq,ind strategy='$(STRATEGIES)' prefixes=true
+	$(BIN)/python train.py -m $(STREAM) method=$(METHODS),joint,zeroshot
+	$(BIN)/python merge.py -m $(STREAM) method=$(METHODS) strategy='$(STRATEGIES)' prefixes=true
 	$(BIN)/python report.py root=$(DEMO)
 
 test: setup ## run the test suite

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import command, config, golden
+from helpers import apart, command, config, golden, noise
 from safetensors.torch import load_file
 from torch import nn
 
@@ -169,16 +169,17 @@ def test_lost_state_is_not_passed_over(tmp_path):
 def test_two_processes_equal_one(method, tmp_path):
     arguments = [
         f"root={tmp_path}",
-        *SHORT,
+        *noise(),
+        "epochs=1",
         *f"method={method}".split(),
-        "batch_size=57",
+        "batch_size=53",  # and tasks have 54 images: a last batch of one leaves a process without a sample
         "accelerator=cpu",
-    ]  # 400 % 57 = 1
+    ]
     runs = {}
     for tag, devices in (("one", 1), ("two", 2)):
         outcome = command("train.py", *arguments, f"devices={devices}", f"tag={tag}")
         assert outcome.code == 0, outcome.err
-        runs[tag] = Run.of(config("train", f"root={tmp_path}", "tasks=3", *f"method={method}".split(), f"tag={tag}"))
+        runs[tag] = Run.of(config("train", f"root={tmp_path}", *noise(), *f"method={method}".split(), f"tag={tag}"))
     facts = {tag: read_json(run.metrics, "method")["method"] for tag, run in runs.items()}
     if "ewc" in method:
         samples = [task["train"] for task in runs["one"].stream()["tasks"]]
@@ -186,8 +187,7 @@ def test_two_processes_equal_one(method, tmp_path):
         expected = {"estimator": estimator, "consolidation": "ema", "fisher_samples": samples}
         assert facts == {"one": expected, "two": expected}
     for ours, theirs in zip(runs["one"].encoders(), runs["two"].encoders(), strict=True):
-        ours, theirs = load_file(ours), load_file(theirs)
-        assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-4
+        assert apart(load_file(ours), load_file(theirs), load_file(runs["one"].base_file())) < 2e-3
     if method == "lwf":
         check_a_lost_process(runs["two"], [*arguments, "devices=2", "tag=two"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from archives import WRITERS, accept_checksums
-from helpers import ROOT, command, config
+from helpers import ROOT, command, config, noise
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import Logger
@@ -103,7 +103,7 @@ def test_models(model, tmp_path):
 @pytest.mark.parametrize("method", options("method"))
 def test_methods(method, tmp_path):
     assert isinstance(build(config("train", f"method={method}").method), Method)
-    outcome = command("train.py", f"root={tmp_path}", f"method={method}", "tasks=2", "epochs=1")
+    outcome = command("train.py", f"root={tmp_path}", *noise(), f"method={method}", "epochs=1")
     assert outcome.code == 0, outcome.err
     (metrics,) = tmp_path.rglob("metrics.json")
     assert 0 < files.read_json(metrics, "summary")["summary"]["final_accuracy"] <= 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import command, config, files_below
+from helpers import apart, command, config, files_below, noise
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -169,12 +169,11 @@ def test_interrupted_run_continues_after_the_last_finished_task(trained, tmp_pat
 
 @pytest.mark.parametrize("method", ["seq", "joint"])
 def test_two_processes_equal_one(method, tmp_path):
-    # Tasks of 400, 408 and 544 images, 1352 together: a last batch of one leaves a process without a sample.
-    batch_size = {"seq": 57, "joint": 193}[method]
-    assert (400 if method == "seq" else 1352) % batch_size == 1
+    # Tasks of 54 images, 162 together: a last batch of one leaves a process without a sample.
+    batch_size = {"seq": 53, "joint": 23}[method]
     short = [
         f"root={tmp_path}",
-        "tasks=3",
+        *noise(),
         "epochs=1",
         f"batch_size={batch_size}",
         f"method={method}",
@@ -183,10 +182,10 @@ def test_two_processes_equal_one(method, tmp_path):
     for devices, tag in ((1, "one"), (2, "two")):
         outcome = command("train.py", *short, f"devices={devices}", f"tag={tag}")
         assert outcome.code == 0, outcome.err
-    one, two = (run_of(tmp_path, f"method={method}", f"tag={tag}") for tag in ("one", "two"))
-    assert files.read_json(one.path / "stream.json")["tasks"][0]["train"] == 400
+    one, two = (run_of(tmp_path, *noise(), f"method={method}", f"tag={tag}") for tag in ("one", "two"))
+    assert [task["train"] for task in one.stream()["tasks"]] == [54, 54, 54]
     for ours, theirs in zip(trained_encoders(one), trained_encoders(two), strict=True):
-        assert largest_difference(ours, theirs) < 1e-4
+        assert apart(ours, theirs, load_file(one.base_file())) < 2e-3
     ours, theirs = files.read_json(one.metrics), files.read_json(two.metrics)
     assert ours["test_samples"] == theirs["test_samples"]
     assert ours["zero_shot"] == theirs["zero_shot"]
@@ -194,10 +193,10 @@ def test_two_processes_equal_one(method, tmp_path):
 
 
 def test_a_sweep_runs_in_two_processes_too(tmp_path):
-    arguments = ["-m", f"root={tmp_path}", *SHORT, "devices=2", "accelerator=cpu", "method=zeroshot", "seed=1,2"]
+    arguments = ["-m", f"root={tmp_path}", *noise(), "devices=2", "accelerator=cpu", "method=zeroshot", "seed=1,2"]
     outcome = command("train.py", *arguments)
     assert outcome.code == 0, outcome.err
-    assert all(run_of(tmp_path, "method=zeroshot", f"seed={seed}").finished() for seed in (1, 2))
+    assert all(run_of(tmp_path, *noise(), "method=zeroshot", f"seed={seed}").finished() for seed in (1, 2))
 
 
 def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch):
