@@ -153,6 +153,20 @@ def check_merge(cfg: DictConfig) -> None:
         raise UserError(f"checkpoints must be a list of files, such as [A.safetensors,B.pt]; got checkpoints={paths}")
 
 
+def check_analysis(cfg: DictConfig) -> None:
+    """Keys of analyze.yaml.
+
+    Raises:
+        UserError: on the first key that breaks its rule.
+    """
+    for group in ("analysis", "strategy"):
+        _group(cfg, group)
+        _bound(cfg, group)
+    _number(cfg, "strategy.scale", "finite", lambda x: True)
+    if cfg["lambda"] is not None:
+        _number(cfg, "lambda", "or null for the strategy's own", lambda x: True)
+
+
 def _scales(cfg: DictConfig) -> None:
     value = cfg["lambda"]
     if value == "select":

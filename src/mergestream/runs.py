@@ -269,11 +269,11 @@ class Run:
             UserError: if the run does not exist or has not finished.
         """
         if not self.path.is_dir():
-            raise UserError(f"a merge needs a finished run; {self.path} does not exist. Type: {self.command}")
+            raise UserError(f"a finished run is needed; {self.path} does not exist. Type: {self.command}")
         if not self.finished():
             done = len(self.encoders())
             raise UserError(
-                f"a merge needs a finished run; {self.path} has only {done} tasks. To continue it, type: {self.command}"
+                f"a finished run is needed; {self.path} has only {done} tasks. To continue it, type: {self.command}"
             )
 
 

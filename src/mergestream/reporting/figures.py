@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mergestream.plots import COLOURS, axes, band
 from mergestream.reporting.collect import ROW
 
 LINES = 8  # that one can tell apart
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")  # Okabe & Ito
 MATRICES = 6
 
 
@@ -39,7 +37,7 @@ _LINE = [key for key in ROW if key != "scale"]
 
 
 def _caption(text: str, followed: dict[str, list[dict[str, Any]]]) -> str:
-    return f"{text}; the {LINES} of the highest final accuracy" if len(followed) == LINES else text
+    return f"{text}; at most the {LINES} of highest final accuracy" if len(followed) == LINES else text
 
 
 def _followed(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -57,10 +55,14 @@ def _followed(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> dict[st
 
 def curves(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     """Accuracy on the tasks seen so far, and forgetting so far, after each task."""
-    figure, (left, right) = _axes(1, 2, (10, 4))
+    figure, (left, right) = axes(1, 2, (10, 4))
     for colour, (name, results) in zip(COLOURS, followed.items(), strict=False):
-        _band(left, np.array([result["seen"] for result in results], dtype=float), 1, colour, name)
-        _band(right, np.array([forgetting(r["accuracy"]["task_agnostic"]) for r in results]), 2, colour, name)
+        seen = np.array([result["seen"] for result in results], dtype=float)
+        band(left, range(1, seen.shape[1] + 1), seen, colour, name)
+        forgotten = np.array([forgetting(r["accuracy"]["task_agnostic"]) for r in results])
+        band(right, range(2, seen.shape[1] + 1), forgotten, colour, name)
+    for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     left.set(xlabel="tasks seen", ylabel="accuracy on their classes (%)")
     right.set(xlabel="tasks seen", ylabel="forgetting (%)")
     handles, labels = left.get_legend_handles_labels()
@@ -79,10 +81,10 @@ def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     shown = list(followed.items())[:MATRICES]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = _axes(rows, columns, (3.3 * columns, 3 * rows))
-    for axis in axes[len(shown) :]:
+    figure, found = axes(rows, columns, (3.3 * columns, 3 * rows))
+    for axis in found[len(shown) :]:
         axis.set_axis_off()
-    for axis, (name, results) in zip(axes, shown, strict=False):
+    for axis, (name, results) in zip(found, shown, strict=False):
         mean = 100 * np.mean([r["accuracy"]["task_agnostic"] for r in results], axis=0)
         image = axis.imshow(mean, vmin=0, vmax=100, cmap="viridis")
         axis.set_title(name, fontsize=9)
@@ -93,13 +95,13 @@ def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
             for (i, j), value in np.ndenumerate(mean):
                 colour = "white" if value < 60 else "black"
                 axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
-    figure.colorbar(image, ax=axes.tolist(), shrink=0.8)
+    figure.colorbar(image, ax=found.tolist(), shrink=0.8)
     return figure
 
 
 def scale_curves(runs: pd.DataFrame, swept: Sequence[tuple[Any, ...]]) -> Figure:
     """Final accuracy along λ, a line for each method and strategy."""
-    figure, (axis,) = _axes(1, 1, (6, 4))
+    figure, (axis,) = axes(1, 1, (6, 4))
     by_line = dict(iter(runs.groupby(_LINE, sort=False)))
     best = sorted(swept, key=lambda key: -by_line[key].groupby("scale")["final_accuracy"].mean().max())
     for colour, key in zip(COLOURS, best, strict=False):
@@ -111,26 +113,3 @@ def scale_curves(runs: pd.DataFrame, swept: Sequence[tuple[Any, ...]]) -> Figure
     axis.set(xlabel="λ", ylabel="final accuracy (%)")
     axis.legend(frameon=False, fontsize=8)
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as the content of a file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    # Without pyplot, which keeps every figure until it is closed and picks a screen.
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
-
-
-def _band(axis: Any, values: np.ndarray, first: int, colour: str, name: str) -> None:
-    """Mean ± deviation over seeds [S, steps] as a line and a band, in per cent; steps count from `first`."""
-    mean = 100 * values.mean(axis=0)
-    deviation = 100 * values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
-    steps = np.arange(first, first + len(mean))
-    axis.plot(steps, mean, marker="o", markersize=3, color=colour, label=name)
-    axis.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from mergestream import display, files
 from mergestream.errors import UserError
+from mergestream.plots import content
 from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
-from mergestream.reporting.figures import figures_of, png
+from mergestream.reporting.figures import figures_of
 from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol
 from mergestream.reporting.tables import benchmark_title, latex, markdown, overview, percent
@@ -82,7 +83,7 @@ def _write(
         of = runs[(runs[BENCHMARK] == list(key)).all(axis=1)]
         drawn, named = [], []
         for name, caption, figure in figures_of(of, contents):
-            drawn.append((caption, png(figure)))
+            drawn.append((caption, content(figure, "png")))
             named.append((caption, f"{slug}-{name}.png"))
             with files.whole(out / named[-1][1]) as partial:
                 partial.write_bytes(drawn[-1][1])
@@ -94,18 +95,18 @@ def _write(
         return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
 
     shown = [(title, markdown(cells)) for title, cells in overview(table, emphasised)]
-    text = TEMPLATES.get_template("report.md.j2").render(
+    readme = TEMPLATES.get_template("report.md.j2").render(
         facts=facts, overview=shown, benchmarks=benchmarks, left_out=left_out
     )
-    for name, content in (
-        ("report.md", text),
+    for name, text in (
+        ("report.md", readme),
         ("report.tex", latex(table)),
         ("report.csv", table.to_csv(index=False)),
         ("runs.csv", runs.drop(columns="protocol").to_csv(index=False)),
         ("report.html", page(table, runs, contents, pictures, left_out, facts)),
     ):
         with files.whole(out / name) as partial:
-            partial.write_text(content)
+            partial.write_text(text)
 
 
 def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -1,0 +1,65 @@
+"""How task vectors' values are spread, and which of them MagMax takes (Marczak et al. 2024, supplement, Fig. 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mergestream.analysis.options import require_whole
+from mergestream.analysis.subject import Subject, winners
+from mergestream.plots import axes
+
+
+def distribution(subject: Subject, *, bins: int = 101) -> tuple[pd.DataFrame, Figure]:
+    """Histograms of every task vector, and of the values that MagMax takes from it.
+
+    Args:
+        subject: a run.
+        bins: of equal width between minus and plus the largest magnitude of all.
+
+    Returns:
+        task, left, right (edges of the bin), task_vector, contribution (numbers of parameters).
+
+    Raises:
+        UserError: if bins is not a whole number, 2 or more.
+    """
+    require_whole("analysis.bins", bins, 2)
+    with subject.vectors() as vectors:
+        blocks = vectors.blocks(vectors.encoder_names)
+        largest = max(vectors.map(lambda _block, _, taus: taus.abs().max().item(), blocks)) or 1.0
+
+        def count(_block, _: Tensor, taus: Tensor) -> np.ndarray:
+            flat = taus.flatten(1)
+            won = winners(flat)
+            place = ((flat / largest + 1) * (bins / 2)).long().clamp(0, bins - 1)
+            both = [
+                [torch.bincount(place[t], minlength=bins), torch.bincount(place[t][won == t], minlength=bins)]
+                for t in range(len(flat))
+            ]
+            return np.array([[found.numpy() for found in pair] for pair in both])
+
+        counts = np.sum(vectors.map(count, blocks), axis=0)  # [T, 2, bins]
+    edges = np.linspace(-largest, largest, bins + 1)
+    frame = pd.DataFrame(
+        [
+            (task + 1, edges[i], edges[i + 1], *counts[task, :, i].tolist())
+            for task in range(len(counts))
+            for i in range(bins)
+        ],
+        columns=["task", "left", "right", "task_vector", "contribution"],
+    )
+    figure, found = axes(1, 2, (10, 4))
+    for axis, measure, title in zip(
+        found, ("task_vector", "contribution"), ("each task vector", "what MagMax takes of it"), strict=True
+    ):
+        for task, lines in frame.groupby("task"):
+            colour = colormaps["viridis"]((task - 1) / max(1, len(counts) - 1) * 0.9)
+            axis.stairs(lines[measure], edges, color=colour, label=f"task {task}")
+        axis.set(xlabel="τ", ylabel="parameters", yscale="symlog", title=title)
+    if len(counts) <= 10:
+        found[1].legend(frameon=False, fontsize=7)
+    return frame, figure

@@ -1,0 +1,57 @@
+"""Where in the network a task vector is large (Marczak et al. 2024, supplement, Fig. 3)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mergestream.analysis.subject import Subject, kind_of
+from mergestream.plots import COLOURS, axes
+
+
+def layers(subject: Subject) -> tuple[pd.DataFrame, Figure]:
+    """Mean |τ_t| of each weight, by its kind and by its block.
+
+    Args:
+        subject: a run.
+
+    Returns:
+        task, weight, block (of the transformer; empty outside), kind, parameters, mean_magnitude.
+    """
+    with subject.vectors() as vectors:
+        blocks = vectors.blocks(vectors.encoder_names)
+
+        def total(_block, _: Tensor, taus: Tensor) -> list[float]:
+            return taus.flatten(1).abs().double().sum(1).tolist()
+
+        sums = vectors.map(total, blocks)
+    by_weight: dict[str, list[float]] = {}
+    size: dict[str, int] = {}
+    for block, found in zip(blocks, sums, strict=True):
+        so_far = by_weight.get(block.name, [0.0] * len(found))
+        by_weight[block.name] = [a + b for a, b in zip(so_far, found, strict=True)]
+        size[block.name] = size.get(block.name, 0) + block.size
+    rows = [
+        (task + 1, name, *kind_of(name), size[name], magnitude / size[name])
+        for name, found in by_weight.items()
+        for task, magnitude in enumerate(found)
+    ]
+    columns = ["task", "weight", "block", "kind", "parameters", "mean_magnitude"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"block": "Int64"})
+    figure, (left, right) = axes(1, 2, (11, 4.5))
+    means = frame.assign(sum=frame["mean_magnitude"] * frame["parameters"])
+    kinds = means.groupby("kind")[["sum", "parameters"]].sum()
+    kinds = (kinds["sum"] / kinds["parameters"]).sort_values()
+    left.barh(kinds.index, kinds, color=COLOURS[0])
+    left.tick_params(axis="y", labelsize=7)
+    left.set(xlabel="mean |τ| over tasks")
+    inside = means.dropna(subset="block")
+    matrices = inside[inside["kind"].str.contains("weight") & ~inside["kind"].str.startswith("ln")]
+    for colour, (kind, lines) in zip(COLOURS, matrices.groupby("kind"), strict=False):
+        of = lines.groupby("block")[["sum", "parameters"]].sum()
+        right.plot(of.index + 1, of["sum"] / of["parameters"], marker="o", markersize=3, color=colour, label=kind)
+    right.set(xlabel="block", ylabel="mean |τ| over tasks", ylim=(0, None))
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.legend(frameon=False, fontsize=8)
+    return frame, figure

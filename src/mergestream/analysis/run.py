@@ -1,0 +1,49 @@
+"""Draw one figure: one config in, a PNG, an SVG and the numbers as CSV out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from mergestream import files, targets
+from mergestream.analysis.subject import Subject
+from mergestream.checks import check_analysis, check_stream
+from mergestream.compose import build
+from mergestream.display import console
+from mergestream.identity import NAMING_KEYS, typed
+from mergestream.plots import content
+from mergestream.runs import Run, readable
+
+OWN_KEYS = ("analysis", "strategy", "lambda")
+
+
+def analyze(cfg: DictConfig) -> None:
+    """Look at the run that the config names in the way of its ``analysis``.
+
+    Raises:
+        UserError: if the config or the run is not what it must be.
+    """
+    OmegaConf.resolve(cfg)
+    check_analysis(cfg)
+    check_stream(cfg)
+    targets.allow(cfg.allow_targets)
+    analysis: partial[Any] = build(cfg.analysis)
+    words = typed()
+    of_training = [(key, word) for key, word in words if key.split(".")[0] not in OWN_KEYS]
+    run = Run.of(cfg, [word for key, word in of_training if key not in NAMING_KEYS])
+    run.require_finished()
+    run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *(key for key, _ in of_training)])
+    frame, figure = analysis.func(Subject(cfg, run), **analysis.keywords)
+    changed = sorted(word.removeprefix("analysis.") for key, word in words if key.startswith("analysis."))
+    name = "-".join([analysis.func.__name__, *changed]).replace("/", "_")
+    for kind in ("png", "svg"):
+        with files.whole(run.path / "analyses" / f"{name}.{kind}") as partial_file:
+            partial_file.write_bytes(content(figure, kind))
+    with files.whole(run.path / "analyses" / f"{name}.csv") as partial_file:
+        frame.to_csv(partial_file, index=False)
+    with pd.option_context("display.width", 120, "display.max_rows", 12):
+        console().print(str(frame), markup=False)
+    print(f"figure in {readable(run.path / 'analyses' / name)}.png, .svg; its numbers in .csv")

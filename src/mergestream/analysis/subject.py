@@ -1,0 +1,172 @@
+"""What an analysis looks at: the encoders of a run, as task vectors and as classifiers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from mergestream import files
+from mergestream.analysis.options import require_pair
+from mergestream.compose import build, load_clip, load_source, load_stream, local_device
+from mergestream.data.stream import TaskStream
+from mergestream.errors import UserError
+from mergestream.evaluation import evaluate
+from mergestream.merging.engine import merged_task_vector
+from mergestream.merging.run import bound_strategy, scales_of
+from mergestream.merging.vectors import TaskVectors
+from mergestream.methods.method import Method
+from mergestream.metrics import Row, row
+from mergestream.models.clip import TextHead, text_head
+from mergestream.runs import Run
+from mergestream.strategies.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run, opened as far as an analysis asks for.
+
+    Args:
+        cfg: of analyze.py, resolved.
+        run: that the config names.
+    """
+
+    cfg: DictConfig
+    run: Run
+
+    def of_method(self, method: str) -> Subject:
+        """The run that differs in the method only.
+
+        Raises:
+            UserError: if it has not finished.
+        """
+        path = self.run.path.parents[1] / method / self.run.path.name
+        command = re.sub(r"method=\S+", f"method={method}", self.run.command)
+        other = replace(self, run=replace(self.run, path=path, command=command))
+        other.run.require_finished()
+        return other
+
+    @cached_property
+    def task_names(self) -> list[str]:
+        return [task["name"] for task in self.run.stream()["tasks"]]
+
+    @cached_property
+    def sequential(self) -> bool:
+        """Whether each task was fine-tuned from the one before."""
+        method: Method = build(self.run.config().method)
+        return method.start == "previous"
+
+    @cached_property
+    def encoders(self) -> list[Path]:
+        """The files of θ_1 … θ_T.
+
+        Raises:
+            UserError: if there are none, or one is missing or altered.
+        """
+        count = len(self.run.encoders())
+        if not count:
+            raise UserError(f"an analysis needs trained encoders; {self.run.path} has none. Try method=seq")
+        return self.run.trained_encoders(count)
+
+    @cached_property
+    def base_file(self) -> Path:
+        return self.run.base_file()
+
+    def vectors(self) -> TaskVectors:
+        """τ_1 … τ_T, block by block; to be used in a ``with`` statement."""
+        return TaskVectors(self.base_file, self.encoders)
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """θ₀."""
+        return files.read_tensors(self.base_file)
+
+    def task_vector(self, task: int) -> dict[str, Tensor]:
+        """τ of one task, counted from 0, in memory."""
+        theta = files.read_tensors(self.encoders[task])
+        return {name: theta[name] - base for name, base in self.base.items() if base.is_floating_point()}
+
+    @cached_property
+    def _bound(self) -> tuple[Strategy, dict[str, Any]]:
+        return bound_strategy(self.cfg)
+
+    @property
+    def strategy(self) -> Strategy:
+        """Of the config."""
+        return self._bound[0]
+
+    @property
+    def scale(self) -> float:
+        """λ of the config."""
+        (scale,) = scales_of(self.cfg)
+        return scale
+
+    def merged(self) -> dict[str, Tensor]:
+        """All task vectors merged by the config's strategy, before λ."""
+        parameters = self.run.base()["clip_parameters"]
+        strategy, options = self._bound
+        return merged_task_vector(self.base_file, self.encoders, strategy, options, clip_parameters=parameters)[0]
+
+    def pair(self, key: str, between: Sequence[int] | None) -> tuple[int, int]:
+        """Two tasks, counted from 1: those that the option `key` gives, or the first and the last.
+
+        Raises:
+            UserError: if they are not two different tasks of the run.
+        """
+        tasks = len(self.encoders)
+        pair = [1, tasks] if between is None else between
+        require_pair(key, pair, tasks)
+        return pair[0], pair[1]
+
+    @cached_property
+    def device(self) -> torch.device:
+        return local_device(self.cfg.accelerator)
+
+    @cached_property
+    def classifier(self) -> tuple[nn.Module, TextHead, TaskStream]:
+        """The image tower, the text head and the test data that belong to the run.
+
+        Raises:
+            UserError: if the data are not those of the training.
+        """
+        clip = load_clip(self.cfg)
+        stream = load_stream(self.cfg, clip.transforms, load_source(self.cfg))
+        self.run.require_data(stream.describe())
+        clip.model.to(self.device)
+        return clip.encoder, text_head(clip, stream.source.prompts), stream
+
+    def accuracy(self, tau: Mapping[str, Tensor], scale: float = 1.0, only: int | None = None) -> Row:
+        """What θ₀ + λ · τ achieves on the test images: of all tasks, or of one."""
+        encoder, head, stream = self.classifier
+        theta = dict(self.base)
+        for name, change in tau.items():
+            theta[name] = theta[name] + scale * change
+        encoder.load_state_dict(theta)
+        counts = evaluate(encoder, head, stream, seen=len(stream), device=self.device, only=only)
+        return row(counts, len(stream))
+
+
+def kind_of(name: str) -> tuple[int | None, str]:
+    """(block, kind) of a weight: (3, "attn.out_proj.weight") of "transformer.resblocks.3.attn.out_proj.weight"."""
+    found = re.match(r"(?:.*\.)?(\d+)\.(.+)$", name)
+    return (int(found[1]), found[2]) if found else (None, name)
+
+
+def winners(taus: Tensor) -> Tensor:
+    """[T, n] → which task's value MagMax takes, [n]; equal magnitudes go to the later task, zeros to none (−1)."""
+    magnitudes = taus.abs()
+    last = len(taus) - 1 - magnitudes.flip(0).argmax(0)
+    return torch.where(magnitudes.amax(0) > 0, last, -1)
+
+
+def counted(values: Tensor, bins: int) -> np.ndarray:
+    """How often each of 0 … bins − 1 occurs; others are left out."""
+    return torch.bincount(values[values >= 0].flatten(), minlength=bins).numpy()

@@ -1,0 +1,36 @@
+"""What all figures share: axes without a screen, colours that everybody can tell apart, and how they become files."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")  # Okabe & Ito
+
+
+def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, row by row; without pyplot, which keeps every figure and picks a screen."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def band(axis: Any, x: Any, values: np.ndarray, colour: str, name: str) -> None:
+    """Mean ± sample deviation of fractions [repetitions, n] as a line and a band, in per cent."""
+    mean = 100 * values.mean(axis=0)
+    deviation = 100 * values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+    axis.plot(x, mean, marker="o", markersize=3, color=colour, label=name)
+    axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+
+
+def content(figure: Figure, kind: str) -> bytes:
+    """A figure as the content of a png or svg file, the same for the same figure."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "mergestream"}):
+        figure.savefig(buffer, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()

@@ -1,0 +1,242 @@
+"""Each figure's numbers against a small case done by hand; every figure of a real run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from helpers import command, config
+from PIL import Image
+from safetensors.torch import save_file
+
+from mergestream.analysis.consistency import consistency
+from mergestream.analysis.contribution import contribution
+from mergestream.analysis.cosine import cosine
+from mergestream.analysis.distribution import distribution
+from mergestream.analysis.interpolation import interpolation
+from mergestream.analysis.landscape import landscape
+from mergestream.analysis.layers import layers
+from mergestream.analysis.per_task import per_task
+from mergestream.analysis.pruning import pruning
+from mergestream.analysis.sign_conflicts import sign_conflicts
+from mergestream.analysis.subject import Subject, kind_of
+from mergestream.metrics import Row
+from mergestream.runs import Run
+from mergestream.strategies.magmax import magmax
+
+# Three tasks, five parameters in two weights.
+TAUS = [
+    [3.0, -1.0, 0.0, 2.0, 5.0],
+    [-3.0, -2.0, 0.0, 1.0, 4.0],
+    [1.0, -4.0, 0.0, -2.0, 6.0],
+]
+A, B = "transformer.resblocks.1.mlp.c_fc.weight", "proj"
+
+
+@pytest.fixture
+def subject(tmp_path, monkeypatch):
+    """A subject whose files hold `TAUS` upon a θ₀ of ones, and whose accuracy is not measured."""
+
+    def write(name, values):
+        flat = torch.tensor(values)
+        save_file({A: flat[:3].clone(), B: flat[3:].clone()}, tmp_path / name)
+        return tmp_path / name
+
+    found = Subject(config("analyze"), Run(tmp_path, tmp_path, "python train.py"))
+    paths = [write(f"{t}.safetensors", [1 + x for x in tau]) for t, tau in enumerate(TAUS)]
+    found.__dict__.update(base_file=write("base.safetensors", [1.0] * 5), encoders=paths)
+    found.__dict__.update(task_names=["one", "two", "three"], sequential=False)
+    monkeypatch.setattr(Subject, "of_method", lambda self, method: self)
+    return found
+
+
+def measured(monkeypatch, value):
+    """Let the accuracy of τ be value(its five elements)."""
+
+    def accuracy(self, tau, scale=1.0, only=None):
+        flat = scale * torch.cat([tau[A], tau[B]]) if tau else torch.zeros(5)
+        found = value(flat)
+        return Row([found] * 3, [found / 2] * 3, found, None)
+
+    monkeypatch.setattr(Subject, "accuracy", accuracy)
+
+
+def test_layers(subject):
+    frame, _ = layers(subject)
+    expected = {(A, 1): 4 / 3, (A, 2): 5 / 3, (A, 3): 5 / 3, (B, 1): 3.5, (B, 2): 2.5, (B, 3): 4.0}
+    found = {(row.weight, row.task): row.mean_magnitude for row in frame.itertuples()}
+    assert found == pytest.approx(expected)
+    assert set(frame["kind"]) == {"mlp.c_fc.weight", "proj"}
+    assert frame[frame["weight"] == A]["block"].tolist() == [1, 1, 1]
+    assert frame[frame["weight"] == B]["block"].isna().all()
+
+
+def test_kinds_of_weights():
+    assert kind_of("transformer.resblocks.11.attn.in_proj_weight") == (11, "attn.in_proj_weight")
+    assert kind_of("vision_model.encoder.layers.3.mlp.fc1.weight") == (3, "mlp.fc1.weight")
+    assert kind_of("ln_post.bias") == (None, "ln_post.bias")
+
+
+def test_contribution(subject):
+    # |3| and |−3|: the later, so task 2; |−4|; zeros: none; |2| and |−2|: task 3; 6.
+    frame, _ = contribution(subject)
+    won = {(row.weight, row.task): row.won for row in frame.itertuples()}
+    assert won == {(A, 1): 0, (A, 2): 1, (A, 3): 1, (B, 1): 0, (B, 2): 0, (B, 3): 2}
+
+
+def test_cosine(subject):
+    frame, _ = cosine(subject)
+    found = {(row.a, row.b): row.cosine for row in frame.itertuples()}
+    assert found[1, 2] == pytest.approx((-9 + 2 + 2 + 20) / math.sqrt(39 * 30))
+    assert found[2, 1] == found[1, 2]
+    assert found[1, 3] == pytest.approx((3 + 4 - 4 + 30) / math.sqrt(39 * 57))
+    assert [found[t, t] for t in (1, 2, 3)] == pytest.approx([1, 1, 1])
+
+
+def test_distribution(subject):
+    frame, _ = distribution(subject, bins=4)  # edges −6, −3, 0, 3, 6
+    assert frame["left"].tolist()[:4] == [-6, -3, 0, 3]
+    counts = frame.pivot(index="task", columns="left", values="task_vector").to_numpy().tolist()
+    assert counts == [[0, 1, 2, 2], [0, 2, 2, 1], [1, 1, 2, 1]]
+    taken = frame.pivot(index="task", columns="left", values="contribution").to_numpy().tolist()
+    assert taken == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 1]]
+
+
+def test_sign_conflicts(subject):
+    frame, _ = sign_conflicts(subject, density=1.0, methods=["ind"])
+    # After two tasks: the first parameter. After three: the fourth too. The third is zero everywhere.
+    assert frame["conflicting"].tolist() == [1, 2]
+    assert frame["surviving"].tolist() == [4, 4]
+    assert frame["share"].tolist() == pytest.approx([1 / 5, 2 / 5])
+    assert frame["share_of_surviving"].tolist() == pytest.approx([1 / 4, 1 / 2])
+    frame, _ = sign_conflicts(subject, density=0.4, methods=["ind"])
+    # The published trimming keeps one more than two of five: 3, 2, 5; −3, −2, 4; −4, −2, 6.
+    assert frame["conflicting"].tolist() == [1, 2]
+    assert frame["surviving"].tolist() == [2, 4]
+
+
+def test_consistency(subject):
+    frame, _ = consistency(subject, methods=["ind"])
+    # Largest magnitudes 3, 4, 0, 2, 6; the same way: 2 (3, −3, 1), 3, 0, 2, 3 times.
+    assert frame["consistent"].tolist() == [0, 2, 3]
+    assert frame["parameters"].tolist() == [1, 2, 2]
+    assert frame["mean_magnitude"].tolist() == pytest.approx([0, (3 + 2) / 2, (4 + 6) / 2])
+    subject.__dict__["sequential"] = True
+    frame, _ = consistency(subject, methods=["seq"])
+    # Updates (3, −6, 4), (−1, −1, −2), 0, (2, −1, −3), (5, −1, 2).
+    assert frame["consistent"].tolist() == [0, 2, 3]
+    assert frame["parameters"].tolist() == [1, 3, 1]
+    assert frame["mean_magnitude"].tolist() == pytest.approx([0, (3 + 2 + 6) / 3, 4])
+
+
+def test_pruning(subject, monkeypatch):
+    measured(monkeypatch, lambda tau: tau.abs().sum().item())
+    frame, _ = pruning(subject, keep=[0.2, 0.4, 1.0])
+    by = {(row.task, row.order, row.kept): row.task_agnostic for row in frame.itertuples()}
+    assert [by[3, "highest", k] for k in (0.0, 0.2, 0.4, 1.0)] == [0, 6, 10, 13]
+    assert [by[3, "lowest", k] for k in (0.0, 0.2, 0.4, 1.0)] == [0, 0, 1, 13]
+    assert [by[1, "highest", k] for k in (0.2, 0.4, 1.0)] == [5, 8, 11]
+    random = [by[3, "random", k] for k in (0.0, 0.2, 0.4, 1.0)]
+    assert random == sorted(random)  # the larger share holds the smaller
+    assert random[-1] == 13
+    assert frame["task_aware"].tolist() == pytest.approx([x / 2 for x in frame["task_agnostic"]])
+
+
+def test_interpolation(subject, monkeypatch):
+    subject.__dict__["_bound"] = (magmax, {})
+    monkeypatch.setattr(Run, "base", lambda self: {"clip_parameters": 5})
+    measured(monkeypatch, lambda tau: tau[4].item())
+    frame, _ = interpolation(subject, scales=[0.5, 0.0], steps=[0.0, 0.25], between=[1, 3])
+    assert frame["position"].tolist() == [0, 0.5, 0, 0.25]
+    assert frame["overall"].tolist() == [0, 3, 5, 5.25]
+
+
+def test_landscape(subject, monkeypatch):
+    measured(monkeypatch, lambda tau: tau.square().sum().item())
+    frame, _ = landscape(subject, grid=3, margin=0.0, between=[1, 2])
+    # τ_2 along τ_1 is 15/39, across it √(30 − 15²/39)/√39; a point's squared length is 39 (x² + y²).
+    places = frame.set_index("model").loc[["θ₀", "θ1", "θ2"]]
+    assert places["x"].tolist() == pytest.approx([0, 1, 15 / 39])
+    assert places["y"].tolist() == pytest.approx([0, 0, math.sqrt(30 - 15**2 / 39) / math.sqrt(39)])
+    assert places["overall"].tolist() == pytest.approx([0, 39, 30], rel=1e-5)
+    assert frame["overall"].tolist() == pytest.approx((39 * (frame["x"] ** 2 + frame["y"] ** 2)).tolist(), abs=1e-4)
+    assert len(frame) == 9 + 3
+
+
+def test_per_task(subject, monkeypatch):
+    subject.__dict__["_bound"] = (magmax, {})
+    monkeypatch.setattr(Run, "base", lambda self: {"clip_parameters": 5})
+    measured(monkeypatch, lambda tau: tau[1].item())
+    frame, _ = per_task(subject)
+    found = frame.groupby("model", sort=False)["task_agnostic"].first().to_dict()
+    assert found == {"zero-shot": 0, "last task": -4, "magmax, λ = 0.5": -2}
+
+
+NAMES = ("consistency", "contribution", "cosine", "distribution", "interpolation", "landscape", "layers", "per_task")
+NAMES += ("pruning", "sign_conflicts")
+SMALL = {"landscape": ["analysis.grid=3"], "pruning": ["analysis.keep=[0.2,1]"]}
+SMALL["interpolation"] = ["analysis.scales=[0,0.5]", "analysis.steps=[0,1]", "strategy=average"]
+
+
+@pytest.fixture(scope="module")
+def root(trained, tmp_path_factory):
+    root = tmp_path_factory.mktemp("analysed")
+    shutil.copytree(trained, root, dirs_exist_ok=True)
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_of_a_run(name, root):
+    arguments = [f"root={root}", "tasks=3", f"analysis={name}", *SMALL.get(name, [])]
+    outcome = command("analyze.py", *arguments)
+    assert outcome.code == 0, outcome.err
+    folder = Run.of(config("train", f"root={root}", "tasks=3")).path / "analyses"
+    stem = "-".join([name, *sorted(w.removeprefix("analysis.") for w in SMALL.get(name, []) if "analysis." in w)])
+    with Image.open(folder / f"{stem}.png") as image:
+        assert image.size[0] > 400
+    assert (folder / f"{stem}.svg").read_text().startswith("<?xml")
+    assert len(pd.read_csv(folder / f"{stem}.csv")) > 2
+    before = {kind: (folder / f"{stem}.{kind}").read_bytes() for kind in ("png", "svg", "csv")}
+    assert command("analyze.py", *arguments).code == 0
+    assert before == {kind: (folder / f"{stem}.{kind}").read_bytes() for kind in before}
+
+
+def test_accuracies_are_those_of_the_run(root):
+    run = Run.of(config("train", f"root={root}", "tasks=3"))
+    metrics = run.read(run.metrics)
+    frame = pd.read_csv(run.path / "analyses/per_task.csv")
+    last = frame[frame["model"] == "last task"]
+    assert last["task_agnostic"].tolist() == pytest.approx(metrics["accuracy"]["task_agnostic"][-1], abs=0.005)
+    base = frame[frame["model"] == "zero-shot"]
+    assert base["task_aware"].tolist() == pytest.approx(metrics["zero_shot"]["task_aware"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["analysis=pruning", "analysis.keep=[0.5,2]"], "analysis.keep must be a list of numbers, above 0, at most 1"),
+        (["analysis=pruning", "analysis.keep=0.5"], "analysis.keep must be a list of numbers"),
+        (["analysis.density=0"], "analysis.density must be a fraction in"),
+        (["analysis.methods=[ind,ewc]"], "a finished run is needed"),
+        (["analysis=landscape", "analysis.grid=1"], "analysis.grid must be a whole number, between 2 and 101"),
+        (["analysis=landscape", "analysis.between=[1,1]"], "analysis.between must be two different tasks from 1 to 3"),
+        (["analysis=landscape", "analysis.between=[1,4]"], "analysis.between must be two different tasks from 1 to 3"),
+        (["analysis=distribution", "analysis.bins=1"], "analysis.bins must be a whole number, 2 or more"),
+        (["analysis=cosine", "method=zeroshot"], "an analysis needs trained encoders"),
+        (["analysis=nothing"], "analysis must be one of"),
+        (["analysis=null"], "analysis"),
+        (["analysis=cosine", "+analysis.more=1"], "does not fit its config"),
+        (["analysis=per_task", "lambda=[0.1,0.2]"], "lambda must be a number"),
+        (["seed=77"], "does not exist. Type: python train.py"),
+    ],
+)
+def test_bad_input(overrides, message, root):
+    before = sorted(root.rglob("*"))
+    outcome = command("analyze.py", f"root={root}", "tasks=3", *overrides)
+    assert outcome.code == 1
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert message in outcome.err
+    assert sorted(root.rglob("*")) == before
