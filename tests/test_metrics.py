@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from mergestream.metrics import TaskAccuracy, row, summarize
+from mergestream.evaluation import TaskAccuracy
+from mergestream.metrics import row, summarize
 
 R = [[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.5, 0.7, 1.0]]
 ZERO_SHOT = [0.4, 0.3, 0.2]

@@ -1,14 +1,68 @@
-"""One pass over a split with one encoder; everything that is reported comes from these logits."""
+"""One pass over a split with one encoder: everything that is reported comes from the counts of its logits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mergestream.data.stream import TaskStream
-from mergestream.metrics import TaskAccuracy
 from mergestream.models.clip import TextHead
+
+
+class TaskAccuracy(Metric):
+    """Correct predictions per task, counted from one pass over the test set of all tasks.
+
+    Task-agnostic: argmax over all classes. Task-aware: argmax over the classes of the sample's own task. Seen:
+    samples and classes of the first `seen` tasks only. All states are integers, so that the sum over processes is
+    exact.
+
+    Args:
+        task_classes: class ids of each task.
+        num_classes: columns of the logits.
+        seen: how many tasks count as seen.
+    """
+
+    full_state_update = False
+    allowed_TC: Tensor
+    seen_C: Tensor
+    total: Tensor
+    agnostic: Tensor
+    aware: Tensor
+    seen_correct: Tensor
+
+    def __init__(self, task_classes: Sequence[Sequence[int]], num_classes: int, seen: int):
+        super().__init__()
+        allowed_TC = torch.zeros(len(task_classes), num_classes, dtype=torch.bool)
+        for row, classes in zip(allowed_TC, task_classes, strict=True):
+            row[list(classes)] = True
+        self.seen = seen
+        self.register_buffer("allowed_TC", allowed_TC, persistent=False)
+        self.register_buffer("seen_C", allowed_TC[:seen].any(0), persistent=False)
+        for name in ("total", "agnostic", "aware", "seen_correct"):
+            self.add_state(name, torch.zeros(len(task_classes), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits_BC: Tensor, labels_B: Tensor, tasks_B: Tensor) -> None:
+        """Count a batch: logits [B, C], class ids [B], tasks [B]."""
+
+        def count(correct_B: Tensor) -> Tensor:
+            return torch.bincount(tasks_B[correct_B], minlength=len(self.total))
+
+        def correct(allowed: Tensor) -> Tensor:
+            return logits_BC.masked_fill(~allowed, -torch.inf).argmax(-1) == labels_B
+
+        self.total += torch.bincount(tasks_B, minlength=len(self.total))
+        self.agnostic += count(logits_BC.argmax(-1) == labels_B)
+        self.aware += count(correct(self.allowed_TC[tasks_B]))
+        if self.seen:
+            self.seen_correct += count(correct(self.seen_C) & (tasks_B < self.seen))
+
+    def compute(self) -> dict[str, list[int]]:
+        """Counts per task: total, agnostic, aware, seen_correct."""
+        return {name: getattr(self, name).tolist() for name in ("total", "agnostic", "aware", "seen_correct")}
 
 
 @torch.no_grad()  # not inference_mode: moving the encoder here must leave weights that can be trained on

@@ -15,8 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9
 
 def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, row by row; without pyplot, which keeps every figure and picks a screen."""
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
@@ -31,6 +30,9 @@ def band(axis: Any, x: Any, values: np.ndarray, colour: str, name: str) -> None:
 def content(figure: Figure, kind: str) -> bytes:
     """A figure as the content of a png or svg file, the same for the same figure."""
     buffer = io.BytesIO()
+    if kind == "png":  # savefig would draw it once more, for the layout, which drawing makes anyway
+        FigureCanvasAgg(figure).print_png(buffer)
+        return buffer.getvalue()
     with rc_context({"svg.hashsalt": "mergestream"}):
-        figure.savefig(buffer, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(buffer, format=kind, metadata={"Date": None})
     return buffer.getvalue()

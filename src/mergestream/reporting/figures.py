@@ -43,11 +43,10 @@ def _caption(text: str, followed: dict[str, list[dict[str, Any]]]) -> str:
 def _followed(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Results with a row for every step of the stream, by name, best first; at most `LINES` of them."""
     found: dict[str, list[dict[str, Any]]] = {}
-    ranked = runs.groupby("name")["final_accuracy"].mean().sort_values(ascending=False)
-    for name in ranked.index:
-        group = runs[runs["name"] == name]
-        tasks = group["tasks"].iloc[0]
-        results = [contents[i] for i in group.index if len(contents[i]["overall"]) == tasks > 1]
+    by_name = runs.groupby("name")
+    members, tasks = by_name.groups, runs["tasks"].iloc[0]
+    for name in by_name["final_accuracy"].mean().sort_values(ascending=False).index:
+        results = [contents[i] for i in members[name] if len(contents[i]["overall"]) == tasks > 1]
         if results and len(found) < LINES:
             found[name] = results
     return found

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from omegaconf import OmegaConf
 
 from mergestream.reporting.collect import MEASURES, LeftOut
 from mergestream.reporting.tables import ranks
@@ -58,7 +57,7 @@ def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> dict[str
     lines = _plain(runs.drop(columns=["options", "tag", "protocol"]).to_dict("records"))
     for line, index in zip(lines, runs.index, strict=True):
         content = contents[index]
-        line["config"] = OmegaConf.to_yaml(OmegaConf.create(content["config"]))
+        line["config"] = content["config"]
         shown = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")
         line["about"] = {key: content[key] for key in shown if content.get(key) is not None}
         for kind in ("task_agnostic", "task_aware"):
