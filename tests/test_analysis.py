@@ -205,6 +205,7 @@ def test_every_figure_of_a_run(name, root):
 
 
 def test_accuracies_are_those_of_the_run(root):
+    assert command("analyze.py", f"root={root}", "tasks=3", "analysis=per_task").code == 0
     run = Run.of(config("train", f"root={root}", "tasks=3"))
     metrics = run.read(run.metrics)
     frame = pd.read_csv(run.path / "analyses/per_task.csv")

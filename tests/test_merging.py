@@ -207,7 +207,7 @@ def test_report_lists_every_result(root):
     command("merge.py", "-m", f"root={root}", *RUN, "method=seq,ind", "strategy=magmax")
     outcome = command("report.py", f"root={root}")
     assert outcome.code == 0, outcome.err
-    for name in ("MagMax, λ = 0.5", "MaxAbs, λ = 0.5", "sequential", "joint", "zero-shot"):
+    for name in ("MagMax, λ = 0.5", "MaxAbs, λ = 0.5", "sequential", "Joint", "Zero-shot"):
         assert name in outcome.out
     overall = json.loads(run_of(root).metrics.read_text())["summary"]["final_accuracy"]
-    assert f"{overall:.3f}" in outcome.out
+    assert f"{100 * overall:.2f}" in outcome.out

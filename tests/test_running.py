@@ -225,7 +225,7 @@ def test_lambda_is_selected_on_validation_data(tmp_path):
 
 
 def test_select_never_looks_at_the_test_split(tmp_path, monkeypatch):
-    """What is evaluated before the choice is the validation split, but for θ₀'s own row."""
+    """What is evaluated before the choice is the validation split."""
     arguments = [f"root={tmp_path}", *NOISE, "stream.validation=0.2"]
     assert command("train.py", *arguments).code == 0
     splits = []
@@ -238,7 +238,7 @@ def test_select_never_looks_at_the_test_split(tmp_path, monkeypatch):
     monkeypatch.setattr(merging_run, "evaluate", evaluate)
     outcome = command("merge.py", *arguments, "lambda=select", "candidates=[0.2,0.4,0.6]")
     assert outcome.code == 0, outcome.err
-    assert splits == ["test", "validation", "validation", "validation", "test"]
+    assert splits == ["validation", "validation", "validation", "test"]
 
 
 def test_select_needs_validation_data(trained, tmp_path):

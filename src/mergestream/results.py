@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -70,6 +70,17 @@ def assemble(
         "git": git_state(),
         "provenance": {"command": " ".join(sys.argv), "precision": cfg.precision, "finished": now()},
     }
+
+
+def zero_shot_counts(metrics: Mapping[str, Any]) -> Counts:
+    """The counts of θ₀ (see `TaskAccuracy`) that the fractions of a metrics.json come from."""
+    total, found = metrics["test_samples"], metrics["zero_shot"]
+
+    def correct(fractions: Sequence[float | None]) -> list[int]:  # None where a task has no test images
+        return [round((fraction or 0) * n) for fraction, n in zip(fractions, total, strict=True)]
+
+    counts = {"agnostic": correct(found["task_agnostic"]), "aware": correct(found["task_aware"])}
+    return {"total": total, **counts, "seen_correct": [0] * len(total)}
 
 
 def circumstances(devices: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset, Sampler
 from mergestream.data.source import Split
 from mergestream.keys import key, permutation
 
+KEPT = 64 << 20  # bytes of transformed images that are worth keeping from one evaluation to the next
+
 
 class Draw(NamedTuple):
     """One training sample as the sampler orders it.
@@ -102,16 +104,27 @@ class EvalImages(Dataset):
         transform: PIL image → tensor [3, H, W], without random draws.
         indices: positions in the split, int64 [N].
         tasks: task of each of them, int64 [N].
+        kept: transformed images by position in the split, which is added to where all of them take at most 64 MB.
     """
 
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], indices: np.ndarray, tasks: np.ndarray
+        self,
+        split: Split,
+        transform: Callable[[Image.Image], Tensor],
+        indices: np.ndarray,
+        tasks: np.ndarray,
+        kept: dict[int, Tensor],
     ):
-        self.split, self.transform, self.indices, self.tasks = split, transform, indices, tasks
+        self.split, self.transform, self.indices, self.tasks, self.kept = split, transform, indices, tasks, kept
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
-        index = self.indices[position]
-        return self.transform(self.split.images[index]), int(self.split.labels[index]), int(self.tasks[position])
+        index = int(self.indices[position])
+        image = self.kept.get(index)
+        if image is None:
+            image = self.transform(self.split.images[index])
+            if image.nbytes * len(self) <= KEPT:
+                self.kept[index] = image
+        return image, int(self.split.labels[index]), int(self.tasks[position])

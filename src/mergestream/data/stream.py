@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
@@ -44,6 +45,7 @@ class TaskStream(pl.LightningDataModule):
         self.source, self.tasks, self.transforms = source, list(tasks), transforms
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.current = 0
+        self._kept: dict[str, dict[int, Tensor]] = {"test": {}, "validation": {}}  # images as they are evaluated
         self._position = (0, 0)  # epoch, and batches of it, where the next training begins
 
     def __len__(self) -> int:
@@ -120,7 +122,9 @@ class TaskStream(pl.LightningDataModule):
         shard = slice(rank, None, world_size)
         samples = self.source.test if split == "test" else self.source.train
         return DataLoader(
-            EvalImages(samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard]),
+            EvalImages(
+                samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard], self._kept[split]
+            ),
             batch_size=max(1, min(256, 2 * self.batch_size)),
             **self._loader_options(),
         )

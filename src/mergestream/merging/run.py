@@ -25,7 +25,7 @@ from mergestream.merging.export import export
 from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
 from mergestream.models.clip import text_head
-from mergestream.results import Counts, assemble
+from mergestream.results import Counts, assemble, zero_shot_counts
 from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
 
@@ -114,7 +114,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
     run.require_finished()
     keys = [key for key, _ in _typed_of_training()]
     run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *keys])
-    trained = run.read(run.metrics, "summary", "timing", "provenance")
+    trained = run.read(run.metrics, "summary", "timing", "provenance", "zero_shot", "test_samples")
     method: Method = build(cfg.method)
     if method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
@@ -147,7 +147,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
     merged_of = task_vectors_of(run, strategy, options, total, base_file, merging_device)
     clip.model.to(device)
     head = text_head(clip, stream.source.prompts)
-    zero_shot = evaluate(clip.encoder, head, stream, seen=0, device=device)
+    zero_shot = zero_shot_counts(trained)  # of the same θ₀ on the same images
     base = files.read_tensors(base_file)
     timing = {"setup": time.monotonic() - began, "merging": 0.0, "evaluation": 0.0}
 

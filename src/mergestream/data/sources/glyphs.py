@@ -142,8 +142,9 @@ def disturb(masters_BHW: Tensor, look: Look, generator: torch.Generator) -> Tens
     return pictures.clamp(0, 1)
 
 
+@cache
 def draw_split(per_domain: int, key: int) -> Split:
-    """`per_domain` pictures of every class in every domain, all draws from the generator seeded with `key`."""
+    """`per_domain` pictures of every class in every domain, drawn once; all draws come from a generator of `key`."""
     generator = torch.Generator().manual_seed(key)
     labels = np.repeat(np.arange(len(CHARACTERS)), per_domain)
     pictures = []
