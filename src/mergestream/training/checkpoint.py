@@ -19,13 +19,13 @@ from mergestream import files, interrupt
 from mergestream.errors import UserError
 from mergestream.training.health import Health
 
-SHARE = 0.05  # of the time that may go into saving at the ends of epochs
+SHARE = 0.02  # of the time that may go into saving at the ends of epochs
 
 
 class Checkpointing(pl.Callback):
     """Saves the task under way at the ends of epochs, every few minutes inside them, and when a signal asks to stop.
 
-    An epoch that is shorter than 20 times what saving takes is passed over: at most 5 % of the time go into it.
+    An epoch that is shorter than 50 times what saving takes is passed over: at most 2 % of the time go into it.
     Processes decide together, and the first writes.
 
     Args:
@@ -94,10 +94,10 @@ class Checkpointing(pl.Callback):
             dist.all_reduce(wishes, dist.ReduceOp.MAX, self.group)
         stop, save = wishes.tolist()
         if stop or save:
+            started = time.monotonic()
             self.health.check(learner)
             if self.check is not None:
                 self.check()
-            started = time.monotonic()
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
             self.cost = self.saved - started
