@@ -101,7 +101,7 @@ BAD = [
     ("merge.py", ["strategy=ties", "+strategy.top=3"], "strategy=ties takes strategy.density, strategy.scope; got"),
     ("merge.py", ["base=b.safetensors"], "base, checkpoints and out go together; got base without checkpoints"),
     ("merge.py", ["base=b.safetensors", "checkpoints=[a.pt]", "out=m.safetensors"], "b.safetensors is not there"),
-    ("report.py", [], "a report needs finished runs"),
+    ("report.py", [], "root must be a folder with runs"),
     (
         "train.py",
         ["dataset=cifar100", "model=tiny"],

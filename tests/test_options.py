@@ -28,7 +28,7 @@ def options(group: str) -> list[str]:
 
 def test_no_group_is_forgotten():
     groups = {"dataset", "logger", "method", "model", "schedule", "stream", "strategy"}
-    assert set(GROUPS) == groups | {"experiment", "hydra"}  # these two are tested by test_experiments
+    assert set(GROUPS) == groups | {"experiment", "hydra", "analysis"}  # tested by test_experiments and test_analysis
 
 
 @pytest.fixture
