@@ -15,7 +15,7 @@ from helpers import command
 from PIL import Image
 
 from mergestream import files
-from mergestream.reporting.collect import MEASURES, ROW, collect, label
+from mergestream.reporting.collect import MEASURES, ROW, collect, label, names
 from mergestream.reporting.figures import forgetting
 from mergestream.reporting.paper import paper_accuracy
 from mergestream.reporting.statistics import aggregate, compare
@@ -70,11 +70,23 @@ def test_forgetting_by_hand():
 
 
 def test_names():
-    assert label({**LINE, "method": "ind", "strategy": "magmax", "scale": "0.5"}) == "MaxAbs, λ = 0.5"
-    assert label({**LINE, "strategy": "task_arithmetic", "scale": "0.3"}) == "seq + task arithmetic, λ = 0.3"
-    ties = {**LINE, "strategy": "ties", "scale": "selected", "options": "density = 0.1"}
-    assert label(ties) == "seq + ties, density = 0.1, λ on validation"
+    assert label({**LINE, "method": "ind", "strategy": "magmax", "scale": "0.5"}) == "MaxAbs"
+    assert label({**LINE, "strategy": "task_arithmetic", "scale": "0.3"}) == "seq + task arithmetic"
+    assert label({**LINE, "strategy": "ties", "options": "density = 0.1"}) == "seq + ties, density = 0.1"
     assert label({**LINE, "tag": "mine"}) == "sequential, last task [mine]"
+
+
+def test_names_have_a_scale_where_a_benchmark_has_several():
+    def named(*lines):
+        return names(pd.DataFrame([{**LINE, **line} for line in lines]))
+
+    one, other = {"strategy": "magmax", "scale": "0.5"}, {"strategy": "magmax", "scale": "0.3"}
+    assert named(one, {**other, "tasks": 5}, {"strategy": "ties", "scale": "0.3"}) == ["MagMax", "MagMax", "seq + ties"]
+    assert named(one, other, {**one, "tasks": 5}, {}) == [
+        *("MagMax, λ = 0.5", "MagMax, λ = 0.3", "MagMax, λ = 0.5"),
+        "sequential, last task",
+    ]
+    assert named(one, {**one, "scale": "selected"}) == ["MagMax, λ = 0.5", "MagMax, λ on validation"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,7 @@ def test_latex(tmp_path):
         for tasks in (5, 10)
     ]
     text = latex(aggregate(pd.DataFrame(lines)))
-    assert r"MagMax, $\lambda$ = 0.5 & \textbf{78.00 $\pm$ 1.41} & \textbf{78.00 $\pm$ 1.41} \\" in text
+    assert r"MagMax & \textbf{78.00 $\pm$ 1.41} & \textbf{78.00 $\pm$ 1.41} \\" in text
     assert r"my\_method \& co & \underline{63.00 $\pm$ 1.41}" in text
     assert r"Joint & 93.00 $\pm$ 1.41 &" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):

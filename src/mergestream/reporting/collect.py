@@ -108,8 +108,9 @@ def collect(root: Path) -> Collected:
         known[same] = path
         lines.append(line)
         contents.append({**content, "protocol": protocols[folder]})
-    columns = [*ROW, "name", "seed", "path", "protocol", "seconds", *MEASURES]
-    return Collected(pd.DataFrame(lines, columns=columns), contents, left_out)
+    columns = [*ROW, "seed", "path", "protocol", "seconds", *MEASURES]
+    runs = pd.DataFrame(lines, columns=columns)
+    return Collected(runs.assign(name=names(runs)), contents, left_out)
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
@@ -158,7 +159,7 @@ def _line(content: Mapping[str, Any], path: Path, of_training: Mapping[str, Any]
         "seconds": content["timing"]["total"],
     }
     measures = {key: content["summary"].get(key) for key in MEASURES}
-    return {**line, "name": label(line), **{k: float("nan") if v is None else float(v) for k, v in measures.items()}}
+    return {**line, **{k: float("nan") if v is None else float(v) for k, v in measures.items()}}
 
 
 def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,12 +169,19 @@ def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "base_sha256": base, "version": trained["environment"]["mergestream"]}
 
 
+def names(runs: pd.DataFrame) -> list[str]:
+    """Name of each run's row: `label`, and λ where a benchmark has several of the same label."""
+    labels = pd.Series([label(line) for line in runs.to_dict("records")], index=runs.index, dtype=str)
+    several = runs.groupby([*(runs[key] for key in BENCHMARK), labels])["scale"].nunique() > 1
+    scaled = set(several[several].index.get_level_values(-1))
+    suffix = {scale: ", λ on validation" if scale == "selected" else f", λ = {scale}" for scale in set(runs["scale"])}
+    return [n + suffix[s] if n in scaled else n for n, s in zip(labels, runs["scale"], strict=True)]
+
+
 def label(line: Mapping[str, Any]) -> str:
-    """Name of a row: the method as the paper calls it, what differs from the strategy's defaults, λ, and the tag."""
+    """The method as the paper calls it, what differs from the strategy's defaults, and the tag."""
     pair = (line["method"], line["strategy"])
     name = PAPER_NAMES.get(pair, pair[0] if not pair[1] else f"{pair[0]} + {pair[1].replace('_', ' ')}")
     if line["options"]:
         name += f", {line['options']}"
-    if line["scale"]:
-        name += ", λ on validation" if line["scale"] == "selected" else f", λ = {line['scale']}"
     return name + (f" [{line['tag']}]" if line["tag"] else "")

@@ -23,7 +23,7 @@ from mergestream.reporting.tables import benchmark_title, latex, markdown, overv
 from mergestream.results import now
 from mergestream.runs import readable
 
-MAGMAX = "MagMax, λ = 0.5"
+MAGMAX = ("MagMax", "MagMax, λ = 0.5")  # the second where there are several λ
 
 
 def report(cfg: DictConfig) -> None:
@@ -61,8 +61,10 @@ def _folders(cfg: DictConfig) -> tuple[Path, Path]:
 
 
 def _baseline(wanted: Any, names: Sequence[str]) -> str:
-    if wanted is None or wanted in names:
-        return wanted or MAGMAX
+    if wanted is None:
+        return MAGMAX[0] if MAGMAX[0] in names else MAGMAX[1]
+    if wanted in names:
+        return wanted
     near = difflib.get_close_matches(str(wanted), names, n=3, cutoff=0) or names
     raise UserError(f"baseline must be a row of the report, such as {'; '.join(near)}; got baseline={wanted}")
 
@@ -114,6 +116,7 @@ def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
     ordered = lines.sort_values("final_accuracy", ascending=False, kind="stable")
     records = ordered.to_dict("records")
     shown = {
+        "λ": [r["scale"] for r in records],
         "seeds": [str(r["n"]) for r in records],
         "final accuracy": [percent(r["final_accuracy"], r["final_accuracy_std"]) for r in records],
         "95 % CI": [f"± {percent(r['final_accuracy_ci95'])}" if r["n"] > 1 else "" for r in records],

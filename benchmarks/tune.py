@@ -1,0 +1,193 @@
+"""Choose the hyper-parameters of the embedded benchmark on validation data: python benchmarks/tune.py
+
+A seed of its own, 0, and a fifth of each class's training samples kept for validation; the test split decides nothing.
+Every method has the same budget, six configurations: a learning rate for seq, ind and joint, a learning rate and a
+strength for ewc and lwf. Every merge has λ from thirteen candidates, and of all else its published value.
+
+- Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
+- seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its
+  best λ; sequential fine-tuning that is not merged has a learning rate of its own, and the tag `ALONE`.
+- Then λ of every strategy, on each of the five streams.
+
+Writes configs/experiment/embedded.yaml and docs/tuning.csv, which holds every accuracy that was compared. What is
+done already under --root is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from mergestream import files
+
+REPOSITORY = Path(__file__).parent.parent
+STREAMS = {
+    "digits_5": "dataset=digits tasks=5",
+    "glyphs_10": "dataset=glyphs tasks=10 epochs=3",
+    "glyphs_domain": "dataset=glyphs stream=domain epochs=3",
+    "glyphs_5": "dataset=glyphs tasks=5 epochs=3",
+    "glyphs_20": "dataset=glyphs tasks=20 epochs=3",
+}
+TUNED_ON = {"glyphs_5": "glyphs_10", "glyphs_20": "glyphs_10"}  # the others on themselves
+# Numbers as Python prints them, so that they name the same folder wherever they come from.
+RATES = {"optimizer.lr": ["3e-05", "0.0001", "0.0002", "0.0003", "0.0006", "0.001"]}
+PAIR = ["0.0001", "0.0003"]
+BUDGET = {
+    "seq": RATES,
+    "ind": RATES,
+    "joint": RATES,
+    "ewc": {"optimizer.lr": PAIR, "method.strength": ["10000.0", "100000.0", "1000000.0"]},
+    "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.1", "0.3", "1.0"]},
+}
+STRATEGIES = sorted(path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml"))
+MERGED = {"seq": STRATEGIES, "ind": STRATEGIES, "ewc": ["magmax"], "lwf": ["magmax"]}
+JUDGES = ["magmax", "average", "ties", "task_arithmetic"]
+NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]"]  # the last encoder itself
+CONFIGURATION = ["optimizer.lr", "method.strength"]
+ALONE = "tuned-alone"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path, default=REPOSITORY / "runs/tuning")
+    root = parser.parse_args().root
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one thread each: a tiny CLIP is no work for more
+        list(pool.map(lambda stream: search_training(root, stream), [s for s in STREAMS if s not in TUNED_ON]))
+        chosen = choose_training(validated(root))
+        list(pool.map(lambda stream: search_scales(root, stream, chosen), STREAMS))
+    results = validated(root)
+    for path, text in (
+        ("configs/experiment/embedded.yaml", experiment(chosen, choose_scales(results, chosen))),
+        ("docs/tuning.csv", results.to_csv(index=False)),
+    ):
+        with files.whole(REPOSITORY / path) as partial:
+            partial.write_text(text)
+
+
+def search_training(root: Path, stream: str) -> None:
+    """Every configuration of every method on one stream, and what validation data says of it."""
+    for method, grid in BUDGET.items():
+        words = [f"method={method}", *(f"{key}={','.join(values)}" for key, values in grid.items()), tag(method)]
+        run(root, "train.py", stream, words)
+        if method == "joint":  # one encoder, of which the average is itself
+            run(root, "merge.py", stream, [*words, "strategy=average", "candidates=[1.0]"])
+        elif method != "ind":
+            run(root, "merge.py", stream, [*words, *NOT_MERGED])
+        if method in ("seq", "ind"):
+            run(root, "merge.py", stream, [*words, f"strategy={','.join(JUDGES)}"])
+
+
+def search_scales(root: Path, stream: str, chosen: pd.DataFrame) -> None:
+    """λ of every merge on one stream, of the encoders that were trained as chosen."""
+    for method, strategies in MERGED.items():
+        values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
+        words = [f"method={method}", *(f"{key}={values[key]}" for key in BUDGET[method]), tag(method)]
+        run(root, "train.py", stream, words)
+        run(root, "merge.py", stream, [*words, f"strategy={','.join(strategies)}"])
+
+
+def tag(method: str) -> str:
+    """A folder for each configuration."""
+    return "tag=" + "_".join(f"${{{key}}}" for key in BUDGET[method])
+
+
+def run(root: Path, script: str, stream: str, words: list[str]) -> None:
+    """One sweep, in a process with one thread."""
+    command = [
+        sys.executable,
+        script,
+        "-m",
+        f"root={root}",
+        "seed=0",
+        "stream.validation=0.2",
+        *STREAMS[stream].split(),
+    ]
+    command += [*words, *(["lambda=select"] if script == "merge.py" else ["logger=none"])]
+    print(" ".join(command[1:]), flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=REPOSITORY, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def validated(root: Path) -> pd.DataFrame:
+    """Every validation accuracy that there is: stream, method, learning rate, strength, strategy, λ, accuracy."""
+    lines = []
+    for path in sorted(root.glob("*/*/*/*/*/merges/*/metrics.json")):
+        content = files.read_json(path)
+        config, merge = content["config"], content["merge"]
+        method, strength = config["method"]["id"], config["method"].get("strength")
+        stream = "domain" if config["stream"]["name"] == "domain" else config["tasks"]
+        line = {"stream": f"{config['dataset']['name']}_{stream}", "method": method}
+        line["optimizer.lr"] = repr(float(config["optimizer"]["lr"]))
+        line["method.strength"] = "" if strength is None else repr(float(strength))
+        line["strategy"] = "" if "decay" in merge["changed"] or method == "joint" else merge["strategy"]
+        lines += [line | {"lambda": tried["lambda"], "accuracy": tried["accuracy"]} for tried in merge["validation"]]
+    return pd.DataFrame(lines)
+
+
+def choose_training(results: pd.DataFrame) -> pd.DataFrame:
+    """(stream, method) → the best values of `CONFIGURATION`; method `ALONE` is seq without a merge."""
+    best = results.groupby(["stream", "method", *CONFIGURATION, "strategy"], as_index=False)["accuracy"].max()
+    for_merges = best[best["method"].isin(["seq", "ind"]) & best["strategy"].isin(JUDGES)]
+    alone = best[best["strategy"] == ""].replace({"method": {"seq": ALONE}})
+    means = (
+        pd.concat([for_merges, alone]).groupby(["stream", "method", *CONFIGURATION], as_index=False)["accuracy"].mean()
+    )
+    return means.loc[means.groupby(["stream", "method"])["accuracy"].idxmax()].set_index(["stream", "method"])
+
+
+def choose_scales(results: pd.DataFrame, chosen: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+    """(stream, method) → strategy → the λ with the best accuracy, the smallest of equals."""
+    scales = {}
+    for stream in STREAMS:
+        for method, strategies in MERGED.items():
+            values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
+            mine = results[(results["stream"] == stream) & (results["method"] == method)]
+            mine = mine[(mine[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)].sort_values("lambda")
+            accuracies = {name: mine[mine["strategy"] == name].set_index("lambda")["accuracy"] for name in strategies}
+            scales[stream, method] = {name: float(of.idxmax()) for name, of in accuracies.items()}
+    return scales
+
+
+def experiment(chosen: pd.DataFrame, scales: dict[tuple[str, str], dict[str, float]]) -> str:
+    """The text of ``configs/experiment/embedded.yaml``."""
+    train, merge = [], []
+    for stream, words in STREAMS.items():
+        named = ", ".join(word.replace("=", ": ") for word in words.split())
+        for method in ("zeroshot", *BUDGET, ALONE):
+            grid = f"{named}, method: {method}"
+            if method != "zeroshot":
+                values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
+                grid = f"{named}, method: {method.replace(ALONE, f'seq, tag: {ALONE}')}"
+                grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
+            train.append(f"      {stream}_{method.replace('-', '_')}: {{ {grid} }}")
+            of_strategies = scales.get((stream, method), {})
+            for scale in sorted(set(of_strategies.values())):
+                these = ",".join(name for name, value in of_strategies.items() if value == scale)
+                name = f"{stream}_{method}_{scale:g}"
+                merge.append(f'      "{name}": {{ {grid}, strategy: "{these}", lambda: {scale:g} }}')
+    return "\n".join([HEAD, *train, "    merge:", *merge]) + "\n"
+
+
+HEAD = """\
+# @package _global_
+# The embedded benchmark: digits and glyphs with the tiny CLIP, every method and every strategy, five class orders.
+# make benchmark
+# Written by benchmarks/tune.py: the values are those with the best accuracy on validation data of seed 0, and
+# docs/tuning.csv has what they were compared with.
+root: runs/embedded
+logger: { _target_: mergestream.training.loggers.none }
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: { seed: "1,2,3,4,5" }
+    train:"""
+
+
+if __name__ == "__main__":
+    main()
