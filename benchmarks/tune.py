@@ -9,8 +9,8 @@ strength for ewc and lwf. Every merge has λ from thirteen candidates, and of al
   best λ; sequential fine-tuning that is not merged has a learning rate of its own, and the tag `ALONE`.
 - Then λ of every strategy, on each of the five streams.
 
-Writes configs/experiment/embedded.yaml and docs/tuning.csv, which holds every accuracy that was compared. What is
-done already under --root is passed over.
+Writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy that
+was compared. What is done already under --root is passed over. An hour and a quarter on two cores.
 """
 
 from __future__ import annotations
@@ -61,11 +61,16 @@ def main() -> None:
         list(pool.map(lambda stream: search_training(root, stream), [s for s in STREAMS if s not in TUNED_ON]))
         chosen = choose_training(validated(root))
         list(pool.map(lambda stream: search_scales(root, stream, chosen), STREAMS))
-    results = validated(root)
-    for path, text in (
-        ("configs/experiment/embedded.yaml", experiment(chosen, choose_scales(results, chosen))),
-        ("docs/tuning.csv", results.to_csv(index=False)),
-    ):
+    write(validated(root))
+
+
+def write(results: pd.DataFrame) -> None:
+    """The experiments and the table of what they were chosen from."""
+    chosen = choose_training(results)
+    texts = {"docs/tuning.csv": results.to_csv(index=False)}
+    for stream in STREAMS:
+        texts[f"configs/experiment/embedded_{stream}.yaml"] = experiment(stream, chosen, results)
+    for path, text in texts.items():
         with files.whole(REPOSITORY / path) as partial:
             partial.write_text(text)
 
@@ -141,52 +146,42 @@ def choose_training(results: pd.DataFrame) -> pd.DataFrame:
     return means.loc[means.groupby(["stream", "method"])["accuracy"].idxmax()].set_index(["stream", "method"])
 
 
-def choose_scales(results: pd.DataFrame, chosen: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
-    """(stream, method) → strategy → the λ with the best accuracy, the smallest of equals."""
-    scales = {}
-    for stream in STREAMS:
-        for method, strategies in MERGED.items():
-            values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
-            mine = results[(results["stream"] == stream) & (results["method"] == method)]
-            mine = mine[(mine[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)].sort_values("lambda")
-            accuracies = {name: mine[mine["strategy"] == name].set_index("lambda")["accuracy"] for name in strategies}
-            scales[stream, method] = {name: float(of.idxmax()) for name, of in accuracies.items()}
-    return scales
+def choose_scales(results: pd.DataFrame, stream: str, method: str, values: pd.Series) -> dict[str, float]:
+    """strategy → the λ with the best accuracy, the smallest of equals, of the encoders that `values` name."""
+    mine = results[(results["stream"] == stream) & (results["method"] == method)]
+    mine = mine[(mine[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)].sort_values("lambda")
+    accuracies = {name: mine[mine["strategy"] == name].set_index("lambda")["accuracy"] for name in MERGED[method]}
+    return {name: float(of.idxmax()) for name, of in accuracies.items()}
 
 
-def experiment(chosen: pd.DataFrame, scales: dict[tuple[str, str], dict[str, float]]) -> str:
-    """The text of ``configs/experiment/embedded.yaml``."""
-    train, merge = [], []
-    for stream, words in STREAMS.items():
-        named = ", ".join(word.replace("=", ": ") for word in words.split())
-        for method in ("zeroshot", *BUDGET, ALONE):
-            grid = f"{named}, method: {method}"
-            if method != "zeroshot":
-                values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
-                grid = f"{named}, method: {method.replace(ALONE, f'seq, tag: {ALONE}')}"
-                grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
-            train.append(f"      {stream}_{method.replace('-', '_')}: {{ {grid} }}")
-            of_strategies = scales.get((stream, method), {})
-            for scale in sorted(set(of_strategies.values())):
-                these = ",".join(name for name, value in of_strategies.items() if value == scale)
-                name = f"{stream}_{method}_{scale:g}"
-                merge.append(f'      "{name}": {{ {grid}, strategy: "{these}", lambda: {scale:g} }}')
-    return "\n".join([HEAD, *train, "    merge:", *merge]) + "\n"
+def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
+    """The text of ``configs/experiment/embedded_<stream>.yaml``: strategies that have one λ share a grid."""
+    named = ", ".join(word.replace("=", ": ") for word in STREAMS[stream].split())
+    train, merge = [f"{stream}_zeroshot: {{ {named}, method: zeroshot }}"], []
+    for method in (*BUDGET, ALONE):
+        values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
+        grid = f"{named}, method: {method.replace(ALONE, f'seq, tag: {ALONE}')}"
+        grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
+        train.append(f"{stream}_{method}: {{ {grid} }}")
+        scales = choose_scales(results, stream, method, values) if method in MERGED else {}
+        for scale in sorted(set(scales.values())):
+            these = ",".join(name for name, value in scales.items() if value == scale)
+            merge.append(f'{stream}_{method}_{scale:g}: {{ {grid}, strategy: "{these}", lambda: {scale:g} }}')
+    parts = ["    train:", *(f"      {line}" for line in train), "    merge:", *(f"      {line}" for line in merge)]
+    return "\n".join([HEAD.format(stream=stream), *parts]) + "\n"
 
 
 HEAD = """\
 # @package _global_
-# The embedded benchmark: digits and glyphs with the tiny CLIP, every method and every strategy, five class orders.
-# make benchmark
-# Written by benchmarks/tune.py: the values are those with the best accuracy on validation data of seed 0, and
-# docs/tuning.csv has what they were compared with.
+# A part of the embedded benchmark; its values are those with the best accuracy on validation data of seed 0, and
+# docs/tuning.csv has what they were compared with. Written by benchmarks/tune.py.
+# python train.py +experiment=embedded_{stream} && python merge.py +experiment=embedded_{stream}
 root: runs/embedded
-logger: { _target_: mergestream.training.loggers.none }
+logger: {{ _target_: mergestream.training.loggers.none }}
 hydra:
   mode: MULTIRUN
   sweeper:
-    params: { seed: "1,2,3,4,5" }
-    train:"""
+    params: {{ seed: "1,2,3,4,5" }}"""
 
 
 if __name__ == "__main__":
