@@ -7,8 +7,11 @@ METHODS ?= seq,ind
 STRATEGIES ?= glob(*)
 DEMO := runs/demo
 STREAM := dataset=digits tasks=5 seed=$(SEEDS) root=$(DEMO)
+# The embedded benchmark: a part for each stream and seed, one thread each; the longest first.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
 
-.PHONY: help setup demo test lint check lock weights clean
+.PHONY: help setup demo benchmark $(PARTS) test lint check lock weights clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -27,6 +30,16 @@ demo: setup ## train, merge and compare on real handwritten digits (SEEDS=1,2,3 
 	$(BIN)/python train.py -m $(STREAM) method=$(METHODS),joint,zeroshot
 	$(BIN)/python merge.py -m $(STREAM) method=$(METHODS) strategy='$(STRATEGIES)' prefixes=true
 	$(BIN)/python report.py root=$(DEMO)
+
+benchmark: setup ## every method and strategy on the embedded streams, five seeds; what is done is passed over
+	$(MAKE) --no-print-directory --jobs=$(JOBS) $(PARTS)
+	$(BIN)/python report.py root=runs/embedded
+	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=10 seed=1 'analysis=glob(*)'
+
+$(PARTS): embedded/%:
+	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/python merge.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
+	@echo "$(*D), seed $(*F): done"
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile

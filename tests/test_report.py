@@ -195,7 +195,8 @@ def test_what_is_written(root):
     assert outcome.code == 0, outcome.err
     assert "62.00 ± 1.00" in outcome.out
     out = root / "_report"
-    names = [f"digits-class-2-tiny-{kind}.png" for kind in ("curves", "lambda", "matrices")]
+    names = ["class-tiny-comparison.png"]
+    names += [f"digits-class-2-tiny-{kind}.png" for kind in ("curves", "lambda", "matrices")]
     names += ["report.csv", "report.html", "report.md", "report.tex", "runs.csv"]
     assert sorted(path.name for path in out.iterdir()) == names
     table = pd.read_csv(out / "report.csv", keep_default_na=False)
@@ -205,7 +206,7 @@ def test_what_is_written(root):
     text = (out / "report.md").read_text()
     assert "| MaxAbs, λ = 0.5 | **64.00 ± 1.00** |" in text
     assert "| MagMax, λ = 0.5 | <u>62.00 ± 1.00</u> |" in text
-    for name in names[:3]:
+    for name in names[:4]:
         assert f"]({name})" in text
         with Image.open(out / name) as image:
             assert image.size[0] > 500

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")  # Okabe & Ito
 
 
-def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def axes(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, row by row; without pyplot, which keeps every figure and picks a screen."""
     figure = Figure(figsize=size, dpi=100, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
 
 
 def band(axis: Any, x: Any, values: np.ndarray, colour: str, name: str) -> None:

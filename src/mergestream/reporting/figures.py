@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 
 from mergestream.plots import COLOURS, axes, band
 from mergestream.reporting.collect import ROW
+from mergestream.reporting.tables import in_order, is_bound
 
 LINES = 8  # that one can tell apart
 MATRICES = 6
+ROWS = 32
 
 
 def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Figure]]:
@@ -31,6 +33,35 @@ def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterat
     swept = [key for key, group in scales.groupby(_LINE, sort=False) if group["scale"].nunique() > 2]
     if swept:
         yield "lambda", "Final accuracy along λ, mean and deviation over seeds", scale_curves(scales, swept)
+
+
+def comparison(lines: pd.DataFrame) -> Figure:
+    """Final accuracy of the best `ROWS` rows on each benchmark of one stream and model, with its 95 % interval; dashed
+    lines are the bounds.
+
+    Args:
+        lines: of `aggregate`.
+    """
+    names = in_order(lines[~is_bound(lines)])[:ROWS]
+    benchmarks = list(lines.groupby(["dataset", "tasks"]))
+    width = 2.6 + 2.2 * len(benchmarks)
+    figure, found = axes(1, len(benchmarks), (width, 1.3 + 0.19 * len(names)), sharey=True)
+    colours = dict(zip(lines["method"].unique(), COLOURS * len(lines), strict=False))
+    for axis, ((dataset, tasks), of) in zip(found, benchmarks, strict=True):
+        for line in of[is_bound(of)].to_dict("records"):
+            axis.axvline(100 * line["final_accuracy"], color="#999999", linestyle="--", linewidth=1)
+        for line in of[of["name"].isin(names)].to_dict("records"):
+            at, interval = names.index(line["name"]), line["final_accuracy_ci95"]
+            wide = {} if np.isnan(interval) else {"xerr": 100 * interval, "capsize": 2, "linewidth": 1}
+            axis.errorbar(
+                100 * line["final_accuracy"], at, fmt="o", markersize=4, color=colours[line["method"]], **wide
+            )
+        axis.set_title(f"{dataset}, {tasks} tasks", fontsize=9)
+        axis.set_xlabel("final accuracy (%)", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", linewidth=0.3)
+    found[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    return figure
 
 
 _LINE = [key for key in ROW if key != "scale"]

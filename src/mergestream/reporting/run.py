@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from mergestream import display, files
 from mergestream.errors import UserError
 from mergestream.plots import content
 from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
-from mergestream.reporting.figures import figures_of
+from mergestream.reporting.figures import comparison, figures_of
 from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol
 from mergestream.reporting.tables import benchmark_title, latex, markdown, overview, percent
@@ -78,27 +79,32 @@ def _write(
     facts: dict[str, Any],
 ) -> None:
     """report.md, report.tex, report.csv, runs.csv, report.html and the figures."""
-    benchmarks, pictures = [], []
+    benchmarks, pictures = [], []  # (title, table, figures) and (title, figures); a figure is its caption and its file
+
+    def draw(title: str, figures: Iterable[tuple[str, str, Figure]]) -> list[tuple[str, str]]:
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
+        drawn = [(caption, f"{slug}-{name}.png", content(figure, "png")) for name, caption, figure in figures]
+        for _, name, png in drawn:
+            with files.whole(out / name) as partial:
+                partial.write_bytes(png)
+        pictures.append((title, [(caption, png) for caption, _, png in drawn]))
+        return [(caption, name) for caption, name, _ in drawn]
+
+    compared = []
+    for (title, cells), (_, lines) in zip(
+        overview(table, _emphasised), table.groupby(["stream", "model"], sort=False), strict=True
+    ):
+        named = draw(
+            title, [("comparison", "Mean and 95 % interval over seeds; dashed: the bounds", comparison(lines))]
+        )
+        compared.append((title, markdown(cells), named))
     for key, lines in table.groupby(BENCHMARK, sort=False):
         title = benchmark_title(*key)
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
-        of = runs[(runs[BENCHMARK] == list(key)).all(axis=1)]
-        drawn, named = [], []
-        for name, caption, figure in figures_of(of, contents):
-            drawn.append((caption, content(figure, "png")))
-            named.append((caption, f"{slug}-{name}.png"))
-            with files.whole(out / named[-1][1]) as partial:
-                partial.write_bytes(drawn[-1][1])
-        pictures.append((title, drawn))
+        named = draw(title, figures_of(runs[(runs[BENCHMARK] == list(key)).all(axis=1)], contents))
         benchmarks.append((title, markdown(_lines(lines, facts["baseline"])), named))
 
-    def emphasised(mean: float, deviation: float, rank: int) -> str:
-        text = percent(mean, deviation)
-        return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
-
-    shown = [(title, markdown(cells)) for title, cells in overview(table, emphasised)]
     readme = TEMPLATES.get_template("report.md.j2").render(
-        facts=facts, overview=shown, benchmarks=benchmarks, left_out=left_out
+        facts=facts, parts=[*compared, *benchmarks], left_out=left_out
     )
     for name, text in (
         ("report.md", readme),
@@ -109,6 +115,11 @@ def _write(
     ):
         with files.whole(out / name) as partial:
             partial.write_text(text)
+
+
+def _emphasised(mean: float, deviation: float, rank: int) -> str:
+    text = percent(mean, deviation)
+    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
 
 
 def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:

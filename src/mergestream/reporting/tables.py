@@ -31,7 +31,7 @@ def percent(mean: float, deviation: float = float("nan")) -> str:
 
 def ranks(table: pd.DataFrame, measure: str = "final_accuracy") -> pd.Series:
     """1 for the best of a benchmark, 2 for the second, among the methods that compete; 0 for the bounds."""
-    competing = table[measure].where(~((table["strategy"] == "") & table["method"].isin(BOUNDS)))
+    competing = table[measure].where(~is_bound(table))
     # Equal to the last digit that is shown is equal.
     return competing.round(4).groupby([table[key] for key in BENCHMARK]).rank("dense", ascending=False).fillna(0)
 
@@ -49,13 +49,22 @@ def overview(table: pd.DataFrame, cell: Cell) -> Iterable[tuple[str, pd.DataFram
         for line in lines.to_dict("records"):
             text = cell(line["final_accuracy"], line["final_accuracy_std"], int(line["rank"]))
             cells.loc[line["name"], (line["dataset"], line["tasks"])] = text
-        means = lines.groupby("name", sort=False)["final_accuracy"].mean()
-        is_bound = lines.groupby("name", sort=False)[["method", "strategy"]].first()
-        order = pd.DataFrame({"mean": means, "bound": (is_bound["strategy"] == "") & is_bound["method"].isin(BOUNDS)})
-        yield (
-            f"{stream}-incremental, {model}",
-            cells.loc[order.sort_values(["bound", "mean"], ascending=[False, False]).index],
-        )
+        yield f"{stream}-incremental, {model}", cells.loc[in_order(lines)]
+
+
+def is_bound(lines: pd.DataFrame) -> pd.Series:
+    """Whether a row is no competitor but what competitors lie between."""
+    return (lines["strategy"] == "") & lines["method"].isin(BOUNDS)
+
+
+def in_order(lines: pd.DataFrame) -> list[str]:
+    """Names of rows: the bounds first, then by their mean over the benchmarks, best first."""
+    rows = (
+        lines.assign(bound=is_bound(lines))
+        .groupby("name", sort=False)
+        .agg({"bound": "first", "final_accuracy": "mean"})
+    )
+    return list(rows.sort_values(["bound", "final_accuracy"], ascending=False, kind="stable").index)
 
 
 def latex(table: pd.DataFrame) -> str:
