@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mergestream import targets
 from mergestream.data.soundness import without_corrupt
 from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.errors import UserError
-from mergestream.models.clip import Clip, Transforms
+from mergestream.evaluation import Evaluator
+from mergestream.identity import content_hash
+from mergestream.models.clip import Clip, Transforms, text_head
+
+_EVALUATED = ("dataset", "stream", "tasks", "seed", "model", "data", "batch_size", "accelerator", "root")
+_shared: dict[str, Evaluator] = {}  # of the last job of a sweep
 
 
 def build(node: DictConfig, *, without: tuple[str, ...] = (), **arguments: Any) -> Any:
@@ -66,6 +73,27 @@ def load_stream(cfg: DictConfig, transforms: Transforms, source: Source | None =
     return TaskStream(
         source, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, num_workers=cfg.data.num_workers
     )
+
+
+def load_evaluator(cfg: DictConfig) -> Evaluator:
+    """The CLIP, its text head and the stream that merges and analyses are measured with.
+
+    Neighbours in a sweep over strategies differ in none of them, so they share them.
+    """
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep = HydraConfig.get().sweep.dir if in_sweep else None
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    key = content_hash([sweep, *(plain[name] for name in _EVALUATED)])
+    if key in _shared:
+        return _shared[key]
+    _shared.clear()
+    source, clip, device = load_source(cfg), load_clip(cfg), local_device(cfg.accelerator)
+    stream = load_stream(cfg, clip.transforms, source)
+    clip.model.to(device)
+    evaluator = Evaluator(clip, text_head(clip, source.prompts), stream, device)
+    if in_sweep:
+        _shared[key] = evaluator
+    return evaluator
 
 
 def local_device(accelerator: str, local_rank: int = 0) -> torch.device:

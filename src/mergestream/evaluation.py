@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mergestream.data.stream import TaskStream
-from mergestream.models.clip import TextHead
+from mergestream.models.clip import Clip, TextHead
 
 
 class TaskAccuracy(Metric):
@@ -95,3 +96,29 @@ def evaluate(
     for images, labels, tasks in stream.eval_dataloader(split, rank, world_size, only):
         metric.update(head(encoder(images.to(device))), labels.to(device), tasks.to(device))
     return metric.compute()
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What measures image towers one after the other.
+
+    Args:
+        clip: whose image tower takes their weights.
+        head: its text head over all classes of the stream.
+        stream: the test and validation data.
+        device: where to compute.
+    """
+
+    clip: Clip
+    head: TextHead
+    stream: TaskStream
+    device: torch.device
+
+    def counts(
+        self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None
+    ) -> dict[str, list[int]]:
+        """`evaluate` with the weights `theta`."""
+        self.clip.encoder.load_state_dict(theta)
+        return evaluate(
+            self.clip.encoder, self.head, self.stream, seen=seen, device=self.device, split=split, only=only
+        )

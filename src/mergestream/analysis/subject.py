@@ -12,20 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergestream import files
 from mergestream.analysis.options import require_pair
-from mergestream.compose import build, load_clip, load_source, load_stream, local_device
-from mergestream.data.stream import TaskStream
+from mergestream.compose import build, load_evaluator
 from mergestream.errors import UserError
-from mergestream.evaluation import evaluate
+from mergestream.evaluation import Evaluator
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.run import bound_strategy, scales_of
 from mergestream.merging.vectors import TaskVectors
 from mergestream.methods.method import Method
 from mergestream.metrics import Row, row
-from mergestream.models.clip import TextHead, text_head
 from mergestream.runs import Run
 from mergestream.strategies.strategy import Strategy
 
@@ -127,31 +125,23 @@ class Subject:
         return pair[0], pair[1]
 
     @cached_property
-    def device(self) -> torch.device:
-        return local_device(self.cfg.accelerator)
-
-    @cached_property
-    def classifier(self) -> tuple[nn.Module, TextHead, TaskStream]:
-        """The image tower, the text head and the test data that belong to the run.
+    def evaluator(self) -> Evaluator:
+        """With the CLIP and the test data of the run.
 
         Raises:
             UserError: if the data are not those of the training.
         """
-        clip = load_clip(self.cfg)
-        stream = load_stream(self.cfg, clip.transforms, load_source(self.cfg))
-        self.run.require_data(stream.describe())
-        clip.model.to(self.device)
-        return clip.encoder, text_head(clip, stream.source.prompts), stream
+        evaluator = load_evaluator(self.cfg)
+        self.run.require_data(evaluator.stream.describe())
+        return evaluator
 
     def accuracy(self, tau: Mapping[str, Tensor], scale: float = 1.0, only: int | None = None) -> Row:
         """What θ₀ + λ · τ achieves on the test images: of all tasks, or of one."""
-        encoder, head, stream = self.classifier
         theta = dict(self.base)
         for name, change in tau.items():
             theta[name] = theta[name] + scale * change
-        encoder.load_state_dict(theta)
-        counts = evaluate(encoder, head, stream, seen=len(stream), device=self.device, only=only)
-        return row(counts, len(stream))
+        tasks = len(self.evaluator.stream)
+        return row(self.evaluator.counts(theta, tasks, only=only), tasks)
 
 
 def kind_of(name: str) -> tuple[int | None, str]:

@@ -15,16 +15,14 @@ from torch import Tensor
 
 from mergestream import __version__, display, files, targets
 from mergestream.checks import check_merge, check_stream, check_targets
-from mergestream.compose import build, load_clip, load_source, load_stream, local_device
+from mergestream.compose import build, load_clip, load_evaluator, local_device
 from mergestream.errors import UserError
-from mergestream.evaluation import evaluate
 from mergestream.identity import NAMING_KEYS, typed
 from mergestream.lock import held
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector, path_of
 from mergestream.merging.export import export
 from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
-from mergestream.models.clip import text_head
 from mergestream.results import Counts, assemble, zero_shot_counts
 from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
@@ -131,9 +129,8 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
         return
 
     began = time.monotonic()
-    source = load_source(cfg)
-    clip = load_clip(cfg)
-    stream = load_stream(cfg, clip.transforms, source)
+    evaluator = load_evaluator(cfg)
+    stream = evaluator.stream
     run.require_data(stream.describe())
     if not scales and not all(len(task.validation) for task in stream.tasks):
         raise UserError(
@@ -142,25 +139,18 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
         )
     total = 1 if joint else len(stream)
     base_file = run.base_file()
-    device = local_device(cfg.accelerator)
-    merging_device = device if cfg.accelerator == "gpu" else torch.device("cpu")
+    merging_device = evaluator.device if cfg.accelerator == "gpu" else torch.device("cpu")
     merged_of = task_vectors_of(run, strategy, options, total, base_file, merging_device)
-    clip.model.to(device)
-    head = text_head(clip, stream.source.prompts)
     zero_shot = zero_shot_counts(trained)  # of the same θ₀ on the same images
     base = files.read_tensors(base_file)
     timing = {"setup": time.monotonic() - began, "merging": 0.0, "evaluation": 0.0}
-
-    def measure(scale: float, tau: dict[str, Tensor], seen: int, split: str = "test") -> Counts:
-        clip.encoder.load_state_dict(apply(base, tau, scale))
-        return evaluate(clip.encoder, head, stream, seen=seen, device=device, split=split)
 
     tried: dict[float, float] = {}
     if not scales:
         started = time.monotonic()
         tau, _ = merged_of(total)
         for value in sorted(float(candidate) for candidate in cfg.candidates):
-            counts = measure(value, tau, len(stream), "validation")
+            counts = evaluator.counts(apply(base, tau, value), len(stream), "validation")
             tried[value] = sum(counts["agnostic"]) / sum(counts["total"])
         timing["selection"] = time.monotonic() - started
         scales = [max(tried, key=lambda value: tried[value])]  # the first, so the smallest, of equals
@@ -173,7 +163,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
         started = time.monotonic()
         seen.append(len(stream) if joint else count)
         for scale in scales:
-            rows[scale].append(measure(scale, tau, seen[-1]))
+            rows[scale].append(evaluator.counts(apply(base, tau, scale), seen[-1]))
         timing["evaluation"] += time.monotonic() - started
     timing["total"] = time.monotonic() - began
     for scale, folder in zip(scales, folders, strict=True):
@@ -185,7 +175,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
             metrics["merge"] = describe(strategy, scale, options, cfg.seed, tried)
             metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
             if cfg.export is not None:
-                print(f"exported to {readable(export(clip, theta, cfg.export, folder))}")
+                print(f"exported to {readable(export(evaluator.clip, theta, cfg.export, folder))}")
             files.write_json(folder / "metrics.json", metrics)
         _show(trained, folder, metrics)
 
