@@ -56,7 +56,7 @@ ALONE = "tuned-alone"
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, default=REPOSITORY / "runs/tuning")
-    root = parser.parse_args().root
+    root = parser.parse_args().root.resolve()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one thread each: a tiny CLIP is no work for more
         list(pool.map(lambda stream: search_training(root, stream), [s for s in STREAMS if s not in TUNED_ON]))
         chosen = choose_training(validated(root))
@@ -125,6 +125,8 @@ def validated(root: Path) -> pd.DataFrame:
     for path in sorted(root.glob("*/*/*/*/*/merges/*/metrics.json")):
         content = files.read_json(path)
         config, merge = content["config"], content["merge"]
+        if config["seed"] != 0 or config["stream"]["validation"] != 0.2:
+            continue
         method, strength = config["method"]["id"], config["method"].get("strength")
         stream = "domain" if config["stream"]["name"] == "domain" else config["tasks"]
         line = {"stream": f"{config['dataset']['name']}_{stream}", "method": method}

@@ -22,7 +22,7 @@ from mergestream.analysis.layers import layers
 from mergestream.analysis.per_task import per_task
 from mergestream.analysis.pruning import pruning
 from mergestream.analysis.sign_conflicts import sign_conflicts
-from mergestream.analysis.subject import Subject, kind_of
+from mergestream.analysis.subject import Subject, places
 from mergestream.metrics import Row
 from mergestream.runs import Run
 from mergestream.strategies.magmax import magmax
@@ -70,14 +70,18 @@ def test_layers(subject):
     found = {(row.weight, row.task): row.mean_magnitude for row in frame.itertuples()}
     assert found == pytest.approx(expected)
     assert set(frame["kind"]) == {"mlp.c_fc.weight", "proj"}
-    assert frame[frame["weight"] == A]["block"].tolist() == [1, 1, 1]
+    assert frame[frame["weight"] == A]["block"].tolist() == [0, 0, 0]  # the only block of the file
     assert frame[frame["weight"] == B]["block"].isna().all()
 
 
 def test_kinds_of_weights():
-    assert kind_of("transformer.resblocks.11.attn.in_proj_weight") == (11, "attn.in_proj_weight")
-    assert kind_of("vision_model.encoder.layers.3.mlp.fc1.weight") == (3, "mlp.fc1.weight")
-    assert kind_of("ln_post.bias") == (None, "ln_post.bias")
+    found = places([f"transformer.resblocks.{block}.attn.in_proj_weight" for block in range(12)] + ["ln_post.bias"])
+    assert found["transformer.resblocks.11.attn.in_proj_weight"] == (11, "attn.in_proj_weight")
+    assert found["ln_post.bias"] == (None, "ln_post.bias")
+    stages = places(f"layer{stage}.{block}.conv1.weight" for stage in (2, 1) for block in (0, 1))
+    assert [stages[f"layer{s}.{b}.conv1.weight"] for s in (1, 2) for b in (0, 1)] == [
+        (i, "conv1.weight") for i in range(4)
+    ]
 
 
 def test_contribution(subject):
@@ -194,7 +198,7 @@ def test_every_figure_of_a_run(name, root):
     outcome = command("analyze.py", *arguments)
     assert outcome.code == 0, outcome.err
     folder = Run.of(config("train", f"root={root}", "tasks=3")).path / "analyses"
-    stem = "-".join([name, *sorted(w.removeprefix("analysis.") for w in SMALL.get(name, []) if "analysis." in w)])
+    stem = "-".join([name, *sorted(word.removeprefix("analysis.") for word in SMALL.get(name, []))])
     with Image.open(folder / f"{stem}.png") as image:
         assert image.size[0] > 400
     assert (folder / f"{stem}.svg").read_text().startswith("<?xml")
@@ -202,6 +206,25 @@ def test_every_figure_of_a_run(name, root):
     before = {kind: (folder / f"{stem}.{kind}").read_bytes() for kind in ("png", "svg", "csv")}
     assert command("analyze.py", *arguments).code == 0
     assert before == {kind: (folder / f"{stem}.{kind}").read_bytes() for kind in before}
+
+
+def test_what_compared_runs_differ_in_is_said(root, monkeypatch):
+    arguments = [f"root={root}", "tasks=3", "analysis=consistency"]
+    assert "was trained with" not in command("analyze.py", *arguments).out
+    config_of = Run.config
+    epochs = {"ind": 7, "seq": 1}
+    monkeypatch.setattr(Run, "config", lambda run: changed(config_of(run), run))
+
+    def changed(cfg, run):
+        cfg.epochs = epochs[run.path.parts[-2]]
+        return cfg
+
+    assert "ind was trained with epochs=7, not 1" in command("analyze.py", *arguments).out
+    streams = iter(({"tasks": 1}, {"tasks": 2}))
+    monkeypatch.setattr(Run, "stream", lambda run: next(streams))
+    outcome = command("analyze.py", *arguments)
+    assert outcome.code == 1
+    assert "the same θ₀ and data" in outcome.err
 
 
 def test_accuracies_are_those_of_the_run(root):
@@ -225,8 +248,10 @@ def test_accuracies_are_those_of_the_run(root):
         (["analysis=landscape", "analysis.grid=1"], "analysis.grid must be a whole number, between 2 and 101"),
         (["analysis=landscape", "analysis.between=[1,1]"], "analysis.between must be two different tasks from 1 to 3"),
         (["analysis=landscape", "analysis.between=[1,4]"], "analysis.between must be two different tasks from 1 to 3"),
-        (["analysis=distribution", "analysis.bins=1"], "analysis.bins must be a whole number, 2 or more"),
+        (["analysis=distribution", "analysis.bins=1"], "analysis.bins must be a whole number, between 2 and 100000"),
         (["analysis=cosine", "method=zeroshot"], "an analysis needs trained encoders"),
+        (["analysis=landscape", "method=joint"], "this analysis compares encoders"),
+        (["analysis=sign_conflicts", "method=joint"], "this analysis compares encoders"),
         (["analysis=nothing"], "analysis must be one of"),
         (["analysis=null"], "analysis"),
         (["analysis=cosine", "+analysis.more=1"], "does not fit its config"),

@@ -46,6 +46,8 @@ def test_merge_finds_the_run_of_the_same_values(root):
         torch.testing.assert_close(tensor.double(), expected, rtol=0, atol=1e-6)
     metrics = files.read_json(folder / "metrics.json")
     assert metrics["kind"] == "merge"
+    assert metrics["config"]["epochs"] == 1  # of the training, though this command does not say so
+    assert metrics["config"]["strategy"]["_target_"].endswith(".average")
     assert metrics["merge"] == {"strategy": "average", "scale": 0.5, "options": {}, "changed": {}}
     assert len(metrics["overall"]) == 1
     with safe_open(folder / "merged.safetensors", framework="pt") as file:

@@ -18,7 +18,7 @@ from mergestream import files
 from mergestream.reporting.collect import MEASURES, ROW, collect, label, names
 from mergestream.reporting.figures import forgetting
 from mergestream.reporting.paper import paper_accuracy
-from mergestream.reporting.statistics import aggregate, compare
+from mergestream.reporting.statistics import aggregate, compare, with_bounds
 from mergestream.reporting.tables import escaped, latex, overview, percent, ranks
 
 LINE = {"dataset": "digits", "stream": "class", "tasks": 2, "model": "tiny", "method": "seq", "strategy": ""}
@@ -64,6 +64,32 @@ def test_paired_tests_by_hand():
     assert math.isnan(table.loc["seq", "p"])
 
 
+def test_the_baseline_is_magmax_with_its_published_scale():
+    def rows(tasks, *scales):
+        magmax = [line(tasks=tasks, strategy="magmax", scale=scale, final_accuracy=0.5) for scale in scales]
+        return [*magmax, line(tasks=tasks, final_accuracy=0.7, seed=1), line(tasks=tasks, final_accuracy=0.1, seed=2)]
+
+    runs = pd.DataFrame([*rows(2, "0.3"), *rows(5, "0.3", "0.5"), *rows(9, "0.3", "0.4")])
+    runs["name"] = names(runs)
+    table = compare(runs, aggregate(runs))
+    found = table[table["strategy"] == ""].set_index("tasks")
+    assert found["baseline"].tolist() == ["MagMax, λ = 0.3", "MagMax, λ = 0.5", ""]
+    assert found["minus_baseline"].tolist()[:2] == pytest.approx([0.2, 0.2])  # of the seed that both have
+    assert found["pairs"].tolist() == [1, 1, 0]
+    assert found["p"].isna().all()
+
+
+def test_bounds_stand_beside_every_number_of_tasks():
+    lines = [line(method="joint", tasks=5, final_accuracy=0.9, forgetting=0.1, seed=s) for s in (1, 2)]
+    lines += [line(tasks=tasks, final_accuracy=0.5) for tasks in (5, 10)]
+    lines += [line(method="joint", stream="domain", final_accuracy=0.8), line(stream="domain", tasks=3)]
+    table = aggregate(with_bounds(pd.DataFrame(lines)))
+    joint = table[table["method"] == "joint"].set_index(["stream", "tasks"])
+    assert set(joint.index) == {("class", 5), ("class", 10), ("domain", 2)}
+    assert joint.loc[("class", 10), ["final_accuracy", "n"]].tolist() == [0.9, 2]
+    assert math.isnan(joint.loc[("class", 10), "forgetting"])
+
+
 def test_forgetting_by_hand():
     # After task 2: 0.9 − 0.6. After task 3: of the first 0.9 − 0.7, of the second 0.8 − 0.9.
     assert forgetting([[0.9, 0.1, 0.1], [0.6, 0.8, 0.2], [0.7, 0.9, 0.5]]) == pytest.approx([0.3, (0.2 - 0.1) / 2])
@@ -72,7 +98,10 @@ def test_forgetting_by_hand():
 def test_names():
     assert label({**LINE, "method": "ind", "strategy": "magmax", "scale": "0.5"}) == "MaxAbs"
     assert label({**LINE, "strategy": "task_arithmetic", "scale": "0.3"}) == "seq + task arithmetic"
-    assert label({**LINE, "strategy": "ties", "options": "density = 0.1"}) == "seq + ties, density = 0.1"
+    ties = {**LINE, "method": "ind", "strategy": "ties"}
+    assert label({**ties, "options": "scope = clip"}) == "TIES"  # as published
+    assert label({**ties, "options": "density = 0.1"}) == "ind + ties, density = 0.1"
+    assert label({**LINE, "strategy": "magmax", "options": "some = 1"}) == "MagMax, some = 1"
     assert label({**LINE, "tag": "mine"}) == "sequential, last task [mine]"
 
 
@@ -124,8 +153,8 @@ def test_the_papers_layout_has_blanks_where_nothing_was_measured():
     lines = [line(final_accuracy=0.5), line(tasks=5, final_accuracy=0.6), line(method="ind", final_accuracy=0.7)]
     ((title, cells),) = overview(aggregate(pd.DataFrame(lines)), lambda mean, deviation, rank: percent(mean))
     assert title == "class-incremental, tiny"
-    assert cells.loc["sequential, last task"].tolist() == ["50.00", "60.00"]
-    assert cells.loc["independent, last task"].tolist() == ["70.00", ""]
+    assert cells.loc["sequential, last task"].tolist() == ["50.00", "60.00", "55.00"]  # and their average
+    assert cells.loc["independent, last task"].tolist() == ["70.00", "", ""]
 
 
 def test_latex(tmp_path):
@@ -137,14 +166,14 @@ def test_latex(tmp_path):
         for tasks in (5, 10)
     ]
     text = latex(aggregate(pd.DataFrame(lines)))
-    assert r"MagMax & \textbf{78.00 $\pm$ 1.41} & \textbf{78.00 $\pm$ 1.41} \\" in text
+    assert r"MagMax & \textbf{78.00 $\pm$ 1.41} & \textbf{78.00 $\pm$ 1.41} & 78.00 \\" in text
     assert r"my\_method \& co & \underline{63.00 $\pm$ 1.41}" in text
     assert r"Joint & 93.00 $\pm$ 1.41 &" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert text.count(rule) == 1
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     inside = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in inside} == {2}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in inside} == {3}
     if shutil.which("pdflatex"):
         document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + text + "\\end{document}\n"
         (tmp_path / "t.tex").write_text(document)
@@ -171,6 +200,7 @@ def write(root, method="seq", seed=1, accuracy=0.5, strategy=None, scale=0.5, ta
     content |= {"overall": [r[0] for r in rows], "seen": [r[0] for r in rows]}
     content |= {"summary": {"final_accuracy": accuracy, "forgetting": 0.1}, "timing": {"total": 2.0}}
     content |= {"provenance": {"base_sha256": "a"}, "environment": {"mergestream": "0"}}
+    config["candidates"] = [0.5]
     folder = root / f"digits/class-{tasks}/tiny/{method}/seed-{seed}"
     if strategy:
         content["merge"] = {"strategy": strategy, "scale": scale, "options": {}, "changed": {}}
@@ -224,7 +254,7 @@ def test_the_baseline_is_chosen(root):
     assert "baseline must be a row of the report, such as MaxAbs, λ" in outcome.err
 
 
-def test_what_cannot_be_used_is_named_and_left_out(root):
+def test_what_cannot_be_used_is_named_and_left_out(root, monkeypatch):
     folders = {name: write(root, name, 1) for name in ("truncated", "altered", "later", "lacking")}
     content = (folders["truncated"] / "metrics.json").read_text()
     (folders["truncated"] / "metrics.json").write_text(content[:100])
@@ -242,14 +272,29 @@ def test_what_cannot_be_used_is_named_and_left_out(root):
     (unfinished / "task-00").mkdir(parents=True)
     for name in ("config.yaml", "stream.json", "task-00/evaluation.json"):
         (unfinished / name).write_text("")
+    (root / "linked").symlink_to(root / "digits")
+    half = root / "digits/class-2/tiny/ind/seed-1/merges/ties-1"
+    half.mkdir()
+    (half / "merged.safetensors").touch()
+    locked, read = write(root, "ind", 8) / "metrics.json", files.read_json
+
+    def refuse(path, *keys, own=False):
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *keys, own=own)
+
+    monkeypatch.setattr(files, "read_json", refuse)
     reasons = {item.path: item.reason for item in collect(root).left_out}
-    assert len(reasons) == 8
+    assert len(reasons) == 11
     for path, reason in (
         (folders["truncated"] / "metrics.json", "cannot be read"),
         (folders["altered"] / "metrics.json", "not as it was written"),
         (folders["later"] / "metrics.json", "its schema_version is 2"),
         (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
         (orphan / "metrics.json", "its training has not finished"),
+        (root / "linked", "it is a link"),
+        (half, "it has not finished"),
+        (locked, "Permission denied"),
         (foreign, "it is not of mergestream"),
         (unfinished, "it has not finished (1 tasks are done)"),
     ):
@@ -258,8 +303,9 @@ def test_what_cannot_be_used_is_named_and_left_out(root):
     assert outcome.code == 1  # some of it is damage
     assert len(outcome.err.strip().splitlines()) == 1
     assert "the report is written, without" in outcome.err
-    for text in ((root / "_report/report.md").read_text(), (root / "_report/report.html").read_text(), outcome.out):
-        assert all(path.name in text for path in reasons)
+    for text in ((root / "_report/report.md").read_text(), (root / "_report/report.html").read_text()):
+        assert all(f"{path}<" in text or f"{path}`" in text for path in reasons)
+    assert outcome.out.count("left out: ") == len(reasons)
     assert len(pd.read_csv(root / "_report/runs.csv")) == 30
 
 
@@ -282,6 +328,27 @@ def test_only_runs_of_one_protocol_are_averaged(tmp_path):
     assert outcome.code == 1
     assert "sequential" not in outcome.out.split("left out")[0]
     assert "seed 1 has epochs=3, seed 3 has epochs=4" in outcome.err
+
+
+def test_merges_selected_from_other_candidates_are_not_averaged(tmp_path):
+    for seed, candidates in ((1, [0.5]), (2, [0.5, 1.0])):
+        write(tmp_path, seed=seed)
+        path = write(tmp_path, seed=seed, strategy="magmax") / "metrics.json"
+        content = files.read_json(path)
+        content["config"]["candidates"] = candidates
+        files.write_json(path, {**content, "merge": {**content["merge"], "selected_on": "validation"}})
+    outcome = command("report.py", f"root={tmp_path}")
+    assert outcome.code == 1
+    assert "seed 1 has candidates=[0.5], seed 2 has candidates=[0.5, 1.0]" in outcome.err
+
+
+def test_any_name_can_be_drawn(tmp_path):
+    for name in ("a$\\x$b", "a_b", "a-b"):
+        for tag in (None, "pays $1"):
+            write(tmp_path, seed=1, dataset={"name": name}, tag=tag)
+            shutil.move(tmp_path / "digits", tmp_path / f"{len(list(tmp_path.iterdir()))}")
+    assert command("report.py", f"root={tmp_path}").code == 0
+    assert len(list((tmp_path / "_report").glob("*curves.png"))) == 3
 
 
 def test_bad_roots(tmp_path):

@@ -20,7 +20,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     """Print a table; the first column is text, the others are numbers."""
     drawn = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left", no_wrap=bool(index))
+        # Names fold before numbers do, but never away.
+        width = None if index else min(20, max((len(str(row[0])) for row in rows), default=0))
+        drawn.add_column(column, justify="right" if index else "left", no_wrap=bool(index), min_width=width)
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
     console().print(drawn)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def row(counts: dict[str, list[int]], seen: int) -> Row:
     )
 
 
-def summarize(accuracy: Sequence[Sequence[float]], zero_shot: Sequence[float]) -> dict[str, float]:
+def summarize(accuracy: ArrayLike, zero_shot: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Summary of an accuracy matrix R [T, T]; R[i, j] is the accuracy on task j after task i, both from 1.
 
     average_accuracy, last   mean_j R[T, j]                              (Lopez-Paz & Ranzato 2017; Zheng et al. 2023)

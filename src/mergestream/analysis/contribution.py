@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mergestream.analysis.subject import Subject, counted, kind_of, winners
+from mergestream.analysis.subject import Subject, counted, per_weight, places, winners
 from mergestream.plots import COLOURS, axes
 
 
@@ -26,21 +26,17 @@ def contribution(subject: Subject) -> tuple[pd.DataFrame, Figure]:
         def count(_block, _: Tensor, taus: Tensor) -> np.ndarray:
             return counted(winners(taus.flatten(1)), tasks)
 
-        found = vectors.map(count, blocks)
-    won: dict[str, np.ndarray] = {}
-    size: dict[str, int] = {}
-    for block, numbers in zip(blocks, found, strict=True):
-        won[block.name] = won.get(block.name, 0) + numbers
-        size[block.name] = size.get(block.name, 0) + block.size
+        won = per_weight(blocks, vectors.map(count, blocks))
+    place = places(won)
     rows = [
-        (name, *kind_of(name), task + 1, size[name], int(number))
-        for name, numbers in won.items()
-        for task, number in enumerate(numbers)
+        (name, *place[name], task + 1, size, number)
+        for name, (size, numbers) in won.items()
+        for task, number in enumerate(numbers.tolist())
     ]
     frame = pd.DataFrame(rows, columns=["weight", "block", "kind", "task", "parameters", "won"])
     frame = frame.astype({"block": "Int64"})
     figure, (axis,) = axes(1, 1, (6, 4))
-    share = frame.groupby("task")["won"].sum() / sum(size.values())
+    share = frame.groupby("task")["won"].sum() / sum(block.size for block in blocks)
     axis.bar(share.index, 100 * share, color=COLOURS[0])
     axis.axhline(100 / tasks, color=COLOURS[-1], linestyle=":", linewidth=1)
     axis.set(xlabel="task", ylabel="parameters won (%)", xticks=share.index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 import pandas as pd
 import torch
@@ -25,24 +27,26 @@ def distribution(subject: Subject, *, bins: int = 101) -> tuple[pd.DataFrame, Fi
         task, left, right (edges of the bin), task_vector, contribution (numbers of parameters).
 
     Raises:
-        UserError: if bins is not a whole number, 2 or more.
+        UserError: if bins is not a whole number from 2 to 100,000.
     """
-    require_whole("analysis.bins", bins, 2)
+    require_whole("analysis.bins", bins, 2, 100_000)
     with subject.vectors() as vectors:
         blocks = vectors.blocks(vectors.encoder_names)
         largest = max(vectors.map(lambda _block, _, taus: taus.abs().max().item(), blocks)) or 1.0
 
-        def count(_block, _: Tensor, taus: Tensor) -> np.ndarray:
+        counts, lock = np.zeros((len(vectors), 2, bins), dtype=np.int64), Lock()
+
+        def count(_block, _: Tensor, taus: Tensor) -> None:
             flat = taus.flatten(1)
             won = winners(flat)
             place = ((flat / largest + 1) * (bins / 2)).long().clamp(0, bins - 1)
-            both = [
-                [torch.bincount(place[t], minlength=bins), torch.bincount(place[t][won == t], minlength=bins)]
-                for t in range(len(flat))
-            ]
-            return np.array([[found.numpy() for found in pair] for pair in both])
+            for t in range(len(flat)):
+                for which, values in enumerate((place[t], place[t][won == t])):
+                    found = torch.bincount(values, minlength=bins).numpy()
+                    with lock:
+                        counts[t, which] += found
 
-        counts = np.sum(vectors.map(count, blocks), axis=0)  # [T, 2, bins]
+        vectors.map(count, blocks)
     edges = np.linspace(-largest, largest, bins + 1)
     frame = pd.DataFrame(
         [

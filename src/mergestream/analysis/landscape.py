@@ -65,6 +65,7 @@ def landscape(
     for name, (x, y) in places.items():
         axis.plot(x, y, "o", color="white", markeredgecolor="black")
         axis.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", color="white", weight="bold")
+    axis.set_aspect("equal")
     axis.set(xlabel=f"along τ{a}, in units of its length", ylabel="across it")
     return frame, figure
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mergestream.analysis.subject import Subject, kind_of
+from mergestream.analysis.subject import Subject, per_weight, places
 from mergestream.plots import COLOURS, axes
 
 
@@ -22,20 +23,15 @@ def layers(subject: Subject) -> tuple[pd.DataFrame, Figure]:
     with subject.vectors() as vectors:
         blocks = vectors.blocks(vectors.encoder_names)
 
-        def total(_block, _: Tensor, taus: Tensor) -> list[float]:
-            return taus.flatten(1).abs().double().sum(1).tolist()
+        def total(_block, _: Tensor, taus: Tensor) -> np.ndarray:
+            return taus.flatten(1).abs().double().sum(1).numpy()
 
-        sums = vectors.map(total, blocks)
-    by_weight: dict[str, list[float]] = {}
-    size: dict[str, int] = {}
-    for block, found in zip(blocks, sums, strict=True):
-        so_far = by_weight.get(block.name, [0.0] * len(found))
-        by_weight[block.name] = [a + b for a, b in zip(so_far, found, strict=True)]
-        size[block.name] = size.get(block.name, 0) + block.size
+        sums = per_weight(blocks, vectors.map(total, blocks))
+    place = places(sums)
     rows = [
-        (task + 1, name, *kind_of(name), size[name], magnitude / size[name])
-        for name, found in by_weight.items()
-        for task, magnitude in enumerate(found)
+        (task + 1, name, *place[name], size, magnitude / size)
+        for name, (size, found) in sums.items()
+        for task, magnitude in enumerate(found.tolist())
     ]
     columns = ["task", "weight", "block", "kind", "parameters", "mean_magnitude"]
     frame = pd.DataFrame(rows, columns=columns).astype({"block": "Int64"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -20,8 +21,8 @@ ORDERS = ("highest", "random", "lowest")
 def pruning(
     subject: Subject, *, keep: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 ) -> tuple[pd.DataFrame, Figure]:
-    """Accuracy of θ₀ + τ_t on the test images of task t, with the parameters of τ_t of highest or lowest magnitude, or
-    drawn at random, in the whole encoder; the others are zero.
+    """Accuracy of θ₀ + τ_t on the test images of task t (joint: of all), with the parameters of τ_t of
+    highest or lowest magnitude, or drawn at random, in the whole encoder; the others are zero.
 
     Args:
         subject: a run.
@@ -41,9 +42,11 @@ def pruning(
         lowest = smallest_magnitudes(vectors, vectors.names, kept)
         highest = smallest_magnitudes(vectors, vectors.names, [total - count + 1 for count in kept])
     rows = []
-    for task, name in enumerate(subject.task_names[: len(subject.encoders)]):
-        tau = subject.task_vector(task)
-        none = subject.accuracy({}, only=task)
+    joint = len(subject.encoders) < len(subject.task_names)
+    for task, name in enumerate(["all"] if joint else subject.task_names):
+        tau, only = subject.task_vector(task), None if joint else task
+        tested = slice(None) if joint else slice(task, task + 1)
+        none = subject.accuracy({}, only=only)
         for order in ORDERS:
             for index, share in enumerate([0.0, *shares], start=-1):
                 found = none
@@ -58,8 +61,9 @@ def pruning(
                         else:
                             mask = values.abs() <= lowest[task][index]
                         pruned[weight] = values * mask
-                    found = subject.accuracy(pruned, only=task)
-                rows.append((task + 1, name, order, share, found.task_aware[task], found.task_agnostic[task]))
+                    found = subject.accuracy(pruned, only=only)
+                aware, agnostic = (float(np.mean(of[tested])) for of in (found.task_aware, found.task_agnostic))
+                rows.append((task + 1, name, order, share, aware, agnostic))
     frame = pd.DataFrame(rows, columns=["task", "name", "order", "kept", "task_aware", "task_agnostic"])
     figure, (axis,) = axes(1, 1, (6, 4))
     for colour, order in zip(COLOURS, ORDERS, strict=False):

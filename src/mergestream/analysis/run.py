@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from mergestream.analysis.subject import Subject
 from mergestream.checks import check_analysis, check_stream
 from mergestream.compose import build
 from mergestream.display import console
-from mergestream.identity import NAMING_KEYS, typed
+from mergestream.identity import NAMING_KEYS, content_hash, typed
 from mergestream.plots import content
 from mergestream.runs import Run, readable
 
@@ -37,8 +38,7 @@ def analyze(cfg: DictConfig) -> None:
     run.require_finished()
     run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *(key for key, _ in of_training)])
     frame, figure = analysis.func(Subject(cfg, run), **analysis.keywords)
-    changed = sorted(word.removeprefix("analysis.") for key, word in words if key.startswith("analysis."))
-    name = "-".join([analysis.func.__name__, *changed]).replace("/", "_")
+    name = _name(analysis.func.__name__, [word for key, word in words if key.split(".")[0] in OWN_KEYS])
     for kind in ("png", "svg"):
         with files.whole(run.path / "analyses" / f"{name}.{kind}") as partial_file:
             partial_file.write_bytes(content(figure, kind))
@@ -47,3 +47,10 @@ def analyze(cfg: DictConfig) -> None:
     with pd.option_context("display.width", 120, "display.max_rows", 12):
         console().print(str(frame), markup=False)
     print(f"figure in {readable(run.path / 'analyses' / name)}.png, .svg; its numbers in .csv")
+
+
+def _name(analysis: str, words: Sequence[str]) -> str:
+    """Of the figure's files: what was typed for it comes behind, or a hash of it where that is long."""
+    changed = "-".join(sorted(w.removeprefix("analysis.") for w in words if not w.startswith("analysis=")))
+    short = changed if len(changed) < 100 else content_hash(changed)[:16]
+    return f"{analysis}-{short}".replace("/", "_") if changed else analysis

@@ -31,9 +31,10 @@ def sign_conflicts(
         share_of_surviving.
 
     Raises:
-        UserError: if the density is not in (0, 1], or a run is missing.
+        UserError: if the density is not in (0, 1], a run is missing, or it has one encoder.
     """
     require_fraction("analysis.density", density)
+    subject.require_several()
     rows = []
     for method in methods:
         with subject.of_method(method).vectors() as vectors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,10 @@ from mergestream.analysis.options import require_pair
 from mergestream.compose import build, load_evaluator
 from mergestream.errors import UserError
 from mergestream.evaluation import Evaluator
+from mergestream.identity import deciding
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.run import bound_strategy, scales_of
-from mergestream.merging.vectors import TaskVectors
+from mergestream.merging.vectors import Block, TaskVectors
 from mergestream.methods.method import Method
 from mergestream.metrics import Row, row
 from mergestream.runs import Run
@@ -41,15 +42,21 @@ class Subject:
     run: Run
 
     def of_method(self, method: str) -> Subject:
-        """The run that differs in the method only.
+        """The run of another method beside this one; what they differ in besides the method is printed.
 
         Raises:
-            UserError: if it has not finished.
+            UserError: if it has not finished, or has another θ₀ or other data.
         """
         path = self.run.path.parents[1] / method / self.run.path.name
         command = re.sub(r"method=\S+", f"method={method}", self.run.command)
         other = replace(self, run=replace(self.run, path=path, command=command))
         other.run.require_finished()
+        if other.run.base()["sha256"] != self.run.base()["sha256"] or other.run.stream() != self.run.stream():
+            raise UserError(f"runs that are compared need the same θ₀ and data; {path} has others than {self.run.path}")
+        mine, theirs = (deciding(run.config()) for run in (self.run, other.run))
+        for key in sorted(mine.keys() | theirs.keys()):
+            if key.split(".")[0] != "method" and mine.get(key) != theirs.get(key):
+                print(f"{path.parts[-2]} was trained with {key}={theirs.get(key)}, not {mine.get(key)}")
         return other
 
     @cached_property
@@ -113,12 +120,21 @@ class Subject:
         strategy, options = self._bound
         return merged_task_vector(self.base_file, self.encoders, strategy, options, clip_parameters=parameters)[0]
 
+    def require_several(self) -> None:
+        """
+        Raises:
+            UserError: if the run has one encoder only.
+        """
+        if len(self.encoders) < 2:
+            raise UserError(f"this analysis compares encoders, and {self.run.path} has one. Try method=seq tasks=5")
+
     def pair(self, key: str, between: Sequence[int] | None) -> tuple[int, int]:
         """Two tasks, counted from 1: those that the option `key` gives, or the first and the last.
 
         Raises:
             UserError: if they are not two different tasks of the run.
         """
+        self.require_several()
         tasks = len(self.encoders)
         pair = [1, tasks] if between is None else between
         require_pair(key, pair, tasks)
@@ -144,10 +160,24 @@ class Subject:
         return row(self.evaluator.counts(theta, tasks, only=only), tasks)
 
 
-def kind_of(name: str) -> tuple[int | None, str]:
-    """(block, kind) of a weight: (3, "attn.out_proj.weight") of "transformer.resblocks.3.attn.out_proj.weight"."""
-    found = re.match(r"(?:.*\.)?(\d+)\.(.+)$", name)
-    return (int(found[1]), found[2]) if found else (None, name)
+def places(names: Iterable[str]) -> dict[str, tuple[int | None, str]]:
+    """weight → (block, kind): (3, "attn.out_proj.weight") of "transformer.resblocks.3.attn.out_proj.weight".
+
+    Blocks are counted from 0 through the network, also where it has several stages; what is in none has None.
+    """
+    found = {name: re.match(r"((?:.*\.)?\d+)\.(.+)$", name) for name in names}
+    blocks = {match[1] for match in found.values() if match}
+    order = sorted(blocks, key=lambda block: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", block)])
+    return {name: (order.index(match[1]), match[2]) if match else (None, name) for name, match in found.items()}
+
+
+def per_weight(blocks: Sequence[Block], results: Sequence[np.ndarray]) -> dict[str, tuple[int, np.ndarray]]:
+    """weight → (its parameters, the sum of the results of its blocks)."""
+    sums: dict[str, tuple[int, np.ndarray]] = {}
+    for block, result in zip(blocks, results, strict=True):
+        size, so_far = sums.get(block.name, (0, np.zeros_like(result)))
+        sums[block.name] = size + block.size, so_far + result
+    return sums
 
 
 def winners(taus: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ MERGE_KEYS: tuple[str, ...] = (
 )
 MERGE_KEYS += ("export",)
 SELECT = "select"
+_OF_THE_MERGE = (*MERGE_KEYS, "root", "accelerator", "data")
 
 
 def merge(cfg: DictConfig) -> None:
@@ -112,7 +113,7 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
     run.require_finished()
     keys = [key for key, _ in _typed_of_training()]
     run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *keys])
-    trained = run.read(run.metrics, "summary", "timing", "provenance", "zero_shot", "test_samples")
+    trained = run.read(run.metrics, "config", "summary", "timing", "provenance", "zero_shot", "test_samples")
     method: Method = build(cfg.method)
     if method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={cfg.method.id} trains none. Try method=seq.")
@@ -172,6 +173,8 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
             theta = apply(base, tau, scale)
             write_merged(folder / "merged.safetensors", theta, strategy, scale, options, inputs)
             metrics = assemble("merge", cfg, zero_shot, rows[scale], seen, timing)
+            # Of the training, the command names what it must; the record holds what it was made with.
+            metrics["config"] |= {k: v for k, v in trained["config"].items() if k not in _OF_THE_MERGE}
             metrics["merge"] = describe(strategy, scale, options, cfg.seed, tried)
             metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
             if cfg.export is not None:

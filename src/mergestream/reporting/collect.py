@@ -13,6 +13,7 @@ import pandas as pd
 from mergestream import files
 from mergestream.errors import UserError
 from mergestream.identity import content_hash, deciding
+from mergestream.reporting.paper import PAPER_NAMES
 from mergestream.results import SCHEMA_VERSION
 
 BENCHMARK = ["dataset", "stream", "tasks", "model"]
@@ -26,22 +27,8 @@ MEASURES = {
     "fwt": "forward transfer",
     "transfer": "transfer",
 }
-# What the paper calls a method with a merge; other pairs are named "method + strategy".
-PAPER_NAMES = {
-    ("zeroshot", ""): "Zero-shot",
-    ("joint", ""): "Joint",
-    ("lwf", ""): "LwF",
-    ("ewc", ""): "EWC",
-    ("seq", ""): "sequential, last task",
-    ("ind", ""): "independent, last task",
-    ("seq", "magmax"): "MagMax",
-    ("ind", "magmax"): "MaxAbs",
-    ("ind", "average"): "Avg",
-    ("ind", "random_mix"): "RandMix",
-    ("ind", "ties"): "TIES",
-    ("lwf", "magmax"): "LwF + MagMax",
-    ("ewc", "magmax"): "EWC + MagMax",
-}
+# (method, strategy, options) → name, besides the paper's; others are named "method + strategy".
+NAMES = {**PAPER_NAMES, ("seq", "", ""): "sequential, last task", ("ind", "", ""): "independent, last task"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +79,13 @@ def collect(root: Path) -> Collected:
             if content["kind"] == "train":
                 protocols[folder] = protocol(content)
             elif folder not in protocols:
-                left_out.append(LeftOut(path, "its training has not finished, or is left out itself"))
+                unfinished = not (folder / "metrics.json").exists()
+                reason = "its training has not finished" if unfinished else "its training is left out"
+                left_out.append(LeftOut(path, reason, sound=unfinished))
                 continue
-            line = _line(content, path, protocols[folder])
-        except UserError as error:
+            content["protocol"] = {**protocols[folder], **_of_merge(content)}
+            line = _line(content, path)
+        except (UserError, OSError) as error:
             left_out.append(LeftOut(path, str(error)))
             continue
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -107,7 +97,7 @@ def collect(root: Path) -> Collected:
             continue
         known[same] = path
         lines.append(line)
-        contents.append({**content, "protocol": protocols[folder]})
+        contents.append(content)
     columns = [*ROW, "seed", "path", "protocol", "seconds", *MEASURES]
     runs = pd.DataFrame(lines, columns=columns)
     return Collected(runs.assign(name=names(runs)), contents, left_out)
@@ -116,13 +106,17 @@ def collect(root: Path) -> Collected:
 def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
     """Every metrics.json, the runs' before their merges'; and what is no finished run."""
     for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if name != "logs" and not name.startswith(("_", ".", "task-")))
         path = Path(folder)
+        below[:] = sorted(name for name in below if name != "logs" and not name.startswith(("_", ".", "task-")))
+        for link in [name for name in below if os.path.islink(f"{folder}/{name}")]:
+            yield path / link, LeftOut(path / link, "it is a link, which is not followed", sound=True)
         if "metrics.json" in names:
             yield path / "metrics.json", None
         elif "config.yaml" in names and "stream.json" in names:
             done = len(list(path.glob("task-*/evaluation.json")))
             yield path, LeftOut(path, f"it has not finished ({done} tasks are done)", sound=True)
+        elif "merged.safetensors" in names:
+            yield path, LeftOut(path, "it has not finished (it is not evaluated)", sound=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -139,7 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _line(content: Mapping[str, Any], path: Path, of_training: Mapping[str, Any]) -> dict[str, Any]:
+def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     config, merge = content["config"], content.get("merge")
     changed = ", ".join(f"{key} = {value}" for key, value in sorted(merge["changed"].items())) if merge else ""
     line = {
@@ -155,7 +149,7 @@ def _line(content: Mapping[str, Any], path: Path, of_training: Mapping[str, Any]
         "tag": str(config["tag"]) if config.get("tag") is not None else "",
         "seed": int(config["seed"]),
         "path": str(path),
-        "protocol": content_hash(dict(of_training)),
+        "protocol": content_hash(content["protocol"]),
         "seconds": content["timing"]["total"],
     }
     measures = {key: content["summary"].get(key) for key in MEASURES}
@@ -169,6 +163,14 @@ def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "base_sha256": base, "version": trained["environment"]["mergestream"]}
 
 
+def _of_merge(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result of a merge besides its training, and is no part of its row."""
+    if content["kind"] == "train":
+        return {}
+    found = {"merged by version": content["environment"]["mergestream"]}
+    return found | ({"candidates": content["config"]["candidates"]} if "selected_on" in content["merge"] else {})
+
+
 def names(runs: pd.DataFrame) -> list[str]:
     """Name of each run's row: `label`, and λ where a benchmark has several of the same label."""
     labels = pd.Series([label(line) for line in runs.to_dict("records")], index=runs.index, dtype=str)
@@ -180,8 +182,9 @@ def names(runs: pd.DataFrame) -> list[str]:
 
 def label(line: Mapping[str, Any]) -> str:
     """The method as the paper calls it, what differs from the strategy's defaults, and the tag."""
-    pair = (line["method"], line["strategy"])
-    name = PAPER_NAMES.get(pair, pair[0] if not pair[1] else f"{pair[0]} + {pair[1].replace('_', ' ')}")
-    if line["options"]:
-        name += f", {line['options']}"
+    method, strategy, options = line["method"], line["strategy"], line["options"]
+    name = NAMES.get((method, strategy, options))
+    if name is None:
+        plain = f"{method} + {strategy.replace('_', ' ')}" if strategy else method
+        name = NAMES.get((method, strategy, ""), plain) + (f", {options}" if options else "")
     return name + (f" [{line['tag']}]" if line["tag"] else "")

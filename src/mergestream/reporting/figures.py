@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from mergestream.metrics import summarize
 from mergestream.plots import COLOURS, axes, band
 from mergestream.reporting.collect import ROW
 from mergestream.reporting.tables import in_order, is_bound
@@ -28,11 +30,14 @@ def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterat
     followed = _followed(runs, contents)
     if followed:
         yield "curves", _caption("After each task, mean and deviation over seeds", followed), curves(followed)
-        yield "matrices", "Accuracy (%) among all classes: after each task (down) on each (across)", matrices(followed)
+        best = f"; the best {MATRICES}" if len(followed) > MATRICES else ""
+        said = f"Accuracy (%) among all classes: after each task (down) on each (across){best}"
+        yield "matrices", said, matrices(followed)
     scales = runs[(runs["strategy"] != "") & ~runs["scale"].isin(["", "selected"])]
     swept = [key for key, group in scales.groupby(_LINE, sort=False) if group["scale"].nunique() > 2]
     if swept:
-        yield "lambda", "Final accuracy along λ, mean and deviation over seeds", scale_curves(scales, swept)
+        best = f"; the best {len(COLOURS)} of {len(swept)}" if len(swept) > len(COLOURS) else ""
+        yield "lambda", f"Final accuracy along λ, mean and deviation over seeds{best}", scale_curves(scales, swept)
 
 
 def comparison(lines: pd.DataFrame) -> Figure:
@@ -45,8 +50,9 @@ def comparison(lines: pd.DataFrame) -> Figure:
     names = in_order(lines[~is_bound(lines)])[:ROWS]
     benchmarks = list(lines.groupby(["dataset", "tasks"]))
     width = 2.6 + 2.2 * len(benchmarks)
-    figure, found = axes(1, len(benchmarks), (width, 1.3 + 0.19 * len(names)), sharey=True)
-    colours = dict(zip(lines["method"].unique(), COLOURS * len(lines), strict=False))
+    figure, found = axes(1, len(benchmarks), (width, 1.5 + 0.19 * len(names)), sharey=True)
+    methods = lines[lines["name"].isin(names)]["method"].unique()
+    colours = dict(zip(methods, COLOURS * len(methods), strict=False))
     for axis, ((dataset, tasks), of) in zip(found, benchmarks, strict=True):
         for line in of[is_bound(of)].to_dict("records"):
             axis.axvline(100 * line["final_accuracy"], color="#999999", linestyle="--", linewidth=1)
@@ -61,7 +67,16 @@ def comparison(lines: pd.DataFrame) -> Figure:
         axis.tick_params(labelsize=8)
         axis.grid(axis="y", linewidth=0.3)
     found[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    keys = [Line2D([], [], color=colours[method], marker="o", markersize=4, linestyle="") for method in methods]
+    figure.legend(keys, methods, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     return figure
+
+
+def comparison_caption(lines: pd.DataFrame) -> str:
+    """What `comparison` shows of the same lines."""
+    count, bounds = lines.loc[~is_bound(lines), "name"].nunique(), lines[is_bound(lines)]["name"].unique()
+    which = f" of the best {ROWS} of {count}" if count > ROWS else ""
+    return f"Mean and 95 % interval over seeds{which}" + (f"; dashed: {', '.join(bounds)}" if len(bounds) else "")
 
 
 _LINE = [key for key in ROW if key != "scale"]
@@ -89,7 +104,7 @@ def curves(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     for colour, (name, results) in zip(COLOURS, followed.items(), strict=False):
         seen = np.array([result["seen"] for result in results], dtype=float)
         band(left, range(1, seen.shape[1] + 1), seen, colour, name)
-        forgotten = np.array([forgetting(r["accuracy"]["task_agnostic"]) for r in results])
+        forgotten = np.array([forgetting(r["accuracy"]["task_agnostic"]) for r in results], dtype=float)
         band(right, range(2, seen.shape[1] + 1), forgotten, colour, name)
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -101,9 +116,9 @@ def curves(followed: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def forgetting(matrix: Sequence[Sequence[float]]) -> list[float]:
-    """After each task t ≥ 2 of an accuracy matrix: mean over the tasks j < t of max_{j≤l<t} R[l, j] − R[t, j]."""
+    """`summarize`'s forgetting after each task t ≥ 2 of an accuracy matrix."""
     R = np.asarray(matrix, dtype=float)
-    return [float(np.mean([R[j:t, j].max() - R[t, j] for j in range(t)])) for t in range(1, len(R))]
+    return [summarize(R[:t, :t], R[0, :t])["forgetting"] for t in range(2, len(R) + 1)]
 
 
 def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -115,7 +130,7 @@ def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     for axis in found[len(shown) :]:
         axis.set_axis_off()
     for axis, (name, results) in zip(found, shown, strict=False):
-        mean = 100 * np.mean([r["accuracy"]["task_agnostic"] for r in results], axis=0)
+        mean = 100 * np.mean(np.array([r["accuracy"]["task_agnostic"] for r in results], dtype=float), axis=0)
         image = axis.imshow(mean, vmin=0, vmax=100, cmap="viridis")
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)

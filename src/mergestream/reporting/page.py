@@ -49,12 +49,14 @@ def page(
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return _plain(table.assign(rank=ranks(table)).drop(columns=["options", "tag"]).to_dict("records"))
+    rows = table.assign(rank=ranks(table), scale=table["scale"].map(_scale))
+    return _plain(rows.drop(columns=["options", "tag"]).to_dict("records"))
 
 
 def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The lines of the runs, and what their own pages show."""
-    lines = _plain(runs.drop(columns=["options", "tag", "protocol"]).to_dict("records"))
+    shown = runs.assign(scale=runs["scale"].map(_scale)).drop(columns=["options", "tag", "protocol"])
+    lines = _plain(shown.to_dict("records"))
     for line, index in zip(lines, runs.index, strict=True):
         content = contents[index]
         line["config"] = content["config"]
@@ -63,6 +65,11 @@ def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> dict[str
         for kind in ("task_agnostic", "task_aware"):
             line[kind] = [content["zero_shot"][kind], *content["accuracy"][kind]]
     return {"runs": lines}
+
+
+def _scale(scale: str) -> float | str | None:
+    """λ as what a table can sort."""
+    return float(scale) if scale not in ("", "selected") else "on validation" if scale else None
 
 
 def _plain(records: list[dict[Any, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ MODELS = {
     "vit_b_16_laion400m": ("ViT-B-16", "laion400m"),
 }
 # The paper's name → method, strategy, and what differs from the strategy's defaults here.
-METHODS = {
+PAPER_NAMES = {
     ("zeroshot", "", ""): "Zero-shot",
     ("joint", "", ""): "Joint",
     ("lwf", "", ""): "LwF",
@@ -38,7 +38,7 @@ def paper_accuracy(line: Mapping[str, Any]) -> float:
     Args:
         line: the columns of `collect.ROW`.
     """
-    method = METHODS.get((line["method"], line["strategy"], line["options"]))
+    method = PAPER_NAMES.get((line["method"], line["strategy"], line["options"]))
     dataset, model = DATASETS.get(line["dataset"]), MODELS.get(line["model"])
     as_published = line["stream"] == "class" and not line["tag"] and line["scale"] == SCALES.get(line["strategy"])
     if method is None or dataset is None or model is None or not as_published:

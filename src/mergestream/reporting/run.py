@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,12 @@ from mergestream import display, files
 from mergestream.errors import UserError
 from mergestream.plots import content
 from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
-from mergestream.reporting.figures import comparison, figures_of
+from mergestream.reporting.figures import comparison, comparison_caption, figures_of
 from mergestream.reporting.page import TEMPLATES, page
-from mergestream.reporting.statistics import aggregate, compare, split_by_protocol
+from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, with_bounds
 from mergestream.reporting.tables import benchmark_title, latex, markdown, overview, percent
 from mergestream.results import now
 from mergestream.runs import readable
-
-MAGMAX = ("MagMax", "MagMax, λ = 0.5")  # the second where there are several λ
 
 
 def report(cfg: DictConfig) -> None:
@@ -41,10 +39,11 @@ def report(cfg: DictConfig) -> None:
         why = f" ({left_out[0].path}: {left_out[0].reason})" if left_out else ""
         raise UserError(f"a report needs finished runs; root={cfg.root} has none{why}. Type: python train.py")
     baseline = _baseline(cfg.baseline, list(runs["name"].unique()))
-    table = compare(runs, aggregate(runs), baseline)
+    with_all_bounds = with_bounds(runs)
+    table = compare(with_all_bounds, aggregate(with_all_bounds), baseline)
     facts = {"title": f"mergestream: results under {root}", "root": str(root.resolve()), "when": now()}
-    _write(out, runs, found.contents, table, left_out, {**facts, "baseline": baseline})
-    _print(table, baseline)
+    _write(out, runs, found.contents, table, left_out, {**facts, "baseline": baseline or "MagMax"})
+    _print(table, baseline or "MagMax")
     print(f"report in {readable(out / 'report.html')}")
     for item in left_out:
         print(f"left out: {readable(item.path)}: {item.reason}")
@@ -61,10 +60,8 @@ def _folders(cfg: DictConfig) -> tuple[Path, Path]:
     return Path(cfg.root), Path(cfg.out)
 
 
-def _baseline(wanted: Any, names: Sequence[str]) -> str:
-    if wanted is None:
-        return MAGMAX[0] if MAGMAX[0] in names else MAGMAX[1]
-    if wanted in names:
+def _baseline(wanted: Any, names: Sequence[str]) -> str | None:
+    if wanted is None or wanted in names:
         return wanted
     near = difflib.get_close_matches(str(wanted), names, n=3, cutoff=0) or names
     raise UserError(f"baseline must be a row of the report, such as {'; '.join(near)}; got baseline={wanted}")
@@ -82,7 +79,7 @@ def _write(
     benchmarks, pictures = [], []  # (title, table, figures) and (title, figures); a figure is its caption and its file
 
     def draw(title: str, figures: Iterable[tuple[str, str, Figure]]) -> list[tuple[str, str]]:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
+        slug = re.sub(r"[^\w.]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
         drawn = [(caption, f"{slug}-{name}.png", content(figure, "png")) for name, caption, figure in figures]
         for _, name, png in drawn:
             with files.whole(out / name) as partial:
@@ -94,9 +91,7 @@ def _write(
     for (title, cells), (_, lines) in zip(
         overview(table, _emphasised), table.groupby(["stream", "model"], sort=False), strict=True
     ):
-        named = draw(
-            title, [("comparison", "Mean and 95 % interval over seeds; dashed: the bounds", comparison(lines))]
-        )
+        named = draw(title, [("comparison", comparison_caption(lines), comparison(lines))])
         compared.append((title, markdown(cells), named))
     for key, lines in table.groupby(BENCHMARK, sort=False):
         title = benchmark_title(*key)
@@ -133,7 +128,7 @@ def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
         "95 % CI": [f"± {percent(r['final_accuracy_ci95'])}" if r["n"] > 1 else "" for r in records],
         "avg. incremental": [percent(r["average_incremental_accuracy"]) for r in records],
         "forgetting": [percent(r["forgetting"]) for r in records],
-        f"− {baseline}": [percent(r["minus_baseline"]) for r in records],
+        f"− {baseline}": [percent(r["minus_baseline"]) + _pairs(r) for r in records],
         "p": [_p(r["p"]) for r in records],
         "paper": [percent(r["paper"]) for r in records],
         "− paper": [percent(r["minus_paper"]) for r in records],
@@ -142,12 +137,17 @@ def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return frame.loc[:, (frame != "").any()]
 
 
+def _pairs(line: Mapping[str, Any]) -> str:
+    """How many seeds a difference is of, where it is not of all seeds of its row."""
+    return f" ({line['pairs']} pairs)" if 0 < line["pairs"] < line["n"] else ""
+
+
 def _p(value: float) -> str:
     return "" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _print(table: pd.DataFrame, baseline: str) -> None:
     for key, lines in table.groupby(BENCHMARK, sort=False):
-        shown = _lines(lines, baseline)
+        shown = _lines(lines, baseline).drop(columns=["95 % CI", "avg. incremental", "− paper"], errors="ignore")
         rows = [[name, *row] for name, row in zip(shown.index, shown.to_numpy(), strict=True)]
         display.table(benchmark_title(*key), ["%", *shown.columns], rows)

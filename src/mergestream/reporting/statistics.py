@@ -12,13 +12,14 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from mergestream.reporting.collect import BENCHMARK, MEASURES, ROW, LeftOut
-from mergestream.reporting.paper import paper_accuracy
+from mergestream.reporting.paper import SCALES, paper_accuracy
+from mergestream.reporting.tables import is_bound
 
 CONFIDENCE = 0.95
 
 
 def split_by_protocol(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, list[LeftOut]]:
-    """The runs of the rows whose runs differ in nothing but the seed; and the other rows, by one of their runs.
+    """The runs of the rows whose runs differ in nothing but the seed; and those of the other rows.
 
     Args:
         runs: of `collect`.
@@ -31,8 +32,27 @@ def split_by_protocol(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]])
             continue
         difference = protocol_difference([contents[index] for index in group.index])
         reason = f"runs are averaged where they differ in nothing but the seed, and of this row {difference}"
-        refused.append(LeftOut(Path(group["path"].iloc[0]), reason))
+        refused += [LeftOut(Path(path), reason) for path in group["path"]]
     return runs.loc[sorted(keep)], refused
+
+
+def with_bounds(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs`, with those of `BOUNDS` in every class-incremental benchmark of the same data set and model.
+
+    Zero-shot and joint accuracy over all classes do not depend on T: the images, the classes and the training are the
+    same. What does depend on it is left undefined.
+    """
+    of_class = runs[runs["stream"] == "class"]
+    bounds = of_class[is_bound(of_class)]
+    found = [runs]
+    for (dataset, model), lines in of_class.groupby(["dataset", "model"], sort=False):
+        mine = bounds[(bounds["dataset"] == dataset) & (bounds["model"] == model)].drop_duplicates(["name", "seed"])
+        for tasks in lines["tasks"].unique():
+            known = bounds[(bounds["dataset"] == dataset) & (bounds["model"] == model) & (bounds["tasks"] == tasks)]
+            missing = mine[~mine["name"].isin(known["name"])]
+            undefined = {measure: float("nan") for measure in MEASURES if measure != "final_accuracy"}
+            found.append(missing.assign(tasks=tasks, **undefined))
+    return pd.concat(found, ignore_index=True)
 
 
 def protocol_difference(results: Sequence[Mapping[str, Any]]) -> str:
@@ -72,22 +92,25 @@ def half_width(deviation: pd.Series, count: pd.Series) -> pd.Series:
     return pd.Series(stats.t.ppf((1 + CONFIDENCE) / 2, defined - 1), index=count.index) * deviation / np.sqrt(defined)
 
 
-def compare(runs: pd.DataFrame, table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """`table` with the columns ``minus_baseline``, ``pairs`` and ``p``: each row against the one named `baseline`.
+def compare(runs: pd.DataFrame, table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
+    """`table` with the columns ``baseline``, ``minus_baseline``, ``pairs`` and ``p``: each row of a benchmark against
+    the row named `baseline`, or else against MagMax (see `magmax`).
 
-    Final accuracies are paired by seed, which gives both the same class order; ``p`` is of the two-sided paired t-test,
-    adjusted by Holm's method for all rows of the benchmark. They are NaN without at least two pairs, for the baseline
-    itself, and ``p`` also where all differences are equal.
+    Final accuracies are paired by seed, which gives both the same class order, and ``minus_baseline`` is the mean over
+    ``pairs`` differences; ``p`` is of the two-sided paired t-test, adjusted by Holm's method for all rows of the
+    benchmark, and NaN for fewer than two pairs and where all differences are equal. The baseline itself has neither.
     """
     by_name = runs.pivot_table(index=[*BENCHMARK, "seed"], columns="name", values="final_accuracy", aggfunc="first")
-    result = table.assign(minus_baseline=float("nan"), pairs=0, p=float("nan"))
+    result = table.assign(baseline="", minus_baseline=float("nan"), pairs=0, p=float("nan"))
     for benchmark, lines in table.groupby(BENCHMARK, sort=False):
+        against = baseline or magmax(lines)
         accuracies = by_name.loc[benchmark]
-        if baseline not in accuracies or accuracies[baseline].isna().all():
+        if against not in list(lines["name"]):
             continue
-        others = [name for name in lines["name"] if name != baseline]
-        differences = accuracies[others].sub(accuracies[baseline], axis=0)
-        index = lines.index[lines["name"] != baseline]
+        others = [name for name in lines["name"] if name != against]
+        differences = accuracies[others].sub(accuracies[against], axis=0)
+        index = lines.index[lines["name"] != against]
+        result.loc[index, "baseline"] = against
         result.loc[index, "minus_baseline"] = differences.mean().to_numpy()
         result.loc[index, "pairs"] = differences.count().to_numpy()
         p = np.array([_paired(differences[name].dropna()) for name in others])
@@ -95,6 +118,14 @@ def compare(runs: pd.DataFrame, table: pd.DataFrame, baseline: str) -> pd.DataFr
             p[defined] = multipletests(p[defined], method="holm")[1]
         result.loc[index, "p"] = p
     return result
+
+
+def magmax(lines: pd.DataFrame) -> str | None:
+    """Name of the MagMax row of a benchmark: the only one, or the one with the published λ."""
+    plain = lines[(lines[["method", "strategy", "options", "tag"]] == ["seq", "magmax", "", ""]).all(axis=1)]
+    if len(plain) > 1:
+        plain = plain[plain["scale"] == SCALES["magmax"]]
+    return None if plain.empty else str(plain["name"].iloc[0])
 
 
 def _paired(differences: pd.Series) -> float:

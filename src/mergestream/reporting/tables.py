@@ -37,7 +37,8 @@ def ranks(table: pd.DataFrame, measure: str = "final_accuracy") -> pd.Series:
 
 
 def overview(table: pd.DataFrame, cell: Cell) -> Iterable[tuple[str, pd.DataFrame]]:
-    """The paper's layout: for every stream and model a title and a table of final accuracies, methods by benchmarks."""
+    """The paper's layout: for every stream and model a title and a table of final accuracies, methods by benchmarks;
+    the average stands where a method has all of them."""
     ranked = table.assign(rank=ranks(table))
     for (stream, model), lines in ranked.groupby(["stream", "model"], sort=False):
         columns = lines[["dataset", "tasks"]].drop_duplicates().sort_values(["dataset", "tasks"])
@@ -49,22 +50,25 @@ def overview(table: pd.DataFrame, cell: Cell) -> Iterable[tuple[str, pd.DataFram
         for line in lines.to_dict("records"):
             text = cell(line["final_accuracy"], line["final_accuracy_std"], int(line["rank"]))
             cells.loc[line["name"], (line["dataset"], line["tasks"])] = text
+        if len(columns) > 1:
+            by_name = lines.groupby("name")["final_accuracy"]
+            means = by_name.mean().where(by_name.count() == len(columns))
+            cells["average", ""] = [cell(means[name], float("nan"), 0) for name in cells.index]
         yield f"{stream}-incremental, {model}", cells.loc[in_order(lines)]
 
 
 def is_bound(lines: pd.DataFrame) -> pd.Series:
     """Whether a row is no competitor but what competitors lie between."""
-    return (lines["strategy"] == "") & lines["method"].isin(BOUNDS)
+    return lines["method"].isin(BOUNDS)
 
 
 def in_order(lines: pd.DataFrame) -> list[str]:
-    """Names of rows: the bounds first, then by their mean over the benchmarks, best first."""
-    rows = (
-        lines.assign(bound=is_bound(lines))
-        .groupby("name", sort=False)
-        .agg({"bound": "first", "final_accuracy": "mean"})
-    )
-    return list(rows.sort_values(["bound", "final_accuracy"], ascending=False, kind="stable").index)
+    """Names of rows: the bounds first, then best first, by how far they are above the mean of the rows of a benchmark,
+    on average over the benchmarks that they have."""
+    above = lines["final_accuracy"] - lines.groupby(BENCHMARK)["final_accuracy"].transform("mean")
+    rows = lines.assign(bound=is_bound(lines), above=above).groupby("name", sort=False)
+    means = rows.agg({"bound": "first", "above": "mean"})
+    return list(means.sort_values(["bound", "above"], ascending=False, kind="stable").index)
 
 
 def latex(table: pd.DataFrame) -> str:
@@ -99,7 +103,7 @@ def escaped(text: str) -> str:
 
 def markdown(cells: pd.DataFrame) -> str:
     """A table of texts; the first column is the index."""
-    heads = [" / ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in cells.columns]
+    heads = [" / ".join(str(part) for part in c if part != "") if isinstance(c, tuple) else c for c in cells.columns]
     lines = [[cells.index.name or "", *heads], ["---"] + ["--:"] * len(heads)]
     lines += [[str(name), *map(str, row)] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STRIDE = 1 << 19  # a sample is taken from the first elements of every so many
 COLLECTED = 1 << 20  # elements of a bracket that are kept, 4 MB
 TASKS_AT_ONCE = 32  # so that memory does not grow with T
+SEARCHES = 64  # nor with the number of ranks
 BINS = 4096
 LARGEST = 0x7F7FFFFF  # bits of the largest finite float32; as integers, magnitudes have the order of their values
 
@@ -99,8 +100,9 @@ def smallest_magnitudes(vectors: TaskVectors, names: Sequence[str], ranks: Seque
     """
     found = np.zeros((len(vectors), len(ranks)), dtype=np.int32)
     wanted = [(i, k) for i, k in enumerate(ranks) if k > 0]
-    for first in range(0, len(vectors) if wanted else 0, TASKS_AT_ONCE):
-        tasks = range(first, min(first + TASKS_AT_ONCE, len(vectors)))
+    at_once = min(TASKS_AT_ONCE, max(1, SEARCHES // max(1, len(wanted))))
+    for first in range(0, len(vectors) if wanted else 0, at_once):
+        tasks = range(first, min(first + at_once, len(vectors)))
         searches = {(t, i): _Search(t, k) for t in tasks for i, k in wanted}
         _bracket(vectors, names, tasks, list(searches.values()))
         while pending := [search for search in searches.values() if search.found is None]:
