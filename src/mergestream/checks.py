@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from mergestream.errors import UserError
 from mergestream.identity import typed
+from mergestream.rules import is_number, require_number, require_whole
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 EXPORTS = ("open_clip", "huggingface")
@@ -29,7 +29,7 @@ def check_stream(cfg: DictConfig) -> None:
     _names(cfg)
     check_pair(cfg)
     _whole(cfg, "tasks", 1)
-    _whole(cfg, "seed", 0, most=2**32 - 1)
+    _whole(cfg, "seed", 0, 2**32 - 1)
     _whole(cfg, "batch_size", 1)
     _whole(cfg, "data.num_workers", 0)
     _number(cfg, "stream.validation", "at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -113,7 +113,7 @@ def check_training(cfg: DictConfig) -> None:
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key} must be true or false; got {key}={cfg[key]}")
     _checkpoint(cfg)
-    _number(cfg, "strategy.scale", "finite", lambda x: True)
+    _number(cfg, "strategy.scale", "finite")
     check_scale(cfg["lambda"])
     if not cfg.keep_tasks and not cfg.merge_every_task:
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
@@ -136,7 +136,7 @@ def check_merge(cfg: DictConfig) -> None:
     _scales(cfg)
     _group(cfg, "strategy")
     _bound(cfg, "strategy")
-    _number(cfg, "strategy.scale", "finite", lambda x: True)
+    _number(cfg, "strategy.scale", "finite")
     if "seed" in cfg.strategy:
         _whole(cfg, "strategy.seed", 0)
     if not isinstance(cfg.prefixes, bool):
@@ -162,16 +162,16 @@ def check_analysis(cfg: DictConfig) -> None:
     for group in ("analysis", "strategy"):
         _group(cfg, group)
         _bound(cfg, group)
-    _number(cfg, "strategy.scale", "finite", lambda x: True)
+    _number(cfg, "strategy.scale", "finite")
     if cfg["lambda"] is not None:
-        _number(cfg, "lambda", "or null for the strategy's own", lambda x: True)
+        _number(cfg, "lambda", "or null for the strategy's own")
 
 
 def _scales(cfg: DictConfig) -> None:
     value = cfg["lambda"]
     if value == "select":
         candidates = cfg.candidates
-        if not isinstance(candidates, ListConfig) or not candidates or not all(_finite(c) for c in candidates):
+        if not isinstance(candidates, ListConfig) or not candidates or not all(is_number(c) for c in candidates):
             raise UserError(f"candidates must be a list of numbers, such as [0.3,0.5,0.7]; got candidates={candidates}")
         return
     for scale in value if isinstance(value, ListConfig) else [value]:
@@ -186,7 +186,7 @@ def check_scale(scale: Any) -> None:
     Raises:
         UserError: otherwise.
     """
-    if scale is not None and not _finite(scale):
+    if scale is not None and not is_number(scale):
         raise UserError(
             "lambda must be a finite number, a list of them, select, or null for the strategy's own; "
             f"got lambda={scale}"
@@ -236,20 +236,11 @@ def _bound(cfg: DictConfig, group: str) -> None:
 
 
 def _whole(cfg: DictConfig, key: str, least: int, most: int | None = None) -> None:
-    value = _get(cfg, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        rule = f"{least} or more" if most is None else f"between {least} and {most}"
-        raise UserError(f"{key} must be a whole number, {rule}; got {key}={value}")
+    require_whole(key, _get(cfg, key), least, most)
 
 
-def _number(cfg: DictConfig, key: str, rule: str, holds) -> None:
-    value = _get(cfg, key)
-    if not _finite(value) or not holds(value):
-        raise UserError(f"{key} must be a number, {rule}; got {key}={value}")
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def _number(cfg: DictConfig, key: str, rule: str, holds: Callable[[float], bool] = lambda x: True) -> None:
+    require_number(key, _get(cfg, key), rule, holds)
 
 
 def _get(cfg: DictConfig, key: str) -> Any:

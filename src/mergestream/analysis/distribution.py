@@ -11,9 +11,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mergestream.analysis.options import require_whole
 from mergestream.analysis.subject import Subject, winners
 from mergestream.plots import axes
+from mergestream.rules import require_whole
 
 
 def distribution(subject: Subject, *, bins: int = 101) -> tuple[pd.DataFrame, Figure]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mergestream.analysis.options import require_numbers
 from mergestream.analysis.subject import Subject
 from mergestream.plots import COLOURS, axes
+from mergestream.rules import require_numbers
 
 
 def interpolation(
@@ -33,8 +33,8 @@ def interpolation(
     Raises:
         UserError: if an option is out of range.
     """
-    require_numbers("analysis.scales", scales, "such as [0,0.5,1]", lambda x: True)
-    require_numbers("analysis.steps", steps, "such as [0,0.5,1]", lambda x: True)
+    require_numbers("analysis.scales", scales, "such as [0,0.5,1]")
+    require_numbers("analysis.steps", steps, "such as [0,0.5,1]")
     a, b = subject.pair("analysis.between", between)
     merged, (tau_a, tau_b) = subject.merged(), (subject.task_vector(a - 1), subject.task_vector(b - 1))
     names = (f"{subject.strategy.name}, λ", f"θ{a} to θ{b}")

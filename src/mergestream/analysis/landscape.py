@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mergestream.analysis.options import require_numbers, require_whole
 from mergestream.analysis.subject import Subject
 from mergestream.errors import UserError
 from mergestream.plots import axes
+from mergestream.rules import require_numbers, require_whole
 
 
 def landscape(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergestream.analysis.subject import Subject
 from mergestream.plots import COLOURS, axes
-from mergestream.strategies.strategy import require_fraction
+from mergestream.rules import require_fraction
 from mergestream.strategies.ties import thresholds, trimmed
 
 

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from mergestream import files
-from mergestream.analysis.options import require_pair
 from mergestream.compose import build, load_evaluator
 from mergestream.errors import UserError
 from mergestream.evaluation import Evaluator
@@ -137,7 +136,11 @@ class Subject:
         self.require_several()
         tasks = len(self.encoders)
         pair = [1, tasks] if between is None else between
-        require_pair(key, pair, tasks)
+        whole = isinstance(pair, Sequence) and all(isinstance(x, int) and 1 <= x <= tasks for x in pair)
+        if not whole or len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(
+                f"{key} must be two different tasks from 1 to {tasks}, such as [1,{tasks}]; got {key}={between}"
+            )
         return pair[0], pair[1]
 
     @cached_property

@@ -17,6 +17,7 @@ from mergestream.errors import UserError
 from mergestream.keys import key
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
+from mergestream.rules import require_number
 
 MICRO_BATCH = 32  # samples whose gradients are held at once
 CONSOLIDATIONS = ("ema", "online", "separate")
@@ -162,10 +163,8 @@ class EWC(Method):
         decay: float = 0.5,
         mode: str = "eval",
     ):
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < float("inf"):
-            raise UserError(f"method.strength must be a number, at least 0; got method.strength={strength}")
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
-            raise UserError(f"method.decay must be a number between 0 and 1; got method.decay={decay}")
+        require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
+        require_number("method.decay", decay, "between 0 and 1", lambda x: 0 <= x <= 1)
         choices = {"estimator": ESTIMATORS, "consolidation": CONSOLIDATIONS, "mode": ("eval", "train")}
         for name, value in (("estimator", estimator), ("consolidation", consolidation), ("mode", mode)):
             if value not in choices[name]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mergestream.errors import UserError
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
+from mergestream.rules import require_number
 
 EPSILON = 1e-5  # keeps the student's logarithm finite, as published
 
@@ -50,10 +51,8 @@ class LwF(Method):
     """
 
     def __init__(self, id: str = "lwf", strength: float = 0.3, temperature: float = 2.0, softmax: str = "union"):
-        for key, value, least in (("strength", strength, 0.0), ("temperature", temperature, 1e-6)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
-                rule = "at least 0" if least == 0 else "positive"
-                raise UserError(f"method.{key} must be a number, {rule}; got method.{key}={value}")
+        require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
+        require_number("method.temperature", temperature, "positive", lambda x: x >= 1e-6)
         if softmax not in ("union", "per_task"):
             raise UserError(f"method.softmax must be one of union, per_task; got method.softmax={softmax}")
         super().__init__(id, start="previous", data="task")

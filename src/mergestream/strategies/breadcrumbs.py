@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mergestream.errors import UserError
+from mergestream.rules import require_fraction
 from mergestream.strategies._folds import summed
 from mergestream.strategies._ranks import smallest_magnitudes
-from mergestream.strategies.strategy import require_fraction, strategy
+from mergestream.strategies.strategy import strategy
 
 if TYPE_CHECKING:
     from mergestream.merging.vectors import TaskVectors

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mergestream.errors import UserError
+from mergestream.rules import require_fraction
 from mergestream.strategies._draws import draws
 from mergestream.strategies._folds import elected
-from mergestream.strategies.strategy import require_fraction, strategy
+from mergestream.strategies.strategy import strategy
 
 
 @strategy(scale=0.55, whole=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mergestream.strategies.strategy import require_fraction, strategy
+from mergestream.rules import require_fraction
+from mergestream.strategies.strategy import strategy
 
 
 @strategy(scale=1.0, rows=True, carries=True, running=True)

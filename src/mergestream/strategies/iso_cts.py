@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergestream.rules import require_fraction
 from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
-from mergestream.strategies.strategy import require_fraction, strategy
+from mergestream.strategies.strategy import strategy
 
 
 @strategy(scale=1.0, rows=True, whole=True)

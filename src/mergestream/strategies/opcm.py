@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mergestream.rules import require_fraction
 from mergestream.strategies._matrices import svd
-from mergestream.strategies.strategy import require_fraction, strategy
+from mergestream.strategies.strategy import strategy
 
 if TYPE_CHECKING:
     from mergestream.merging.vectors import Block, TaskVectors

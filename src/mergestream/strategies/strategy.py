@@ -80,16 +80,3 @@ class Strategy:
 def strategy(*, scale: float, **how: Any) -> Callable[[Callable[..., Tensor]], Strategy]:
     """Decorator that makes a function a strategy; the arguments are those of `Strategy`."""
     return lambda function: Strategy(function, scale, **how)
-
-
-def require_fraction(key: str, value: Any, *, zero: bool = False) -> None:
-    """
-    Raises:
-        UserError: if the option `value` is not a number in (0, 1], or in [0, 1) where `zero` is allowed.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 <= value < 1 if zero else 0 < value <= 1):
-        raise UserError(
-            f"{key} must be a fraction in {'[0, 1)' if zero else '(0, 1]'}; got {key}={value}. "
-            f"Write {key}=0.2 for 20 %."
-        )
