@@ -41,9 +41,9 @@ PAIR = ["0.0001", "0.0003"]
 BUDGET = {
     "seq": RATES,
     "ind": RATES,
-    "joint": RATES,
-    "ewc": {"optimizer.lr": PAIR, "method.strength": ["10000.0", "100000.0", "1000000.0"]},
-    "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.1", "0.3", "1.0"]},
+    "joint": {"optimizer.lr": ["0.0001", "0.0002", "0.0003", "0.0006", "0.001", "0.002"]},
+    "ewc": {"optimizer.lr": PAIR, "method.strength": ["100000.0", "1000000.0", "10000000.0"]},
+    "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.3", "1.0", "3.0"]},
 }
 STRATEGIES = sorted(path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml"))
 MERGED = {"seq": STRATEGIES, "ind": STRATEGIES, "ewc": ["magmax"], "lwf": ["magmax"]}
@@ -125,13 +125,14 @@ def validated(root: Path) -> pd.DataFrame:
     for path in sorted(root.glob("*/*/*/*/*/merges/*/metrics.json")):
         content = files.read_json(path)
         config, merge = content["config"], content["merge"]
-        if config["seed"] != 0 or config["stream"]["validation"] != 0.2:
-            continue
         method, strength = config["method"]["id"], config["method"].get("strength")
         stream = "domain" if config["stream"]["name"] == "domain" else config["tasks"]
         line = {"stream": f"{config['dataset']['name']}_{stream}", "method": method}
         line["optimizer.lr"] = repr(float(config["optimizer"]["lr"]))
         line["method.strength"] = "" if strength is None else repr(float(strength))
+        within = method in BUDGET and all(line[key] in values for key, values in BUDGET[method].items())
+        if not within or config["seed"] != 0 or config["stream"]["validation"] != 0.2:
+            continue
         line["strategy"] = "" if "decay" in merge["changed"] or method == "joint" else merge["strategy"]
         lines += [line | {"lambda": tried["lambda"], "accuracy": tried["accuracy"]} for tried in merge["validation"]]
     return pd.DataFrame(lines)
