@@ -14,7 +14,7 @@ import pytest
 from helpers import command
 from PIL import Image
 
-from mergestream import files
+from mergestream import display, files
 from mergestream.reporting.collect import MEASURES, ROW, collect, label, names
 from mergestream.reporting.figures import forgetting
 from mergestream.reporting.paper import paper_accuracy
@@ -342,6 +342,13 @@ def test_merges_selected_from_other_candidates_are_not_averaged(tmp_path):
     assert "seed 1 has candidates=[0.5], seed 2 has candidates=[0.5, 1.0]" in outcome.err
 
 
+def test_names_fold_but_stay(capsys):
+    columns = ["%", *(f"a wide heading {i}" for i in range(6))]
+    display.table("title", columns, [["a name of more than twenty letters", *["12.34 ± 5.67"] * 6]])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("a name", "more", "twenty", "letters"))
+
+
 def test_any_name_can_be_drawn(tmp_path):
     for name in ("a$\\x$b", "a_b", "a-b"):
         for tag in (None, "pays $1"):
@@ -400,6 +407,8 @@ addEventListener("load", async () => {
   head.click();
   said.after = names(results);
   said.sorted = head.getAttribute("aria-sort");
+  const scale = results.querySelector("th[data-key=scale] button"); scale.click(); scale.click();
+  said.scales = [...results.querySelectorAll("tbody tr")].map(row => row.children[5].textContent);
   type(results, "maxabs 0.7");
   said.filtered = names(results);
   results.querySelector("tbody tr").click();
@@ -428,6 +437,7 @@ def test_sorting_and_filtering_in_a_browser(root, tmp_path):
     assert said["before"][0] == "MaxAbs, λ = 0.5"
     assert said["after"] == said["before"][::-1]
     assert said["sorted"] == "ascending"
+    assert said["scales"] == ["0.3", "0.3", "0.5", "0.5", "0.7", "0.7", "1", "1", "", ""]
     assert said["filtered"] == ["MaxAbs, λ = 0.7"]
     assert said["runs"] == ["MaxAbs, λ = 0.7"] * 3
     assert said["overview"] is True

@@ -1,0 +1,78 @@
+"""How the embedded benchmark's hyper-parameters are chosen, on accuracies made up by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import ROOT
+
+
+@pytest.fixture(scope="module")
+def tune():
+    spec = importlib.util.spec_from_file_location("tune", ROOT / "benchmarks/tune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def results(tune):
+    """Every configuration at 0.5 for λ 0.3 and at 0.4 for λ 0.5, but for what the tests look for."""
+    lines = []
+    for stream in tune.STREAMS:
+        for method, grid in tune.BUDGET.items():
+            for rate in grid["optimizer.lr"]:
+                for strength in grid.get("method.strength", [""]):
+                    line = {"stream": stream, "method": method, "optimizer.lr": rate, "method.strength": strength}
+                    for strategy in ["", *tune.MERGED.get(method, [])]:
+                        lines += [{**line, "strategy": strategy, "lambda": x, "accuracy": 0.8 - x} for x in (0.5, 0.3)]
+    frame = pd.DataFrame(lines)
+
+    def better(gain, **where):
+        rows = (frame[list(where)] == pd.Series(where)).all(axis=1)
+        assert rows.any()
+        frame.loc[rows, "accuracy"] += gain
+
+    frame.better = better
+    return frame
+
+
+def test_the_best_configuration_wins(tune, results):
+    results.better(0.1, method="ewc", strategy="", **{"optimizer.lr": "0.0003", "method.strength": "1000000.0"})
+    results.better(0.1, method="joint", strategy="", **{"optimizer.lr": "0.001"})
+    chosen = tune.choose_training(results)
+    assert tuple(chosen.loc[("digits_5", "ewc"), tune.CONFIGURATION]) == ("0.0003", "1000000.0")
+    assert chosen.loc[("digits_5", "joint"), "optimizer.lr"] == "0.001"
+
+
+def test_sequential_training_is_chosen_for_merges_and_without_one(tune, results):
+    results.better(0.3, method="seq", strategy="", **{"optimizer.lr": "3e-05"})
+    results.better(0.3, method="seq", strategy="wudi", **{"optimizer.lr": "0.001"})  # no judge
+    for strategy in tune.JUDGES[1:]:
+        results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
+    chosen = tune.choose_training(results)
+    assert chosen.loc[("glyphs_10", "seq"), "optimizer.lr"] == "0.0006"
+    assert chosen.loc[("glyphs_10", tune.ALONE), "optimizer.lr"] == "3e-05"
+
+
+def test_the_experiment_has_every_merge_once(tune, results):
+    for stream in tune.TUNED_ON:  # takes what another stream has, so its own accuracies do not count
+        results.better(0.3, stream=stream, method="seq", **{"optimizer.lr": "0.001"})
+    results.better(0.3, stream="glyphs_10", method="seq", **{"optimizer.lr": "0.0002"})
+    results.better(0.4, stream="glyphs_5", strategy="ties", **{"lambda": 0.5})
+    found = yaml.safe_load(tune.experiment("glyphs_5", tune.choose_training(results), results))
+    sweeper = found["hydra"]["sweeper"]
+    assert {grid["method"] for grid in sweeper["train"].values()} == {"zeroshot", *tune.BUDGET}
+    merges = [
+        (grid["method"], strategy, grid["lambda"])
+        for grid in sweeper["merge"].values()
+        for strategy in grid["strategy"].split(",")
+    ]
+    expected = [(method, strategy) for method, strategies in tune.MERGED.items() for strategy in strategies]
+    assert sorted((m, s) for m, s, _ in merges) == sorted(expected)
+    assert {scale for _, strategy, scale in merges if strategy == "ties"} == {0.5}
+    assert {scale for _, strategy, scale in merges if strategy != "ties"} == {0.3}
+    assert all(grid["optimizer.lr"] == 0.0002 for grid in sweeper["merge"].values() if grid["method"] == "seq")
