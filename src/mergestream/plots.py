@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,20 @@ rcParams["text.parse_math"] = False  # names may have a dollar
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")  # Okabe & Ito
 
 
-def axes(rows: int, columns: int, size: tuple[float, float], sharey: bool = False) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, row by row; without pyplot, which keeps every figure and picks a screen."""
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+def axes(
+    rows: int, columns: int, size: tuple[float, float], sharey: bool = False, margins: Mapping[str, float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, row by row; without pyplot, which keeps every figure and picks a screen.
+
+    Args:
+        rows, columns: of axes.
+        size: in inches.
+        sharey: whether all have the same y.
+        margins: as of `subplots_adjust`. Without them they are fitted, which takes as long as drawing.
+    """
+    figure = Figure(figsize=size, dpi=100, layout=None if margins else "constrained")
+    if margins:
+        figure.subplots_adjust(**margins)
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
 
 

@@ -56,12 +56,10 @@ def comparison(lines: pd.DataFrame) -> Figure:
     for axis, ((dataset, tasks), of) in zip(found, benchmarks, strict=True):
         for line in of[is_bound(of)].to_dict("records"):
             axis.axvline(100 * line["final_accuracy"], color="#999999", linestyle="--", linewidth=1)
-        for line in of[of["name"].isin(names)].to_dict("records"):
-            at, interval = names.index(line["name"]), line["final_accuracy_ci95"]
-            wide = {} if np.isnan(interval) else {"xerr": 100 * interval, "capsize": 2, "linewidth": 1}
-            axis.errorbar(
-                100 * line["final_accuracy"], at, fmt="o", markersize=4, color=colours[line["method"]], **wide
-            )
+        for method, rows in of[of["name"].isin(names)].groupby("method", sort=False):
+            at, interval = [names.index(name) for name in rows["name"]], 100 * rows["final_accuracy_ci95"]
+            style = {"fmt": "o", "markersize": 4, "color": colours[method], "capsize": 2, "linewidth": 1}
+            axis.errorbar(100 * rows["final_accuracy"], at, xerr=None if interval.isna().all() else interval, **style)
         axis.set_title(f"{dataset}, {tasks} tasks", fontsize=9)
         axis.set_xlabel("final accuracy (%)", fontsize=8)
         axis.tick_params(labelsize=8)
@@ -100,7 +98,8 @@ def _followed(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> dict[st
 
 def curves(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     """Accuracy on the tasks seen so far, and forgetting so far, after each task."""
-    figure, (left, right) = axes(1, 2, (10, 4))
+    margins = {"left": 0.06, "right": 0.99, "bottom": 0.25, "top": 0.97, "wspace": 0.16}
+    figure, (left, right) = axes(1, 2, (10, 4), margins=margins)
     for colour, (name, results) in zip(COLOURS, followed.items(), strict=False):
         seen = np.array([result["seen"] for result in results], dtype=float)
         band(left, range(1, seen.shape[1] + 1), seen, colour, name)
@@ -111,7 +110,7 @@ def curves(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     left.set(xlabel="tasks seen", ylabel="accuracy on their classes (%)")
     right.set(xlabel="tasks seen", ylabel="forgetting (%)")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
@@ -126,7 +125,9 @@ def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     shown = list(followed.items())[:MATRICES]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, found = axes(rows, columns, (3.3 * columns, 3 * rows))
+    width, height = 3.1 * columns + 0.8, 3 * rows
+    margins = {"left": 0.3 / width, "right": 1 - 0.9 / width, "bottom": 0.3 / height, "top": 1 - 0.3 / height}
+    figure, found = axes(rows, columns, (width, height), margins={**margins, "wspace": 0.15, "hspace": 0.25})
     for axis in found[len(shown) :]:
         axis.set_axis_off()
     for axis, (name, results) in zip(found, shown, strict=False):
@@ -140,13 +141,13 @@ def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
             for (i, j), value in np.ndenumerate(mean):
                 colour = "white" if value < 60 else "black"
                 axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
-    figure.colorbar(image, ax=found.tolist(), shrink=0.8)
+    figure.colorbar(image, cax=figure.add_axes((1 - 0.7 / width, 0.15, 0.15 / width, 0.7)))
     return figure
 
 
 def scale_curves(runs: pd.DataFrame, swept: Sequence[tuple[Any, ...]]) -> Figure:
     """Final accuracy along λ, a line for each method and strategy."""
-    figure, (axis,) = axes(1, 1, (6, 4))
+    figure, (axis,) = axes(1, 1, (6, 4), margins={"left": 0.11, "right": 0.98, "bottom": 0.13, "top": 0.97})
     by_line = dict(iter(runs.groupby(_LINE, sort=False)))
     best = sorted(swept, key=lambda key: -by_line[key].groupby("scale")["final_accuracy"].mean().max())
     for colour, key in zip(COLOURS, best, strict=False):

@@ -24,6 +24,8 @@ from mergestream.reporting.tables import benchmark_title, latex, markdown, overv
 from mergestream.results import now
 from mergestream.runs import readable
 
+SHOWN = 60  # rows of a benchmark on the screen; the files have all of them
+
 
 def report(cfg: DictConfig) -> None:
     """Print the tables of all finished runs and merges under ``root``, and write them with all that belongs to them.
@@ -147,7 +149,10 @@ def _p(value: float) -> str:
 
 
 def _print(table: pd.DataFrame, baseline: str) -> None:
+    """Every benchmark on the screen, its best `SHOWN` rows."""
     for key, lines in table.groupby(BENCHMARK, sort=False):
         shown = _lines(lines, baseline).drop(columns=["95 % CI", "avg. incremental", "− paper"], errors="ignore")
-        rows = [[name, *row] for name, row in zip(shown.index, shown.to_numpy(), strict=True)]
+        rows = [[name, *row] for name, row in zip(shown.index[:SHOWN], shown.to_numpy()[:SHOWN], strict=True)]
+        if len(shown) > SHOWN:
+            rows.append([f"… {len(shown) - SHOWN} more", *[""] * len(shown.columns)])
         display.table(benchmark_title(*key), ["%", *shown.columns], rows)

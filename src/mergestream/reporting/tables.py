@@ -42,14 +42,12 @@ def overview(table: pd.DataFrame, cell: Cell) -> Iterable[tuple[str, pd.DataFram
     ranked = table.assign(rank=ranks(table))
     for (stream, model), lines in ranked.groupby(["stream", "model"], sort=False):
         columns = lines[["dataset", "tasks"]].drop_duplicates().sort_values(["dataset", "tasks"])
-        cells = pd.DataFrame(
-            "",
-            index=pd.Index(lines["name"].unique(), name="method"),
-            columns=pd.MultiIndex.from_frame(columns),
-        )
+        texts: dict[tuple[str, int], dict[str, str]] = {key: {} for key in columns.itertuples(index=False, name=None)}
         for line in lines.to_dict("records"):
             text = cell(line["final_accuracy"], line["final_accuracy_std"], int(line["rank"]))
-            cells.loc[line["name"], (line["dataset"], line["tasks"])] = text
+            texts[line["dataset"], line["tasks"]][line["name"]] = text
+        cells = pd.DataFrame(texts, index=pd.Index(lines["name"].unique(), name="method")).fillna("")
+        cells.columns.names = columns.columns
         if len(columns) > 1:
             by_name = lines.groupby("name")["final_accuracy"]
             means = by_name.mean().where(by_name.count() == len(columns))
