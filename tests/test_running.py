@@ -10,10 +10,9 @@ import torch
 from helpers import apart, command, config, files_below, noise
 from safetensors.torch import load_file, save_file
 
-from mergestream import files, strategies
+from mergestream import evaluation, files, strategies
 from mergestream.errors import UserError
 from mergestream.merging import merge_checkpoints
-from mergestream.merging import run as merging_run
 from mergestream.merging.run import apply
 from mergestream.merging.running import RunningMerge
 from mergestream.runs import Run
@@ -229,13 +228,13 @@ def test_select_never_looks_at_the_test_split(tmp_path, monkeypatch):
     arguments = [f"root={tmp_path}", *NOISE, "stream.validation=0.2"]
     assert command("train.py", *arguments).code == 0
     splits = []
-    original = merging_run.evaluate
+    original = evaluation.evaluate
 
     def evaluate(*positional, split="test", **named):
         splits.append(split)
         return original(*positional, split=split, **named)
 
-    monkeypatch.setattr(merging_run, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     outcome = command("merge.py", *arguments, "lambda=select", "candidates=[0.2,0.4,0.6]")
     assert outcome.code == 0, outcome.err
     assert splits == ["validation", "validation", "validation", "test"]
