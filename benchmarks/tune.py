@@ -167,9 +167,12 @@ def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
         grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
         train.append(f"{stream}_{method}: {{ {grid} }}")
         scales = choose_scales(results, stream, method, values) if method in MERGED else {}
-        for scale in sorted(set(scales.values())):
-            these = ",".join(name for name, value in scales.items() if value == scale)
+        for scale in sorted({value for name, value in scales.items() if name != "magmax"}):
+            these = ",".join(name for name, value in scales.items() if value == scale and name != "magmax")
             merge.append(f'{stream}_{method}_{scale:g}: {{ {grid}, strategy: "{these}", lambda: {scale:g} }}')
+        if scales:  # after every task, for the curves
+            of_magmax = f"strategy: magmax, lambda: {scales['magmax']:g}, prefixes: true"
+            merge.append(f"{stream}_{method}_magmax: {{ {grid}, {of_magmax} }}")
     parts = ["    train:", *(f"      {line}" for line in train), "    merge:", *(f"      {line}" for line in merge)]
     return "\n".join([HEAD.format(stream=stream), *parts]) + "\n"
 

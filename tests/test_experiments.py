@@ -39,7 +39,9 @@ def composed(script, job):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_merge_of_an_experiment_has_its_training(experiment):
     def names(job):
-        return tuple(sorted((k, v) for k, v in job.items() if k.split(".")[0] not in ("strategy", "lambda")))
+        return tuple(
+            sorted((k, v) for k, v in job.items() if k.split(".")[0] not in ("strategy", "lambda", "prefixes"))
+        )
 
     trainings, merges = grids("train", experiment), grids("merge", experiment)
     trained = [names(job) for grid in trainings for job in grid]
