@@ -2,7 +2,7 @@
 
 A seed of its own, 0, and a fifth of each class's training samples kept for validation; the test split decides nothing.
 Every method has the same budget, six configurations: a learning rate for seq, ind and joint, a learning rate and a
-strength for ewc and lwf. Every merge has λ from thirteen candidates, and of all else its published value.
+strength for ewc and lwf. Every merge has λ from fifteen candidates, and of all else its published value.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
 - seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its
