@@ -75,16 +75,29 @@ def test_negative_scale_subtracts(root):
 
 def test_prefixes_fill_the_matrix(root):
     assert command("merge.py", f"root={root}", *RUN, "prefixes=true").code == 0
-    run = run_of(root)
-    metrics = files.read_json(run.path / "merges/magmax-0.5/metrics.json")
+    folder = run_of(root).path / "merges/magmax-0.5"
+    metrics = files.read_json(folder / "metrics.json")
     assert len(metrics["accuracy"]["task_agnostic"]) == 3
     assert metrics["summary"]["forgetting"] is not None
-    with_prefixes = load_file(run.path / "merges/magmax-0.5/merged.safetensors")
+    with_prefixes = load_file(folder / "merged.safetensors")
+    shutil.rmtree(folder)
     assert command("merge.py", f"root={root}", *RUN).code == 0
-    alone = load_file(run.path / "merges/magmax-0.5/merged.safetensors")
+    alone = load_file(folder / "merged.safetensors")
     assert all(torch.equal(with_prefixes[name], alone[name]) for name in alone)
-    last = files.read_json(run.path / "merges/magmax-0.5/metrics.json")
+    last = files.read_json(folder / "metrics.json")
     assert last["overall"] == metrics["overall"][-1:]
+
+
+def test_a_plain_merge_or_an_export_keeps_prefixes(root):
+    assert command("merge.py", f"root={root}", *RUN, "prefixes=true").code == 0
+    folder = run_of(root).path / "merges/magmax-0.5"
+    before = (folder / "metrics.json").read_bytes()
+    for words in ([], ["export=open_clip"], ["candidates=[0.5]"]):
+        outcome = command("merge.py", f"root={root}", *RUN, *words)
+        assert outcome.code == 0, outcome.err
+        assert "already merged" in outcome.out
+        assert (folder / "metrics.json").read_bytes() == before
+    assert (folder / "open_clip.safetensors").is_file()
 
 
 def test_strategies_and_methods_in_one_sweep(root):

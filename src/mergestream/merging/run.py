@@ -23,6 +23,7 @@ from mergestream.merging.engine import merge_checkpoints, merged_task_vector, pa
 from mergestream.merging.export import export
 from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
+from mergestream.models.clip import Clip
 from mergestream.results import Counts, assemble, zero_shot_counts
 from mergestream.runs import Run, readable
 from mergestream.strategies.strategy import Strategy
@@ -105,7 +106,7 @@ def merge_files(cfg: DictConfig, strategy: Strategy, options: dict[str, Any]) ->
         print(f"left as in the base (on_mismatch=skip): {', '.join(skipped)}")
     if cfg.export is not None:
         out = Path(cfg.out)
-        print(f"exported to {export(load_clip(cfg), files.read_tensors(out), cfg.export, out.with_suffix(''))}")
+        _export(load_clip(cfg), files.read_tensors(out), cfg.export, out.with_suffix(""))
 
 
 def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, Any]) -> None:
@@ -124,8 +125,12 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
     ]
     folders = [run.path / "merges" / name for name in ids]
     if all(_is_done(cfg, run, folder) for folder in folders):
-        print("already merged, nothing to do")
+        print("already merged" + ("" if cfg.export else ", nothing to do"))
+        clip = load_clip(cfg) if cfg.export else None
         for folder in folders:
+            if clip is not None:
+                with held(folder):
+                    _export(clip, files.read_tensors(folder / "merged.safetensors"), cfg.export, folder)
             _show(trained, folder, files.read_json(folder / "metrics.json", "summary", "merge"))
         return
 
@@ -178,15 +183,15 @@ def merge_run(cfg: DictConfig, run: Run, strategy: Strategy, options: dict[str, 
             metrics["merge"] = describe(strategy, scale, options, cfg.seed, tried)
             metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
             if cfg.export is not None:
-                print(f"exported to {readable(export(evaluator.clip, theta, cfg.export, folder))}")
+                _export(evaluator.clip, theta, cfg.export, folder)
             files.write_json(folder / "metrics.json", metrics)
         _show(trained, folder, metrics)
 
 
 def _is_done(cfg: DictConfig, run: Run, folder: Path) -> bool:
-    """Whether the merge is there, as it was written, made as `cfg` says from the encoders that the run has now."""
+    """Whether what `cfg` asks for is there, as it was written, made from the encoders that the run has now."""
     metrics, merged = folder / "metrics.json", folder / "merged.safetensors"
-    if cfg.export is not None or not metrics.is_file() or not merged.is_file():
+    if not metrics.is_file() or not merged.is_file():
         return False
     try:
         made = files.read_json(metrics, "config", own=True)["config"]
@@ -194,8 +199,9 @@ def _is_done(cfg: DictConfig, run: Run, folder: Path) -> bool:
     except UserError as error:
         print(f"{error}; merging again")
         return False
-    same = all(made.get(key) == cfg[key] for key in ("prefixes", "candidates"))
-    return same and metrics.stat().st_mtime_ns > run.metrics.stat().st_mtime_ns
+    enough = made.get("prefixes") or not cfg.prefixes  # who has every prefix has the merge of all tasks
+    same = cfg["lambda"] != SELECT or made.get("candidates") == cfg.candidates
+    return enough and same and metrics.stat().st_mtime_ns > run.metrics.stat().st_mtime_ns
 
 
 def task_vectors_of(
@@ -278,6 +284,10 @@ def _changed(strategy: Strategy, options: dict[str, Any], seed: int) -> dict[str
 def _typed_of_training() -> list[tuple[str, str]]:
     """(key, override) of everything on the command line that is not about the merge itself."""
     return [(key, word) for key, word in typed() if key.split(".")[0] not in MERGE_KEYS]
+
+
+def _export(clip: Clip, theta: Mapping[str, Tensor], form: str, out: Path) -> None:
+    print(f"exported to {readable(export(clip, theta, form, out))}")
 
 
 def _show(trained: dict[str, Any], folder: Path, metrics: dict[str, Any]) -> None:
