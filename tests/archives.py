@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 import struct
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -13,10 +14,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import config
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
+from mergestream.compose import load_source
 from mergestream.data.protocol import class_names, domains
+from mergestream.errors import UserError
 
 HELD_OUT = 8  # numbers of test images begin here
 
@@ -356,3 +361,45 @@ def write_folder(root: Path) -> None:
 
 
 WRITERS = {name[len("write_") :]: value for name, value in list(globals().items()) if name.startswith("write_")}
+
+
+DIVIDED = {"eurosat": 10, "imagenet_r": 3, "resisc45": 5}  # by a manifest: images of each class
+
+
+@cache
+def composed(name):
+    """Composing takes longer than reading does."""
+    return config("train", f"dataset={name}", "model=tiny")
+
+
+def load(name, root, *overrides, results=None):
+    """The source; what is remembered lies in `results`."""
+    places = [f"data.root={root}", f"root={results or root / 'results'}"]
+    return load_source(OmegaConf.merge(composed(name), OmegaConf.from_dotlist([*places, *overrides])))
+
+
+def codes(split):
+    """(label, number) of every image of a split."""
+    return [code(split.images[i]) for i in range(len(split))]
+
+
+def refusal(name, root, *overrides):
+    """The one line that a dataset is refused with."""
+    with pytest.raises(UserError) as caught:
+        load(name, root, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def cut(path, part=0.5):
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+
+def without_line(path, number):
+    rows = path.read_text().splitlines()
+    lines(path, [row for i, row in enumerate(rows) if i != number])
+
+
+def load_photos(photos, *overrides):
+    """The fixture `photos` as a data set."""
+    return load("folder", photos, *overrides, results=photos.parent / "results")

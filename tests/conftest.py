@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = command("train.py", "-m", f"root={root}", "tasks=3", "epochs=1", "method=seq,ind,joint,zeroshot")
     assert outcome.code == 0, outcome.err
     return root
+
+
+@pytest.fixture
+def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archives that tests make are not the official ones."""
+    from archives import accept_checksums
+
+    accept_checksums(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A root where every archive is written once, when it is asked for; no test changes them."""
+    from archives import WRITERS
+
+    root, written = tmp_path_factory.mktemp("archives"), set()
+
+    def root_with(*names: str) -> Path:
+        for name in names:
+            if name not in written:
+                WRITERS[name](root)
+                written.add(name)
+        return root
+
+    return root_with
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of five JPEGs, undivided."""
+    from archives import save
+
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(5):
+            save(tmp_path / "photos" / name / f"{number}.jpg", label, number)
+    return tmp_path / "photos"
