@@ -5,8 +5,9 @@ Every method has the same budget, six configurations: a learning rate for seq, i
 strength for ewc and lwf. Every merge has λ from fifteen candidates, and of all else its published value.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
-- seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its
-  best λ; sequential fine-tuning that is not merged has a learning rate of its own, and the tag `ALONE`.
+- What is merged has the configuration that is best for its merges: the best mean over `JUDGES` (of ewc and lwf, which
+  are merged by magmax alone, the best of that), each at its best λ. The same methods without a merge have a
+  configuration of their own, and the tag `ALONE`.
 - Then λ of every strategy, on each of the five streams.
 
 Writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy that
@@ -51,6 +52,7 @@ JUDGES = ["magmax", "average", "ties", "task_arithmetic"]
 NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]"]  # the last encoder itself
 CONFIGURATION = ["optimizer.lr", "method.strength"]
 ALONE = "tuned-alone"
+TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in ("seq", "ewc", "lwf"))]
 
 
 def main() -> None:
@@ -85,8 +87,8 @@ def search_training(root: Path, stream: str) -> None:
             run(root, "merge.py", stream, [*words, "strategy=average", "candidates=[1.0]"])
         elif method != "ind":
             run(root, "merge.py", stream, [*words, *NOT_MERGED])
-        if method in ("seq", "ind"):
-            run(root, "merge.py", stream, [*words, f"strategy={','.join(JUDGES)}"])
+        if judges := [name for name in JUDGES if name in MERGED.get(method, [])]:
+            run(root, "merge.py", stream, [*words, f"strategy={','.join(judges)}"])
 
 
 def search_scales(root: Path, stream: str, chosen: pd.DataFrame) -> None:
@@ -140,13 +142,12 @@ def validated(root: Path) -> pd.DataFrame:
 
 
 def choose_training(results: pd.DataFrame) -> pd.DataFrame:
-    """(stream, method) → the best values of `CONFIGURATION`; method `ALONE` is seq without a merge."""
+    """(stream, one of `TRAINED`) → the best values of `CONFIGURATION`."""
     best = results.groupby(["stream", "method", *CONFIGURATION, "strategy"], as_index=False)["accuracy"].max()
-    for_merges = best[best["method"].isin(["seq", "ind"]) & best["strategy"].isin(JUDGES)]
-    alone = best[best["strategy"] == ""].replace({"method": {"seq": ALONE}})
-    means = (
-        pd.concat([for_merges, alone]).groupby(["stream", "method", *CONFIGURATION], as_index=False)["accuracy"].mean()
-    )
+    alone = best["strategy"] == ""
+    best["method"] += (alone & best["method"].isin(MERGED)).map({True: f" {ALONE}", False: ""})
+    judged = best[alone | best["strategy"].isin(JUDGES)]
+    means = judged.groupby(["stream", "method", *CONFIGURATION], as_index=False)["accuracy"].mean()
     return means.loc[means.groupby(["stream", "method"])["accuracy"].idxmax()].set_index(["stream", "method"])
 
 
@@ -162,11 +163,11 @@ def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
     """The text of ``configs/experiment/embedded_<stream>.yaml``: strategies that have one λ share a grid."""
     named = ", ".join(word.replace("=", ": ") for word in STREAMS[stream].split())
     train, merge = [f"{stream}_zeroshot: {{ {named}, method: zeroshot }}"], []
-    for method in (*BUDGET, ALONE):
+    for method in TRAINED:
         values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
-        grid = f"{named}, method: {method.replace(ALONE, f'seq, tag: {ALONE}')}"
+        grid = f"{named}, method: {method.replace(' ', ', tag: ')}"
         grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
-        train.append(f"{stream}_{method}: {{ {grid} }}")
+        train.append(f"{stream}_{method.replace(' ', '_')}: {{ {grid} }}")
         scales = choose_scales(results, stream, method, values) if method in MERGED else {}
         for scale in sorted({value for name, value in scales.items() if name != "magmax"}):
             these = ",".join(name for name, value in scales.items() if value == scale and name != "magmax")
