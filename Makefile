@@ -31,7 +31,7 @@ demo: setup ## train, merge and compare on real handwritten digits (SEEDS=1,2,3 
 	$(BIN)/python merge.py -m $(STREAM) method=$(METHODS) strategy='$(STRATEGIES)' prefixes=true
 	$(BIN)/python report.py root=$(DEMO)
 
-benchmark: setup ## every method and strategy on the embedded streams, five seeds; what is done is passed over
+benchmark: setup ## every method and strategy on the embedded streams, five seeds, and their report; continues where it stopped
 	$(MAKE) --no-print-directory --jobs=$(JOBS) $(PARTS)
 	$(BIN)/python report.py root=runs/embedded
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=10 seed=1 'analysis=glob(*)'

@@ -8,10 +8,12 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from helpers import command, config
+from helpers import command, config, noise
+from open_clip.modified_resnet import ModifiedResNet
 from PIL import Image
 from safetensors.torch import save_file
 
+from mergestream import files
 from mergestream.analysis.consistency import consistency
 from mergestream.analysis.contribution import contribution
 from mergestream.analysis.cosine import cosine
@@ -23,6 +25,8 @@ from mergestream.analysis.per_task import per_task
 from mergestream.analysis.pruning import pruning
 from mergestream.analysis.sign_conflicts import sign_conflicts
 from mergestream.analysis.subject import Subject, places
+from mergestream.keys import key
+from mergestream.methods.method import Method
 from mergestream.metrics import Row
 from mergestream.runs import Run
 from mergestream.strategies.magmax import magmax
@@ -48,8 +52,8 @@ def subject(tmp_path, monkeypatch):
     found = Subject(config("analyze"), Run(tmp_path, tmp_path, "python train.py"))
     paths = [write(f"{t}.safetensors", [1 + x for x in tau]) for t, tau in enumerate(TAUS)]
     found.__dict__.update(base_file=write("base.safetensors", [1.0] * 5), encoders=paths)
-    found.__dict__.update(task_names=["one", "two", "three"], sequential=False)
-    monkeypatch.setattr(Subject, "of_method", lambda self, method: self)
+    found.__dict__.update(task_names=["one", "two", "three"], method=Method("ind", start="base", data="task"))
+    monkeypatch.setattr(Subject, "_of_method", lambda self, method: (method, self))
     return found
 
 
@@ -82,6 +86,17 @@ def test_kinds_of_weights():
     assert [stages[f"layer{s}.{b}.conv1.weight"] for s in (1, 2) for b in (0, 1)] == [
         (i, "conv1.weight") for i in range(4)
     ]
+    assert places(["layer1.0.downsample.0.weight"]) == {"layer1.0.downsample.0.weight": (0, "downsample.0.weight")}
+    assert places(["stages.1.blocks.2.norm.weight", "stages.0.blocks.0.norm.weight", "blocks.7.1.bias"]) == {
+        "stages.1.blocks.2.norm.weight": (2, "norm.weight"),
+        "stages.0.blocks.0.norm.weight": (1, "norm.weight"),
+        "blocks.7.1.bias": (0, "bias"),
+    }
+
+
+def test_blocks_of_a_resnet():
+    found = places(ModifiedResNet([3, 4, 6, 3], output_dim=8, heads=2, width=8).state_dict())
+    assert max(block for block, _ in found.values() if block is not None) == 3 + 4 + 6 + 3 - 1
 
 
 def test_contribution(subject):
@@ -128,7 +143,7 @@ def test_consistency(subject):
     assert frame["consistent"].tolist() == [0, 2, 3]
     assert frame["parameters"].tolist() == [1, 2, 2]
     assert frame["mean_magnitude"].tolist() == pytest.approx([0, (3 + 2) / 2, (4 + 6) / 2])
-    subject.__dict__["sequential"] = True
+    subject.__dict__["method"] = Method("seq", start="previous", data="task")
     frame, _ = consistency(subject, methods=["seq"])
     # Updates (3, −6, 4), (−1, −1, −2), 0, (2, −1, −3), (5, −1, 2).
     assert frame["consistent"].tolist() == [0, 2, 3]
@@ -143,9 +158,14 @@ def test_pruning(subject, monkeypatch):
     assert [by[3, "highest", k] for k in (0.0, 0.2, 0.4, 1.0)] == [0, 6, 10, 13]
     assert [by[3, "lowest", k] for k in (0.0, 0.2, 0.4, 1.0)] == [0, 0, 1, 13]
     assert [by[1, "highest", k] for k in (0.2, 0.4, 1.0)] == [5, 8, 11]
-    random = [by[3, "random", k] for k in (0.0, 0.2, 0.4, 1.0)]
-    assert random == sorted(random)  # the larger share holds the smaller
-    assert random[-1] == 13
+    draws = {
+        name: torch.rand(size, generator=torch.Generator().manual_seed(key(subject.cfg.seed, "pruning", 2, name)))
+        for name, size in ((A, 3), (B, 2))
+    }
+    magnitudes, draw = torch.tensor(TAUS[2]).abs(), torch.cat([draws[A], draws[B]])
+    for share in (0.2, 0.4, 1.0):  # of one draw, so that the larger share holds the smaller
+        assert by[3, "random", share] == magnitudes[draw < share].sum()
+    assert 0 < by[3, "random", 0.4] < 13
     assert frame["task_aware"].tolist() == pytest.approx([x / 2 for x in frame["task_agnostic"]])
 
 
@@ -210,7 +230,7 @@ def test_every_figure_of_a_run(name, root):
 
 def test_what_compared_runs_differ_in_is_said(root, monkeypatch):
     arguments = [f"root={root}", "tasks=3", "analysis=consistency"]
-    assert "was trained with" not in command("analyze.py", *arguments).out
+    assert "epochs" not in command("analyze.py", *arguments).out
     config_of = Run.config
     epochs = {"ind": 7, "seq": 1}
     monkeypatch.setattr(Run, "config", lambda run: changed(config_of(run), run))
@@ -219,12 +239,49 @@ def test_what_compared_runs_differ_in_is_said(root, monkeypatch):
         cfg.epochs = epochs[run.path.parts[-2]]
         return cfg
 
-    assert "ind was trained with epochs=7, not 1" in command("analyze.py", *arguments).out
-    streams = iter(({"tasks": 1}, {"tasks": 2}))
-    monkeypatch.setattr(Run, "stream", lambda run: next(streams))
+    assert "ind (epochs=7)" in command("analyze.py", *arguments).out
+    csv = Run.of(config("train", f"root={root}", "tasks=3")).path / "analyses/consistency.csv"
+    assert set(pd.read_csv(csv)["method"]) == {"ind (epochs=7)", "seq"}
+    stream_of = Run.stream
+    monkeypatch.setattr(Run, "stream", lambda run: {**stream_of(run), "of": run.path.parts[-2]})
     outcome = command("analyze.py", *arguments)
     assert outcome.code == 1
     assert "the same θ₀ and data" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["consistency", "contribution", "cosine", "distribution", "layers", "sign_conflicts"])
+def test_what_measures_no_accuracy_holds_no_encoder(name, root, monkeypatch):
+    monkeypatch.setattr(files, "read_tensors", lambda path: pytest.fail(f"{path} was read as a whole"))
+    outcome = command("analyze.py", f"root={root}", "tasks=3", f"analysis={name}")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_encoder_is_an_error(name, root, tmp_path):
+    shutil.copytree(root, tmp_path / "runs")
+    run = Run.of(config("train", f"root={tmp_path}/runs", "tasks=3"))
+    run.encoder(2).unlink()
+    outcome = command("analyze.py", f"root={tmp_path}/runs", "tasks=3", f"analysis={name}")
+    assert outcome.code == 1
+    assert "task-02" in outcome.err
+
+
+def test_runs_that_kept_no_tasks(tmp_path):
+    arguments = [f"root={tmp_path}", *noise(), "epochs=1"]
+    assert command("train.py", *arguments, "merge_every_task=true", "keep_tasks=false").code == 0
+    outcome = command("analyze.py", *arguments, "analysis=cosine")
+    assert outcome.code == 1
+    assert "an analysis needs every encoder" in outcome.err
+    assert "keep_tasks=true tag=NAME" in outcome.err
+
+
+def test_joint_training_has_one_encoder(root):
+    arguments = [f"root={root}", "tasks=3", "method=joint"]
+    assert command("analyze.py", *arguments, "analysis=pruning", "analysis.keep=[0.2,1]").code == 0
+    assert command("analyze.py", *arguments, "analysis=per_task").code == 0
+    folder = Run.of(config("train", *arguments)).path / "analyses"
+    assert set(pd.read_csv(folder / "pruning-keep=[0.2,1].csv")["name"]) == {"all"}
+    assert set(pd.read_csv(folder / "per_task.csv")["model"]) == {"zero-shot", "joint", "magmax, λ = 0.5"}
 
 
 def test_accuracies_are_those_of_the_run(root):
@@ -245,6 +302,10 @@ def test_accuracies_are_those_of_the_run(root):
         (["analysis=pruning", "analysis.keep=0.5"], "analysis.keep must be a list of numbers"),
         (["analysis.density=0"], "analysis.density must be a fraction in"),
         (["analysis.methods=[ind,ewc]"], "a finished run is needed"),
+        (["analysis.methods=seq"], "analysis.methods must be a list of methods, such as [ind,seq]; got seq"),
+        (["analysis.methods=[1]"], "analysis.methods must be a list of methods"),
+        (["analysis.methods=[]"], "analysis.methods must be a list of methods"),
+        (["analysis.methods=[joint]"], "this analysis compares encoders"),
         (["analysis=landscape", "analysis.grid=1"], "analysis.grid must be a whole number, between 2 and 101"),
         (["analysis=landscape", "analysis.between=[1,1]"], "analysis.between must be two different tasks from 1 to 3"),
         (["analysis=landscape", "analysis.between=[1,4]"], "analysis.between must be two different tasks from 1 to 3"),

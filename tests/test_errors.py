@@ -28,6 +28,7 @@ BAD = [
     ("train.py", ["schedule.warmup=-3"], r"schedule.warmup must be .*; got schedule.warmup=-3"),
     ("train.py", ["stream.order=random"], "stream.order must be one of natural, shuffled .*; got stream.order=random"),
     ("train.py", ["stream.validation=1"], "stream.validation must be a number, at least 0 and below 1; got"),
+    ("train.py", ["dataset.name=_base"], "dataset.name becomes a folder name, .*; got dataset.name=_base"),
     ("train.py", ["tag=a/b"], "tag becomes a folder name, .*; got tag=a/b"),
     ("train.py", ["devices=999", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=999"),
     ("train.py", ["devices=0", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=0"),

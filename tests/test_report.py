@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -88,6 +90,14 @@ def test_bounds_stand_beside_every_number_of_tasks():
     assert set(joint.index) == {("class", 5), ("class", 10), ("domain", 2)}
     assert joint.loc[("class", 10), ["final_accuracy", "n"]].tolist() == [0.9, 2]
     assert math.isnan(joint.loc[("class", 10), "forgetting"])
+
+
+def test_bounds_come_from_one_number_of_tasks():
+    lines = [line(method="joint", tasks=5, final_accuracy=0.9, seed=seed) for seed in (1, 2)]
+    lines += [line(method="joint", tasks=10, final_accuracy=0.6, seed=3), line(tasks=20)]
+    table = aggregate(with_bounds(pd.DataFrame(lines))).set_index(["method", "tasks"])
+    assert table.loc[("joint", 20), ["final_accuracy", "seeds"]].tolist() == [0.9, "1 2"]
+    assert table.loc[("joint", 10), ["final_accuracy", "seeds"]].tolist() == [0.6, "3"]
 
 
 def test_forgetting_by_hand():
@@ -251,7 +261,9 @@ def test_the_baseline_is_chosen(root):
     assert "− MaxAbs, λ = 0.5" in outcome.out
     outcome = command("report.py", f"root={root}", "baseline=maxabs")
     assert outcome.code == 1
-    assert "baseline must be a row of the report, such as MaxAbs, λ" in outcome.err
+    assert "baseline must be a row of the report; got baseline=maxabs. The nearest: " in outcome.err
+    typed = shlex.split(outcome.err.split("The nearest: ")[1])
+    assert command("report.py", f"root={root}", typed[0]).code == 0
 
 
 def test_what_cannot_be_used_is_named_and_left_out(root, monkeypatch):
@@ -307,6 +319,51 @@ def test_what_cannot_be_used_is_named_and_left_out(root, monkeypatch):
         assert all(f"{path}<" in text or f"{path}`" in text for path in reasons)
     assert outcome.out.count("left out: ") == len(reasons)
     assert len(pd.read_csv(root / "_report/runs.csv")) == 30
+
+
+def test_roots_within_the_root_are_their_own(root):
+    inner = root / "demo"
+    write(inner, "ewc", 1)
+    (inner / "_base").mkdir()
+    outcome = command("report.py", f"root={root}")
+    assert outcome.code == 0, outcome.err
+    assert f"python report.py root={inner}" in outcome.out
+    assert len(pd.read_csv(root / "_report/runs.csv")) == 30
+    assert command("report.py", f"root={inner}").code == 0
+    assert len(pd.read_csv(inner / "_report/runs.csv")) == 1
+
+
+def test_a_copy_does_not_take_the_place_of_a_run(root):
+    shutil.copytree(root / "digits", root / "backup")
+    found = collect(root)
+    assert len(found.runs) == len(found.left_out) == 30
+    assert all(path.startswith(f"{root}/digits/") for path in found.runs["path"])
+    assert all(item.path.is_relative_to(root / "backup") for item in found.left_out)
+    assert [content["config"]["seed"] for content in found.contents] == list(found.runs["seed"])
+
+
+def test_any_name_that_a_run_can_have_is_found(root, monkeypatch):
+    write(root, "logs", 1)
+    write(root, "task-free", 1)
+    assert {"logs", "task-free"} <= set(collect(root).runs["method"])
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/task-free"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (problem,) = collect(root).left_out
+    assert problem.path == root / "digits/class-2/tiny/task-free"
+    assert problem.reason == "it cannot be read (Permission denied)"
+
+
+def test_bounds_alone_are_a_report(tmp_path):
+    write(tmp_path, "zeroshot")
+    outcome = command("report.py", f"root={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    assert not list((tmp_path / "_report").glob("*comparison*"))
 
 
 def test_half_finished_runs_are_no_failure(root):
@@ -409,6 +466,9 @@ addEventListener("load", async () => {
   said.sorted = head.getAttribute("aria-sort");
   const scale = results.querySelector("th[data-key=scale] button"); scale.click(); scale.click();
   said.scales = [...results.querySelectorAll("tbody tr")].map(row => row.children[5].textContent);
+  type(results, "joint 3");
+  results.querySelector("tbody tr").click();
+  said.borrowed = names(runs);
   type(results, "maxabs 0.7");
   said.filtered = names(results);
   results.querySelector("tbody tr").click();
@@ -424,6 +484,11 @@ addEventListener("load", async () => {
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_sorting_and_filtering_in_a_browser(root, tmp_path):
+    write(root, "joint", 1, 0.1)  # the last row; it stands at three tasks too, where another run is
+    write(root, "ewc", 1, 0.2, tasks=3)
+    selected = write(root, "ewc", 1, 0.3, "magmax", tasks=3) / "metrics.json"
+    content = files.read_json(selected)
+    files.write_json(selected, {**content, "merge": {**content["merge"], "selected_on": "validation"}})
     assert command("report.py", f"root={root}").code == 0
     page = tmp_path / "clicked.html"
     page.write_text((root / "_report/report.html").read_text().replace("</html>", CLICKS + "</html>"))
@@ -433,11 +498,12 @@ def test_sorting_and_filtering_in_a_browser(root, tmp_path):
     said = json.loads(
         re.search(r"<body>(\{.*\})</body>", shown, re.DOTALL)[1].replace("&lt;", "<").replace("&gt;", ">")
     )
-    assert len(said["before"]) == 10
+    assert len(said["before"]) == 14
     assert said["before"][0] == "MaxAbs, λ = 0.5"
     assert said["after"] == said["before"][::-1]
     assert said["sorted"] == "ascending"
-    assert said["scales"] == ["0.3", "0.3", "0.5", "0.5", "0.7", "0.7", "1", "1", "", ""]
+    assert said["scales"] == ["0.3", "0.3", "0.5", "0.5", "0.7", "0.7", "1", "1", "on validation", "", "", "", "", ""]
+    assert said["borrowed"] == ["Joint"]
     assert said["filtered"] == ["MaxAbs, λ = 0.7"]
     assert said["runs"] == ["MaxAbs, λ = 0.7"] * 3
     assert said["overview"] is True

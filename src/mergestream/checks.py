@@ -48,8 +48,8 @@ def _names(cfg: DictConfig) -> None:
         if value is None and key == "tag":
             continue
         text = str(value) if isinstance(value, (str, int, float)) else ""
-        if not text or set(text) & set("/\\\0") or text.startswith("."):
-            raise UserError(f"{key} becomes a folder name, without / and not starting with a dot; got {key}={value}")
+        if not text or set(text) & set("/\\\0") or text.startswith((".", "_")):
+            raise UserError(f"{key} becomes a folder name, without / and not starting with . or _; got {key}={value}")
 
 
 def check_targets(cfg: DictConfig) -> None:

@@ -25,17 +25,16 @@ def consistency(subject: Subject, *, methods: Sequence[str] = ("ind", "seq")) ->
         methods: that are compared.
 
     Returns:
-        method, consistent, parameters, share, mean_magnitude.
+        method (and in what else its run differs), consistent, parameters, share, mean_magnitude.
 
     Raises:
-        UserError: if a run is missing.
+        UserError: if the methods cannot be compared.
     """
     rows = []
-    for method in methods:
-        other = subject.of_method(method)
+    for method, other in subject.of_methods(methods).items():
         with other.vectors() as vectors:
 
-            def count(_block, _: Tensor, taus: Tensor, chained: bool = other.sequential) -> np.ndarray:
+            def count(_block, _: Tensor, taus: Tensor, chained: bool = other.method.start == "previous") -> np.ndarray:
                 flat = taus.flatten(1)
                 merged = flat.abs().amax(0)
                 updates = flat.diff(dim=0, prepend=torch.zeros_like(flat[:1])) if chained else flat

@@ -38,6 +38,7 @@ def contribution(subject: Subject) -> tuple[pd.DataFrame, Figure]:
     figure, (axis,) = axes(1, 1, (6, 4))
     share = frame.groupby("task")["won"].sum() / sum(block.size for block in blocks)
     axis.bar(share.index, 100 * share, color=COLOURS[0])
-    axis.axhline(100 / tasks, color=COLOURS[-1], linestyle=":", linewidth=1)
+    axis.axhline(100 / tasks, color=COLOURS[-1], linestyle=":", linewidth=1, label="equal shares")
+    axis.legend(frameon=False)
     axis.set(xlabel="task", ylabel="parameters won (%)", xticks=share.index)
     return frame, figure

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from mergestream.analysis.subject import Subject
 from mergestream.errors import UserError
@@ -64,7 +65,8 @@ def landscape(
     figure.colorbar(drawn, ax=axis, label="accuracy among all classes (%)")
     for name, (x, y) in places.items():
         axis.plot(x, y, "o", color="white", markeredgecolor="black")
-        axis.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", color="white", weight="bold")
+        label = axis.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", color="white", weight="bold")
+        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
     axis.set_aspect("equal")
     axis.set(xlabel=f"along τ{a}, in units of its length", ylabel="across it")
     return frame, figure

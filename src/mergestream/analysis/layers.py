@@ -44,8 +44,9 @@ def layers(subject: Subject) -> tuple[pd.DataFrame, Figure]:
     left.set(xlabel="mean |τ| over tasks")
     inside = means.dropna(subset="block")
     matrices = inside[inside["kind"].str.contains("weight") & ~inside["kind"].str.startswith("ln")]
-    for colour, (kind, lines) in zip(COLOURS, matrices.groupby("kind"), strict=False):
-        of = lines.groupby("block")[["sum", "parameters"]].sum()
+    largest = matrices.groupby("kind")["parameters"].sum().nlargest(len(COLOURS)).index
+    for colour, kind in zip(COLOURS, sorted(largest), strict=False):
+        of = matrices[matrices["kind"] == kind].groupby("block")[["sum", "parameters"]].sum()
         right.plot(of.index + 1, of["sum"] / of["parameters"], marker="o", markersize=3, color=colour, label=kind)
     right.set(xlabel="block", ylabel="mean |τ| over tasks", ylim=(0, None))
     right.xaxis.get_major_locator().set_params(integer=True)

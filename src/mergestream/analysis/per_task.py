@@ -17,9 +17,10 @@ def per_task(subject: Subject) -> tuple[pd.DataFrame, Figure]:
         subject: a run, with the ``strategy`` and ``lambda`` of its config.
 
     Returns:
-        task, name, model (zero-shot, last task, merged), task_agnostic, task_aware.
+        task, name, model (zero-shot, last task or joint, merged), task_agnostic, task_aware.
     """
-    names = ("zero-shot", "last task", f"{subject.strategy.name}, λ = {subject.scale:g}")
+    last_name = "joint" if subject.method.data == "all" else "last task"
+    names = ("zero-shot", last_name, f"{subject.strategy.name}, λ = {subject.scale:g}")
     last, merged = subject.task_vector(-1), subject.merged()
     models = (subject.accuracy({}), subject.accuracy(last), subject.accuracy(merged, subject.scale))
     rows = [

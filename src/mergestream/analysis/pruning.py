@@ -42,7 +42,7 @@ def pruning(
         lowest = smallest_magnitudes(vectors, vectors.names, kept)
         highest = smallest_magnitudes(vectors, vectors.names, [total - count + 1 for count in kept])
     rows = []
-    joint = len(subject.encoders) < len(subject.task_names)
+    joint = subject.method.data == "all"
     for task, name in enumerate(["all"] if joint else subject.task_names):
         tau, only = subject.task_vector(task), None if joint else task
         tested = slice(None) if joint else slice(task, task + 1)
@@ -69,6 +69,7 @@ def pruning(
     for colour, order in zip(COLOURS, ORDERS, strict=False):
         table = frame[frame["order"] == order].pivot(index="task", columns="kept", values="task_aware")
         band(axis, 100 * table.columns, table.to_numpy(), colour, f"{order} magnitude" if order != "random" else order)
-    axis.set(xlabel="kept of the task vector (%)", ylabel="accuracy on the task, among its classes (%)")
+    over = "" if joint else "; mean and deviation over tasks"
+    axis.set(xlabel="kept of the task vector (%)", ylabel=f"accuracy among the task's classes (%){over}")
     axis.legend(frameon=False)
     return frame, figure

@@ -27,17 +27,16 @@ def sign_conflicts(
         methods: that are compared.
 
     Returns:
-        method, tasks (t), parameters, surviving (in at least two of the t), conflicting, share (of all parameters),
-        share_of_surviving.
+        method (and in what else its run differs), tasks (t), parameters, surviving (in at least two of the t),
+        conflicting, share (of all parameters), share_of_surviving.
 
     Raises:
-        UserError: if the density is not in (0, 1], a run is missing, or it has one encoder.
+        UserError: if the density is not in (0, 1], or the methods cannot be compared.
     """
     require_fraction("analysis.density", density)
-    subject.require_several()
     rows = []
-    for method in methods:
-        with subject.of_method(method).vectors() as vectors:
+    for method, other in subject.of_methods(methods).items():
+        with other.vectors() as vectors:
             limits = thresholds(vectors, density, "encoder")
 
             def count(block, _: Tensor, taus: Tensor, limits: dict = limits) -> np.ndarray:

@@ -40,45 +40,58 @@ class Subject:
     cfg: DictConfig
     run: Run
 
-    def of_method(self, method: str) -> Subject:
-        """The run of another method beside this one; what they differ in besides the method is printed.
+    def of_methods(self, methods: Sequence[str]) -> dict[str, Subject]:
+        """The runs of other methods beside this one, by what they are called: the method, and what else it differs in.
 
         Raises:
-            UserError: if it has not finished, or has another θ₀ or other data.
+            UserError: if `methods` is no list of them, or a run has one encoder, has not finished, or has another θ₀
+                or other data.
         """
+        self.require_several()
+        listed = isinstance(methods, Sequence) and not isinstance(methods, str)
+        if not listed or not methods or not all(isinstance(method, str) for method in methods):
+            raise UserError(f"analysis.methods must be a list of methods, such as [ind,seq]; got {methods}")
+        return dict(self._of_method(method) for method in methods)
+
+    def _of_method(self, method: str) -> tuple[str, Subject]:
         path = self.run.path.parents[1] / method / self.run.path.name
         command = re.sub(r"method=\S+", f"method={method}", self.run.command)
         other = replace(self, run=replace(self.run, path=path, command=command))
         other.run.require_finished()
         if other.run.base()["sha256"] != self.run.base()["sha256"] or other.run.stream() != self.run.stream():
             raise UserError(f"runs that are compared need the same θ₀ and data; {path} has others than {self.run.path}")
+        other.require_several()
         mine, theirs = (deciding(run.config()) for run in (self.run, other.run))
-        for key in sorted(mine.keys() | theirs.keys()):
-            if key.split(".")[0] != "method" and mine.get(key) != theirs.get(key):
-                print(f"{path.parts[-2]} was trained with {key}={theirs.get(key)}, not {mine.get(key)}")
-        return other
+        differing = [
+            f"{key}={theirs.get(key)}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if key.split(".")[0] != "method" and mine.get(key) != theirs.get(key)
+        ]
+        return (f"{method} ({', '.join(differing)})" if differing else method), other
 
     @cached_property
     def task_names(self) -> list[str]:
         return [task["name"] for task in self.run.stream()["tasks"]]
 
     @cached_property
-    def sequential(self) -> bool:
-        """Whether each task was fine-tuned from the one before."""
-        method: Method = build(self.run.config().method)
-        return method.start == "previous"
+    def method(self) -> Method:
+        return build(self.run.config().method)
 
     @cached_property
     def encoders(self) -> list[Path]:
         """The files of θ_1 … θ_T.
 
         Raises:
-            UserError: if there are none, or one is missing or altered.
+            UserError: if there are none, one is missing or altered, or only the last was kept.
         """
-        count = len(self.run.encoders())
-        if not count:
+        if self.method.data == "none":
             raise UserError(f"an analysis needs trained encoders; {self.run.path} has none. Try method=seq")
-        return self.run.trained_encoders(count)
+        if not self.run.keeps_tasks():
+            raise UserError(
+                f"an analysis needs every encoder; {self.run.path} was trained with keep_tasks=false. "
+                "Train one with keep_tasks=true tag=NAME beside it"
+            )
+        return self.run.trained_encoders(1 if self.method.data == "all" else len(self.task_names))
 
     @cached_property
     def base_file(self) -> Path:
@@ -166,9 +179,10 @@ class Subject:
 def places(names: Iterable[str]) -> dict[str, tuple[int | None, str]]:
     """weight → (block, kind): (3, "attn.out_proj.weight") of "transformer.resblocks.3.attn.out_proj.weight".
 
-    Blocks are counted from 0 through the network, also where it has several stages; what is in none has None.
+    Blocks are counted from 0 through the network, also where it has several stages (layer2.0.conv1.weight,
+    stages.1.blocks.0.norm.weight); what is in none has None.
     """
-    found = {name: re.match(r"((?:.*\.)?\d+)\.(.+)$", name) for name in names}
+    found = {name: re.match(r"((?:.*?\.)?\d+(?:\.(?:blocks\.)?\d+)?)\.(.+)$", name) for name in names}
     blocks = {match[1] for match in found.values() if match}
     order = sorted(blocks, key=lambda block: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", block)])
     return {name: (order.index(match[1]), match[2]) if match else (None, name) for name, match in found.items()}

@@ -104,7 +104,7 @@ class EvalImages(Dataset):
         transform: PIL image → tensor [3, H, W], without random draws.
         indices: positions in the split, int64 [N].
         tasks: task of each of them, int64 [N].
-        kept: transformed images by position in the split, which is added to where all of them take at most 64 MB.
+        kept: transformed images by position in the split, which is added to up to 64 MB.
     """
 
     def __init__(
@@ -125,6 +125,6 @@ class EvalImages(Dataset):
         image = self.kept.get(index)
         if image is None:
             image = self.transform(self.split.images[index])
-            if image.nbytes * len(self) <= KEPT:
+            if image.nbytes * (len(self.kept) + 1) <= KEPT:
                 self.kept[index] = image
         return image, int(self.split.labels[index]), int(self.tasks[position])

@@ -68,14 +68,14 @@ def collect(root: Path) -> Collected:
     contents: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
     protocols: dict[Path, dict[str, Any]] = {}
-    known: dict[tuple[Any, ...], Path] = {}
+    known: dict[tuple[Any, ...], int] = {}
     for path, problem in _walk(root):
         if problem is not None:
             left_out.append(problem)
             continue
         try:
             content = _read(path)
-            folder = path.parent if content["kind"] == "train" else path.parents[2]
+            folder = _folder(content, path)
             if content["kind"] == "train":
                 protocols[folder] = protocol(content)
             elif folder not in protocols:
@@ -92,12 +92,15 @@ def collect(root: Path) -> Collected:
             left_out.append(LeftOut(path, f"it is no metrics.json of this version ({type(error).__name__}: {error})"))
             continue
         same = tuple(line[key] for key in [*ROW, "seed"])
-        if same in known:
-            left_out.append(LeftOut(path, f"the same as {known[same]}: one result for each seed"))
+        place = known.setdefault(same, len(lines))
+        if place == len(lines):
+            lines.append(line)
+            contents.append(content)
             continue
-        known[same] = path
-        lines.append(line)
-        contents.append(content)
+        other = Path(lines[place]["path"])
+        if _in_place(line, folder) and not _in_place(line, _folder(contents[place], other)):  # a copy came first
+            lines[place], contents[place], path, other = line, content, other, path
+        left_out.append(LeftOut(path, f"the same as {other}: one result for each seed"))
     columns = [*ROW, "seed", "path", "protocol", "seconds", *MEASURES]
     runs = pd.DataFrame(lines, columns=columns)
     return Collected(runs.assign(name=names(runs)), contents, left_out)
@@ -105,9 +108,22 @@ def collect(root: Path) -> Collected:
 
 def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
     """Every metrics.json, the runs' before their merges'; and what is no finished run."""
-    for folder, below, names in os.walk(root):
+    unreadable: list[OSError] = []
+    for folder, below, names in os.walk(root, onerror=unreadable.append):
         path = Path(folder)
-        below[:] = sorted(name for name in below if name != "logs" and not name.startswith(("_", ".", "task-")))
+        if path != root and "_base" in below:
+            below.clear()
+            yield (
+                path,
+                LeftOut(path, f"it is a root of its own; its report is python report.py root={path}", sound=True),
+            )
+            continue
+        in_run = "config.yaml" in names
+        below[:] = sorted(
+            name
+            for name in below
+            if not name.startswith(("_", ".")) and not (in_run and (name == "logs" or name.startswith("task-")))
+        )
         for link in [name for name in below if os.path.islink(f"{folder}/{name}")]:
             yield path / link, LeftOut(path / link, "it is a link, which is not followed", sound=True)
         if "metrics.json" in names:
@@ -117,6 +133,20 @@ def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
             yield path, LeftOut(path, f"it has not finished ({done} tasks are done)", sound=True)
         elif "merged.safetensors" in names:
             yield path, LeftOut(path, "it has not finished (it is not evaluated)", sound=True)
+    for error in unreadable:
+        yield Path(error.filename), LeftOut(Path(error.filename), f"it cannot be read ({error.strerror})")
+
+
+def _folder(content: Mapping[str, Any], path: Path) -> Path:
+    """The run that a metrics.json belongs to."""
+    return path.parent if content["kind"] == "train" else path.parents[2]
+
+
+def _in_place(line: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the run lies where its values say."""
+    tag = f"-{line['tag']}" if line["tag"] else ""
+    stream, seed = f"{line['stream']}-{line['tasks']}", f"seed-{line['seed']}{tag}"
+    return folder.resolve().parts[-5:] == (line["dataset"], stream, line["model"], line["method"], seed)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterat
 
 
 def comparison(lines: pd.DataFrame) -> Figure:
-    """Final accuracy of the best `ROWS` rows on each benchmark of one stream and model, with its 95 % interval; dashed
-    lines are the bounds.
+    """Final accuracy of the best `ROWS` rows on each benchmark of one stream and model, with its 95 % interval; the
+    bounds are lines from top to bottom.
 
     Args:
         lines: of `aggregate`.
@@ -53,9 +53,10 @@ def comparison(lines: pd.DataFrame) -> Figure:
     figure, found = axes(1, len(benchmarks), (width, 1.5 + 0.19 * len(names)), sharey=True)
     methods = lines[lines["name"].isin(names)]["method"].unique()
     colours = dict(zip(methods, COLOURS * len(methods), strict=False))
+    bounds = list(lines[is_bound(lines)]["name"].unique())
     for axis, ((dataset, tasks), of) in zip(found, benchmarks, strict=True):
         for line in of[is_bound(of)].to_dict("records"):
-            axis.axvline(100 * line["final_accuracy"], color="#999999", linestyle="--", linewidth=1)
+            axis.axvline(100 * line["final_accuracy"], **_bound_style(line["name"], bounds))
         for method, rows in of[of["name"].isin(names)].groupby("method", sort=False):
             at, interval = [names.index(name) for name in rows["name"]], 100 * rows["final_accuracy_ci95"]
             style = {"fmt": "o", "markersize": 4, "color": colours[method], "capsize": 2, "linewidth": 1}
@@ -66,15 +67,19 @@ def comparison(lines: pd.DataFrame) -> Figure:
         axis.grid(axis="y", linewidth=0.3)
     found[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     keys = [Line2D([], [], color=colours[method], marker="o", markersize=4, linestyle="") for method in methods]
-    figure.legend(keys, methods, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
+    keys += [Line2D([], [], **_bound_style(name, bounds)) for name in bounds]
+    figure.legend(keys, [*methods, *bounds], loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     return figure
+
+
+def _bound_style(name: str, bounds: Sequence[str]) -> dict[str, Any]:
+    return {"color": "#777777", "linestyle": ("--", ":", "-.")[bounds.index(name) % 3], "linewidth": 1}
 
 
 def comparison_caption(lines: pd.DataFrame) -> str:
     """What `comparison` shows of the same lines."""
-    count, bounds = lines.loc[~is_bound(lines), "name"].nunique(), lines[is_bound(lines)]["name"].unique()
-    which = f" of the best {ROWS} of {count}" if count > ROWS else ""
-    return f"Mean and 95 % interval over seeds{which}" + (f"; dashed: {', '.join(bounds)}" if len(bounds) else "")
+    count = lines.loc[~is_bound(lines), "name"].nunique()
+    return "Mean and 95 % interval over seeds" + (f" of the best {ROWS} of {count}" if count > ROWS else "")
 
 
 _LINE = [key for key in ROW if key != "scale"]

@@ -20,7 +20,7 @@ from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
 from mergestream.reporting.figures import comparison, comparison_caption, figures_of
 from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, with_bounds
-from mergestream.reporting.tables import benchmark_title, latex, markdown, overview, percent
+from mergestream.reporting.tables import benchmark_title, is_bound, latex, markdown, overview, percent
 from mergestream.results import now
 from mergestream.runs import readable
 
@@ -36,13 +36,14 @@ def report(cfg: DictConfig) -> None:
     root, out = _folders(cfg)
     found = collect(root)
     runs, refused = split_by_protocol(found.runs, found.contents)
+    runs = runs.sort_values(BENCHMARK, kind="stable")
     left_out = [*found.left_out, *refused]
     if runs.empty:
         why = f" ({left_out[0].path}: {left_out[0].reason})" if left_out else ""
         raise UserError(f"a report needs finished runs; root={cfg.root} has none{why}. Type: python train.py")
     baseline = _baseline(cfg.baseline, list(runs["name"].unique()))
     with_all_bounds = with_bounds(runs)
-    table = compare(with_all_bounds, aggregate(with_all_bounds), baseline)
+    table = compare(with_all_bounds, aggregate(with_all_bounds), baseline).sort_values(BENCHMARK, kind="stable")
     facts = {"title": f"mergestream: results under {root}", "root": str(root.resolve()), "when": now()}
     _write(out, runs, found.contents, table, left_out, {**facts, "baseline": baseline or "MagMax"})
     _print(table, baseline or "MagMax")
@@ -66,7 +67,8 @@ def _baseline(wanted: Any, names: Sequence[str]) -> str | None:
     if wanted is None or wanted in names:
         return wanted
     near = difflib.get_close_matches(str(wanted), names, n=3, cutoff=0) or names
-    raise UserError(f"baseline must be a row of the report, such as {'; '.join(near)}; got baseline={wanted}")
+    typed = " ".join(f"\"baseline='{name}'\"" for name in near)
+    raise UserError(f"baseline must be a row of the report; got baseline={wanted}. The nearest: {typed}")
 
 
 def _write(
@@ -93,7 +95,8 @@ def _write(
     for (title, cells), (_, lines) in zip(
         overview(table, _emphasised), table.groupby(["stream", "model"], sort=False), strict=True
     ):
-        named = draw(title, [("comparison", comparison_caption(lines), comparison(lines))])
+        figures = [("comparison", comparison_caption(lines), comparison(lines))] if not is_bound(lines).all() else []
+        named = draw(title, figures)
         compared.append((title, markdown(cells), named))
     for key, lines in table.groupby(BENCHMARK, sort=False):
         title = benchmark_title(*key)
@@ -124,7 +127,7 @@ def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
     ordered = lines.sort_values("final_accuracy", ascending=False, kind="stable")
     records = ordered.to_dict("records")
     shown = {
-        "λ": [r["scale"] for r in records],
+        "λ": [r["scale"].replace("selected", "on validation") for r in records],
         "seeds": [str(r["n"]) for r in records],
         "final accuracy": [percent(r["final_accuracy"], r["final_accuracy_std"]) for r in records],
         "95 % CI": [f"± {percent(r['final_accuracy_ci95'])}" if r["n"] > 1 else "" for r in records],

@@ -40,18 +40,16 @@ def with_bounds(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs`, with those of `BOUNDS` in every class-incremental benchmark of the same data set and model.
 
     Zero-shot and joint accuracy over all classes do not depend on T: the images, the classes and the training are the
-    same. What does depend on it is left undefined.
+    same. They are those of the T that has most seeds; what does depend on T is left undefined.
     """
     of_class = runs[runs["stream"] == "class"]
-    bounds = of_class[is_bound(of_class)]
+    undefined = {measure: float("nan") for measure in MEASURES if measure != "final_accuracy"}
     found = [runs]
-    for (dataset, model), lines in of_class.groupby(["dataset", "model"], sort=False):
-        mine = bounds[(bounds["dataset"] == dataset) & (bounds["model"] == model)].drop_duplicates(["name", "seed"])
-        for tasks in lines["tasks"].unique():
-            known = bounds[(bounds["dataset"] == dataset) & (bounds["model"] == model) & (bounds["tasks"] == tasks)]
-            missing = mine[~mine["name"].isin(known["name"])]
-            undefined = {measure: float("nan") for measure in MEASURES if measure != "final_accuracy"}
-            found.append(missing.assign(tasks=tasks, **undefined))
+    for _, lines in of_class.groupby(["dataset", "model"], sort=False):
+        for _, bound in lines[is_bound(lines)].groupby("name", sort=False):
+            fullest = bound[bound["tasks"] == bound["tasks"].value_counts().idxmax()]
+            missing = set(lines["tasks"]) - set(bound["tasks"])
+            found += [fullest.assign(tasks=tasks, **undefined) for tasks in sorted(missing)]
     return pd.concat(found, ignore_index=True)
 
 

@@ -25,7 +25,7 @@ SHARE = 0.02  # of the time that may go into saving at the ends of epochs
 class Checkpointing(pl.Callback):
     """Saves the task under way at the ends of epochs, every few minutes inside them, and when a signal asks to stop.
 
-    An epoch that is shorter than 50 times what saving takes is passed over: at most 2 % of the time go into it.
+    An epoch that is shorter than 50 times what saving takes is passed over: at most 2 % of the time go into these.
     Processes decide together, and the first writes.
 
     Args:
