@@ -70,7 +70,8 @@ def write(results: pd.DataFrame) -> None:
     """The experiments and the table of what they were chosen from."""
     chosen = choose_training(results)
     keys = ["stream", "method", *CONFIGURATION, "strategy"]
-    texts = {"docs/tuning.csv": results.pivot(index=keys, columns="lambda", values="accuracy").round(4).to_csv()}
+    table = compared(results, chosen).pivot(index=keys, columns="lambda", values="accuracy")
+    texts = {"docs/tuning.csv": table.round(4).to_csv()}
     for stream in STREAMS:
         texts[f"configs/experiment/embedded_{stream}.yaml"] = experiment(stream, chosen, results)
     for path, text in texts.items():
@@ -149,6 +150,20 @@ def choose_training(results: pd.DataFrame) -> pd.DataFrame:
     judged = best[alone | best["strategy"].isin(JUDGES)]
     means = judged.groupby(["stream", "method", *CONFIGURATION], as_index=False)["accuracy"].mean()
     return means.loc[means.groupby(["stream", "method"])["accuracy"].idxmax()].set_index(["stream", "method"])
+
+
+def compared(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Of `results` those that decided something: every configuration where training was tuned, with the merges that
+    judged it, and every merge of what was chosen. A root may hold more, such as of an earlier choice."""
+
+    def decided(line: pd.Series) -> bool:
+        source = TUNED_ON.get(line["stream"], line["stream"])
+        if line["stream"] == source and line["strategy"] in ("", *JUDGES):
+            return True
+        mine = chosen.loc[(source, line["method"]), CONFIGURATION] if line["method"] in MERGED else None
+        return mine is not None and line["strategy"] != "" and bool((line[CONFIGURATION] == mine).all())
+
+    return results[results.apply(decided, axis=1)]
 
 
 def choose_scales(results: pd.DataFrame, stream: str, method: str, values: pd.Series) -> dict[str, float]:

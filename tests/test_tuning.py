@@ -63,6 +63,18 @@ def test_training_is_chosen_for_merges_and_without_one(tune, results):
     assert set(chosen.loc["digits_5"].index) == set(tune.TRAINED)
 
 
+def test_the_table_has_what_was_compared(tune, results):
+    for strategy in tune.JUDGES:
+        results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
+    table = tune.compared(results, tune.choose_training(results))
+    found = table[table["method"] == "seq"].groupby("stream")
+    scales, rates, strategies = 2, len(tune.RATES["optimizer.lr"]), len(tune.STRATEGIES)
+    judged = rates * (len(tune.JUDGES) + 1)  # and the last encoder
+    assert len(found.get_group("digits_5")) == scales * (judged + strategies - len(tune.JUDGES))
+    assert len(found.get_group("glyphs_20")) == scales * strategies
+    assert set(found.get_group("glyphs_20")["optimizer.lr"]) == {"0.0006"}
+
+
 def test_the_experiment_has_every_merge_once(tune, results):
     for stream in tune.TUNED_ON:  # takes what another stream has, so its own accuracies do not count
         results.better(0.3, stream=stream, method="seq", **{"optimizer.lr": "0.001"})
