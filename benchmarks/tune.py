@@ -5,9 +5,9 @@ Every method has the same budget, six configurations: a learning rate for seq, i
 strength for ewc and lwf. Every merge has λ from fifteen candidates, and of all else its published value.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
-- What is merged has the configuration that is best for its merges: the best mean over `JUDGES` (of ewc and lwf, which
-  are merged by magmax alone, the best of that), each at its best λ. The same methods without a merge have a
-  configuration of their own, and the tag `ALONE`.
+- seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its
+  best λ; sequential fine-tuning that is not merged has a learning rate of its own, and the tag `ALONE`.
+- ewc and lwf have the configuration with the best mean of what they are without a merge and merged by magmax.
 - Then λ of every strategy, on each of the five streams.
 
 Writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy that
@@ -52,7 +52,7 @@ JUDGES = ["magmax", "average", "ties", "task_arithmetic"]
 NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]"]  # the last encoder itself
 CONFIGURATION = ["optimizer.lr", "method.strength"]
 ALONE = "tuned-alone"
-TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in ("seq", "ewc", "lwf"))]
+TRAINED = [*BUDGET, f"seq {ALONE}"]
 
 
 def main() -> None:
@@ -145,9 +145,8 @@ def validated(root: Path) -> pd.DataFrame:
 def choose_training(results: pd.DataFrame) -> pd.DataFrame:
     """(stream, one of `TRAINED`) → the best values of `CONFIGURATION`."""
     best = results.groupby(["stream", "method", *CONFIGURATION, "strategy"], as_index=False)["accuracy"].max()
-    alone = best["strategy"] == ""
-    best["method"] += (alone & best["method"].isin(MERGED)).map({True: f" {ALONE}", False: ""})
-    judged = best[alone | best["strategy"].isin(JUDGES)]
+    best["method"] += ((best["method"] == "seq") & (best["strategy"] == "")).map({True: f" {ALONE}", False: ""})
+    judged = best[best["strategy"].isin(["", *JUDGES])]
     means = judged.groupby(["stream", "method", *CONFIGURATION], as_index=False)["accuracy"].mean()
     return means.loc[means.groupby(["stream", "method"])["accuracy"].idxmax()].set_index(["stream", "method"])
 
