@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -447,6 +448,12 @@ def test_the_page_needs_no_network(root):
     links.feed(text)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links.found)
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?://", text)
+
+
+def test_a_report_imports_no_torch():
+    """Which would take longer than most reports."""
+    code = "import sys, mergestream.reporting.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)

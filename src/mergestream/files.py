@@ -18,14 +18,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mergestream.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and who reads JSON alone needs none
+    from torch import Tensor
 
 CHECKSUM = "checksum"
 UNKNOWN = "0" * 64  # stands where the checksum will, while it is computed
@@ -135,6 +135,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Returns:
         The checksum, which the file's metadata carry.
     """
+    from safetensors.torch import save_file
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole(path) as partial:
         save_file(plain, partial, metadata={**(metadata or {}), CHECKSUM: UNKNOWN})
@@ -196,6 +198,9 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, damaged, or holds anything but tensors.
     """
+    import torch
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise UserError(f"a checkpoint must be an existing file; {path} is not there")
     try:
@@ -213,7 +218,7 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             state = loaded[key]
             break
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} must hold a flat dict of tensors; got {type(state).__name__}")
     return state
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream import __version__
@@ -96,6 +95,8 @@ def now() -> str:
 
 def environment(devices: int) -> dict[str, Any]:
     """Versions and devices of this process."""
+    import torch  # a report reads results without it
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "mergestream": __version__,
