@@ -407,6 +407,12 @@ def test_names_fold_but_stay(capsys):
     assert all(word in shown for word in ("a name", "more", "twenty", "letters"))
 
 
+def test_a_name_with_brackets_is_shown(capsys):
+    display.table("a [title]", ["%", "n [heads]"], [["seq [tuned-alone]", "1 [pair]"]])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("a [title]", "n [heads]", "seq [tuned-alone]", "1 [pair]"))
+
+
 def test_any_name_can_be_drawn(tmp_path):
     for name in ("a$\\x$b", "a_b", "a-b"):
         for tag in (None, "pays $1"):

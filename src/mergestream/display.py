@@ -11,9 +11,9 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """A console that is 120 columns wide where it writes into a file or a pipe."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=120)
+    """A console that is 120 columns wide where it writes into a file or a pipe; brackets are brackets."""
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=120)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

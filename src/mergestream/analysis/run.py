@@ -45,7 +45,7 @@ def analyze(cfg: DictConfig) -> None:
     with files.whole(run.path / "analyses" / f"{name}.csv") as partial_file:
         frame.to_csv(partial_file, index=False)
     with pd.option_context("display.width", 120, "display.max_rows", 12):
-        console().print(str(frame), markup=False)
+        console().print(str(frame))
     print(f"figure in {readable(run.path / 'analyses' / name)}.png, .svg; its numbers in .csv")
 
 
