@@ -35,7 +35,9 @@ benchmark: setup ## every method and strategy on the embedded streams, five seed
 	$(MAKE) --no-print-directory --jobs=$(JOBS) $(PARTS)
 	$(BIN)/python report.py root=runs/embedded
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=10 seed=1 'analysis=glob(*)'
-	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=5,10,20 seed=1,2,3,4,5
+	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=5,10,20 seed=1 'analysis.seeds=[1,2,3,4,5]'
+	$(BIN)/python analyze.py root=runs/embedded dataset=glyphs stream=domain seed=1 'analysis.seeds=[1,2,3,4,5]'
+	$(BIN)/python analyze.py root=runs/embedded dataset=digits tasks=5 seed=1 'analysis.seeds=[1,2,3,4,5]'
 
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null

@@ -137,6 +137,35 @@ def test_sign_conflicts(subject):
     assert frame["surviving"].tolist() == [2, 4]
 
 
+def test_seeds_are_averaged(tmp_path):
+    """Of three seeds, each with its own class order; and what stands in the way of it."""
+    arguments = [f"root={tmp_path}", *noise(), "epochs=1"]
+    assert command("train.py", "-m", *arguments, "seed=1,2,3", "method=seq,ind").code == 0
+    seeds = "analysis.seeds=[1,2,3]"
+    outcome = command("analyze.py", *arguments, "seed=2", "analysis=sign_conflicts", seeds)
+    assert outcome.code == 0, outcome.err
+    (csv,) = tmp_path.rglob("sign_conflicts-seeds=*.csv")
+    frame = pd.read_csv(csv)
+    assert sorted(zip(frame["method"], frame["seed"], frame["tasks"], strict=True)) == [
+        (method, seed, tasks) for method in ("ind", "seq") for seed in (1, 2, 3) for tasks in (2, 3)
+    ]
+    assert command("analyze.py", *arguments, "seed=3", "analysis=sign_conflicts").code == 0
+    alone = pd.read_csv(next(path for path in tmp_path.rglob("sign_conflicts.csv")))
+    of_third = frame[frame["seed"] == 3].sort_values(["method", "tasks"])
+    assert of_third["conflicting"].tolist() == alone.sort_values(["method", "tasks"])["conflicting"].tolist()
+    assert command("train.py", *arguments, "seed=4", "optimizer.lr=1e-3").code == 0
+    for given, message in (
+        ("[1,4]", "runs of several seeds differ in nothing else; "),
+        ("[1,9]", "a finished run is needed"),
+        ("3", "analysis.seeds must be a list of seeds"),
+        ("[]", "analysis.seeds must be a list of seeds"),
+        ("[a]", "analysis.seeds must be a whole number"),
+    ):
+        outcome = command("analyze.py", *arguments, "seed=2", "analysis=sign_conflicts", f"analysis.seeds={given}")
+        assert outcome.code == 1
+        assert message in outcome.err
+
+
 def test_consistency(subject):
     frame, _ = consistency(subject, methods=["ind"])
     # Largest magnitudes 3, 4, 0, 2, 6; the same way: 2 (3, −3, 1), 3, 0, 2, 3 times.

@@ -10,13 +10,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject
-from mergestream.plots import COLOURS, axes
+from mergestream.plots import COLOURS, axes, band
 from mergestream.rules import require_fraction
 from mergestream.strategies.ties import thresholds, trimmed
 
 
 def sign_conflicts(
-    subject: Subject, *, density: float = 0.2, methods: Sequence[str] = ("ind", "seq")
+    subject: Subject,
+    *,
+    density: float = 0.2,
+    methods: Sequence[str] = ("ind", "seq"),
+    seeds: Sequence[int] | None = None,
 ) -> tuple[pd.DataFrame, Figure]:
     """Share of the parameters that are positive in one task vector and negative in another, once each is trimmed to
     its largest values as `ties` does it, for the first t tasks.
@@ -25,17 +29,21 @@ def sign_conflicts(
         subject: a run; the runs of the other methods lie beside it.
         density: share of each task vector that survives.
         methods: that are compared.
+        seeds: of which the figure shows mean and deviation; None is the run's own.
 
     Returns:
-        method (and in what else its run differs), tasks (t), parameters, surviving (in at least two of the t),
+        method (and in what else its run differs), seed, tasks (t), parameters, surviving (in at least two of the t),
         conflicting, share (of all parameters), share_of_surviving.
 
     Raises:
-        UserError: if the density is not in (0, 1], or the methods cannot be compared.
+        UserError: if the density is not in (0, 1], or the runs cannot be compared.
     """
     require_fraction("analysis.density", density)
     rows = []
-    for method, other in subject.of_methods(methods).items():
+    runs = [
+        (s, *pair) for s, of_seed in subject.of_seeds(seeds).items() for pair in of_seed.of_methods(methods).items()
+    ]
+    for seed, method, other in runs:
         with other.vectors() as vectors:
             limits = thresholds(vectors, density, "encoder")
 
@@ -50,14 +58,15 @@ def sign_conflicts(
             total = sum(block.size for block in blocks)
         for t in range(1, len(conflicting)):
             both, most = int(conflicting[t]), int(surviving[t])
-            rows.append((method, t + 1, total, most, both, both / total, both / most if most else float("nan")))
-    columns = ["method", "tasks", "parameters", "surviving", "conflicting", "share", "share_of_surviving"]
+            rows.append((method, seed, t + 1, total, most, both, both / total, both / most if most else float("nan")))
+    columns = ["method", "seed", "tasks", "parameters", "surviving", "conflicting", "share", "share_of_surviving"]
     frame = pd.DataFrame(rows, columns=columns)
     figure, found = axes(1, 2, (9, 3.6))
     titles = ("of all parameters", "of those that survive in two or more")
     for axis, measure, title in zip(found, ("share", "share_of_surviving"), titles, strict=True):
         for colour, (method, lines) in zip(COLOURS, frame.groupby("method", sort=False), strict=False):
-            axis.plot(lines["tasks"], 100 * lines[measure], marker="o", markersize=3, color=colour, label=method)
+            shares = lines.pivot(index="seed", columns="tasks", values=measure)
+            band(axis, shares.columns, shares.to_numpy(), colour, method)
         axis.set(xlabel="tasks", ylabel="sign conflicts (%)", ylim=(0, None))
         axis.set_title(title, fontsize=10)
         axis.xaxis.get_major_locator().set_params(integer=True)

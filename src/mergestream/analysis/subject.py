@@ -24,6 +24,7 @@ from mergestream.merging.run import bound_strategy, scales_of
 from mergestream.merging.vectors import Block, TaskVectors
 from mergestream.methods.method import Method
 from mergestream.metrics import Row, row
+from mergestream.rules import require_whole
 from mergestream.runs import Run
 from mergestream.strategies.strategy import Strategy
 
@@ -55,19 +56,45 @@ class Subject:
 
     def _of_method(self, method: str) -> tuple[str, Subject]:
         path = self.run.path.parents[1] / method / self.run.path.name
-        command = re.sub(r"method=\S+", f"method={method}", self.run.command)
-        other = replace(self, run=replace(self.run, path=path, command=command))
-        other.run.require_finished()
+        other = self._at(path, re.sub(r"method=\S+", f"method={method}", self.run.command))
         if other.run.base()["sha256"] != self.run.base()["sha256"] or other.run.stream() != self.run.stream():
             raise UserError(f"runs that are compared need the same θ₀ and data; {path} has others than {self.run.path}")
         other.require_several()
-        mine, theirs = (deciding(run.config()) for run in (self.run, other.run))
-        differing = [
-            f"{key}={theirs.get(key)}"
-            for key in sorted(mine.keys() | theirs.keys())
-            if key.split(".")[0] != "method" and mine.get(key) != theirs.get(key)
-        ]
+        differing = self._differing(other, "method")
         return (f"{method} ({', '.join(differing)})" if differing else method), other
+
+    def of_seeds(self, seeds: Sequence[int] | None) -> dict[int, Subject]:
+        """The runs of other seeds beside this one, by seed; without `seeds` this one alone.
+
+        Raises:
+            UserError: if `seeds` is no list of them, or a run has not finished, or differs in more than the seed.
+        """
+        if seeds is None:
+            return {self.cfg.seed: self}
+        if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds:
+            raise UserError(f"analysis.seeds must be a list of seeds, such as [1,2,3]; got analysis.seeds={seeds}")
+        for seed in seeds:
+            require_whole("analysis.seeds", seed, 0)
+        return {seed: self._of_seed(seed) for seed in seeds}
+
+    def _of_seed(self, seed: int) -> Subject:
+        path = self.run.path.with_name(re.sub(r"^seed-\d+", f"seed-{seed}", self.run.path.name))
+        other = self._at(path, re.sub(r"\bseed=\d+", f"seed={seed}", self.run.command))
+        if differing := self._differing(other, "seed"):
+            raise UserError(f"runs of several seeds differ in nothing else; {path} has {differing[0]}")
+        return other
+
+    def _at(self, path: Path, command: str) -> Subject:
+        """Another run of the same root, which must have finished."""
+        other = replace(self, run=replace(self.run, path=path, command=command))
+        other.run.require_finished()
+        return other
+
+    def _differing(self, other: Subject, key: str) -> list[str]:
+        """In what the other run's config differs besides `key`, as one types it."""
+        mine, theirs = (deciding(run.config()) for run in (self.run, other.run))
+        keys = sorted(k for k in mine.keys() | theirs.keys() if k.split(".")[0] != key)
+        return [f"{k}={theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
 
     @cached_property
     def task_names(self) -> list[str]:
