@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 
+import pandas as pd
 import pytest
 from helpers import ROOT
 from hydra import compose, initialize_config_dir
@@ -45,6 +46,35 @@ def test_commands_compose(script, words):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         for job in (jobs[0], jobs[-1]):
             compose(script, job, return_hydra_config="+experiment" in str(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_published_figures_are_small():
+    figures = list((ROOT / "docs/results").glob("*.png"))
+    assert figures
+    assert all(path.stat().st_size < 200_000 for path in figures)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/results.md"], ids=lambda page: page.name)
+def test_published_accuracies_are_those_of_the_report(page):
+    """Every cell of a table that begins with "accuracy (%)" is in docs/results/report.csv."""
+    report = pd.read_csv(ROOT / "docs/results/report.csv", keep_default_na=False, na_values=[""])
+    table = re.search(r"^\| accuracy \(%\) \|.*?(?=\n\n|\Z)", page.read_text(), re.DOTALL | re.MULTILINE)[0]
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    assert len(head) > 2
+    for name, *cells in lines:
+        for title, cell in zip(head[1:], cells, strict=True):
+            dataset, count, unit = re.fullmatch(r"(\w+), (\d+) (tasks|domains)", title).groups()
+            stream = "class" if unit == "tasks" else "domain"
+            where = {"dataset": dataset, "stream": stream, "tasks": int(count), "name": name.strip("*")}
+            (row,) = report[(report[list(where)] == pd.Series(where)).all(axis=1)].to_dict("records")
+            assert cell.strip("*") == f"{100 * row['final_accuracy']:.1f} ± {100 * row['final_accuracy_std']:.1f}"
+            assert row["n"] == 5
 
 
 def test_examples_of_ones_own(tmp_path):

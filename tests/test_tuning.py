@@ -28,7 +28,11 @@ def results(tune):
                 for strength in grid.get("method.strength", [""]):
                     line = {"stream": stream, "method": method, "optimizer.lr": rate, "method.strength": strength}
                     for strategy in [*tune.MERGED.get(method, []), *([""] if method != "ind" else [])]:
-                        lines += [{**line, "strategy": strategy, "lambda": x, "accuracy": 0.8 - x} for x in (0.5, 0.3)]
+                        lines += [
+                            {**line, "seed": seed, "strategy": strategy, "lambda": x, "accuracy": 0.8 - x}
+                            for x in (0.5, 0.3)
+                            for seed in tune.SEEDS
+                        ]
     frame = pd.DataFrame(lines)
 
     def better(gain, **where):
@@ -63,12 +67,31 @@ def test_sequential_training_is_chosen_for_merges_and_without_one(tune, results)
     assert set(chosen.loc["digits_5"].index) == set(tune.TRAINED)
 
 
+def test_what_only_one_seed_has_is_not_chosen(tune, results):
+    results.better(0.3, method="joint", seed=0, **{"optimizer.lr": "0.0002"})
+    results.better(0.2, method="joint", **{"optimizer.lr": "0.001"})
+    kept = results[(results["seed"] == 0) | (results["method"] != "joint") | (results["optimizer.lr"] == "0.001")]
+    assert tune.scores(kept, [0]).loc[("digits_5", "joint")].set_index("optimizer.lr")["accuracy"].idxmax() == "0.0002"
+    assert tune.choose_training(kept).loc[("digits_5", "joint"), "optimizer.lr"] == "0.001"
+
+
+def test_scales_have_the_best_mean_over_seeds(tune, results):
+    results.better(0.5, method="seq", strategy="ties", seed=6, **{"lambda": 0.5})
+    results.better(0.55, method="seq", strategy="average", seed=6, **{"lambda": 0.5})
+    chosen = tune.choose_training(results).loc[("digits_5", "seq")]
+    scales = tune.choose_scales(results, "digits_5", "seq", chosen)
+    assert scales["ties"] == 0.3  # (0.5 + 0 + 0) / 3 < 0.2, by which 0.3 is ahead everywhere
+    assert scales["average"] == 0.3
+    results.better(0.2, method="seq", strategy="average", seed=7, **{"lambda": 0.5})
+    assert tune.choose_scales(results, "digits_5", "seq", chosen)["average"] == 0.5
+
+
 def test_the_table_has_what_was_compared(tune, results):
     for strategy in tune.JUDGES:
         results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
     table = tune.compared(results, tune.choose_training(results))
     found = table[table["method"] == "seq"].groupby("stream")
-    scales, rates, strategies = 2, len(tune.RATES["optimizer.lr"]), len(tune.STRATEGIES)
+    scales, rates, strategies = 2 * len(tune.SEEDS), len(tune.RATES["optimizer.lr"]), len(tune.STRATEGIES)
     judged = rates * (len(tune.JUDGES) + 1)  # and the last encoder
     assert len(found.get_group("digits_5")) == scales * (judged + strategies - len(tune.JUDGES))
     assert len(found.get_group("glyphs_20")) == scales * strategies
