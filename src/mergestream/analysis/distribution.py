@@ -64,6 +64,12 @@ def distribution(subject: Subject, *, bins: int = 101) -> tuple[pd.DataFrame, Fi
             colour = colormaps["viridis"]((task - 1) / max(1, len(counts) - 1) * 0.9)
             axis.stairs(lines[measure], edges, color=colour, label=f"task {task}")
         axis.set(xlabel="τ", ylabel="parameters", yscale="symlog", title=title)
-    if len(counts) <= 10:
-        found[1].legend(frameon=False, fontsize=7)
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    ends = axis.get_legend_handles_labels() if len(counts) <= 10 else _ends(*axis.get_legend_handles_labels())
+    axis.legend(*ends, frameon=False, fontsize=7)
     return frame, figure
+
+
+def _ends(handles: list, labels: list[str]) -> tuple[list, list[str]]:
+    """The first and the last of many, between which the colours go from dark to bright."""
+    return [handles[0], handles[-1]], [labels[0], labels[-1]]

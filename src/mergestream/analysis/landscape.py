@@ -59,7 +59,8 @@ def landscape(
         tau = {key: x * u[key] + y * length / height * v[key] for key in u}
         rows.append((name, x, y, subject.accuracy(tau).overall))
     frame = pd.DataFrame(rows, columns=["model", "x", "y", "overall"])
-    figure, (axis,) = axes(1, 1, (6, 4.5))
+    width = 3.6 * float(np.ptp(xs) / np.ptp(ys))  # as the axes keep the proportions
+    figure, (axis,) = axes(1, 1, (min(10, max(1.5, width) + 2), 4.5))
     values = 100 * frame["overall"].to_numpy()[: grid * grid].reshape(grid, grid)
     drawn = axis.contourf(xs, ys, values, levels=20, cmap="viridis")
     figure.colorbar(drawn, ax=axis, label="accuracy among all classes (%)")

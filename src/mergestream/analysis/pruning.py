@@ -69,7 +69,8 @@ def pruning(
     for colour, order in zip(COLOURS, ORDERS, strict=False):
         table = frame[frame["order"] == order].pivot(index="task", columns="kept", values="task_aware")
         band(axis, 100 * table.columns, table.to_numpy(), colour, f"{order} magnitude" if order != "random" else order)
-    over = "" if joint else "; mean and deviation over tasks"
-    axis.set(xlabel="kept of the task vector (%)", ylabel=f"accuracy among the task's classes (%){over}")
+    axis.set(xlabel="kept of the task vector (%)", ylabel="accuracy among the task's classes (%)")
+    if not joint:
+        axis.set_title("mean and deviation over tasks", fontsize=10)
     axis.legend(frameon=False)
     return frame, figure
