@@ -256,6 +256,17 @@ def test_what_is_written(root):
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 in a process with threads, as here
+def test_pictures_are_the_same_by_many_processes(root, monkeypatch):
+    pictures = []
+    for many in (9, 1):
+        monkeypatch.setattr("mergestream.reporting.run.MANY", many)
+        assert command("report.py", f"root={root}").code == 0
+        pictures.append({path.name: path.read_bytes() for path in sorted((root / "_report").glob("*.png"))})
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) == 4
+
+
 def test_the_baseline_is_chosen(root):
     outcome = command("report.py", f"root={root}", "baseline='MaxAbs, λ = 0.5'")
     assert outcome.code == 0, outcome.err

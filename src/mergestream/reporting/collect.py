@@ -68,6 +68,7 @@ def collect(root: Path) -> Collected:
     contents: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
     protocols: dict[Path, dict[str, Any]] = {}
+    hashes: dict[Path, str] = {}
     known: dict[tuple[Any, ...], int] = {}
     for path, problem in _walk(root):
         if problem is not None:
@@ -78,13 +79,14 @@ def collect(root: Path) -> Collected:
             folder = _folder(content, path)
             if content["kind"] == "train":
                 protocols[folder] = protocol(content)
+                hashes[folder] = content_hash(protocols[folder])
             elif folder not in protocols:
                 unfinished = not (folder / "metrics.json").exists()
                 reason = "its training has not finished" if unfinished else "its training is left out"
                 left_out.append(LeftOut(path, reason, sound=unfinished))
                 continue
-            content["protocol"] = {**protocols[folder], **_of_merge(content)}
-            line = _line(content, path)
+            content["protocol"] = {**protocols[folder], **(of_merge := _of_merge(content))}
+            line = {**_line(content, path), "protocol": content_hash([hashes[folder], of_merge])}
         except (UserError, OSError) as error:
             left_out.append(LeftOut(path, str(error)))
             continue
@@ -179,7 +181,6 @@ def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "tag": str(config["tag"]) if config.get("tag") is not None else "",
         "seed": int(config["seed"]),
         "path": str(path),
-        "protocol": content_hash(content["protocol"]),
         "seconds": content["timing"]["total"],
     }
     measures = {key: content["summary"].get(key) for key in MEASURES}

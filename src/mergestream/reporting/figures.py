@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ MATRICES = 6
 ROWS = 32
 
 
-def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Figure]]:
+def of_benchmark(runs: pd.DataFrame, contents: Mapping[int, dict[str, Any]]) -> Iterator[tuple[str, str, Figure]]:
     """(short name, caption, figure) for everything that the runs of one benchmark can show.
 
     Args:
         runs: of `collect`, those of the benchmark.
-        contents: of `collect`, all of them; ``runs.index`` points into it.
+        contents: of `collect`, by ``runs.index``.
     """
     followed = _followed(runs, contents)
     if followed:
@@ -38,6 +38,17 @@ def figures_of(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> Iterat
     if swept:
         best = f"; the best {len(COLOURS)} of {len(swept)}" if len(swept) > len(COLOURS) else ""
         yield "lambda", f"Final accuracy along λ, mean and deviation over seeds{best}", scale_curves(scales, swept)
+
+
+def of_stream(lines: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+    """The same for the benchmarks of one stream and model: `comparison`, if there is more than bounds.
+
+    Args:
+        lines: of `aggregate`.
+    """
+    if count := lines.loc[~is_bound(lines), "name"].nunique():
+        of_best = f" of the best {ROWS} of {count}" if count > ROWS else ""
+        yield "comparison", f"Mean and 95 % interval over seeds{of_best}", comparison(lines)
 
 
 def comparison(lines: pd.DataFrame) -> Figure:
@@ -68,18 +79,14 @@ def comparison(lines: pd.DataFrame) -> Figure:
     found[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     keys = [Line2D([], [], color=colours[method], marker="o", markersize=4, linestyle="") for method in methods]
     keys += [Line2D([], [], **_bound_style(name, bounds)) for name in bounds]
+    for label in found[0].get_yticklabels():
+        label.set_fontweight("bold" if label.get_text().partition(",")[0] == "MagMax" else "normal")
     figure.legend(keys, [*methods, *bounds], loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     return figure
 
 
 def _bound_style(name: str, bounds: Sequence[str]) -> dict[str, Any]:
     return {"color": "#777777", "linestyle": ("--", ":", "-.")[bounds.index(name) % 3], "linewidth": 1}
-
-
-def comparison_caption(lines: pd.DataFrame) -> str:
-    """What `comparison` shows of the same lines."""
-    count = lines.loc[~is_bound(lines), "name"].nunique()
-    return "Mean and 95 % interval over seeds" + (f" of the best {ROWS} of {count}" if count > ROWS else "")
 
 
 _LINE = [key for key in ROW if key != "scale"]
@@ -89,7 +96,7 @@ def _caption(text: str, followed: dict[str, list[dict[str, Any]]]) -> str:
     return f"{text}; at most the {LINES} of highest final accuracy" if len(followed) == LINES else text
 
 
-def _followed(runs: pd.DataFrame, contents: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _followed(runs: pd.DataFrame, contents: Mapping[int, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Results with a row for every step of the stream, by name, best first; at most `LINES` of them."""
     found: dict[str, list[dict[str, Any]]] = {}
     by_name = runs.groupby("name")

@@ -28,7 +28,7 @@ def page(
     table: pd.DataFrame,
     runs: pd.DataFrame,
     contents: Sequence[Mapping[str, Any]],
-    pictures: Sequence[tuple[str, Sequence[tuple[str, bytes]]]],
+    pictures: Sequence[tuple[str, Sequence[tuple[str, str, bytes]]]],
     left_out: Sequence[LeftOut],
     facts: Mapping[str, Any],
 ) -> str:
@@ -36,13 +36,13 @@ def page(
     Args:
         table: of `statistics.compare`.
         runs, contents: of `collect`; `runs.index` points into `contents`.
-        pictures: for each benchmark its title and (caption, PNG).
+        pictures: for each benchmark its title and (caption, file, PNG).
         left_out: of `collect`.
         facts: title, when, root, baseline.
     """
     return TEMPLATES.get_template("report.html.j2").render(
         facts=facts,
-        pictures=[(t, [(said, base64.b64encode(png).decode()) for said, png in drawn]) for t, drawn in pictures],
+        pictures=[(t, [(said, base64.b64encode(png).decode()) for said, _, png in drawn]) for t, drawn in pictures],
         left_out=left_out,
         data=_packed({"rows": _rows(table), **_runs(runs, contents), "measures": MEASURES}),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,20 @@ from omegaconf import DictConfig
 
 from mergestream import display, files
 from mergestream.errors import UserError
+from mergestream.machine import cores
 from mergestream.plots import content
+from mergestream.reporting import figures
 from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
-from mergestream.reporting.figures import comparison, comparison_caption, figures_of
 from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, with_bounds
-from mergestream.reporting.tables import benchmark_title, is_bound, latex, markdown, overview, percent
+from mergestream.reporting.tables import benchmark_title, latex, markdown, overview, percent
 from mergestream.results import now
 from mergestream.runs import readable
 
 SHOWN = 60  # rows of a benchmark on the screen; the files have all of them
+MANY = 8  # pictures take longer than processes to draw them
+Picture = tuple[str, str, bytes]  # caption, file, PNG
+Job = tuple[str, Callable[..., Iterator[tuple[str, str, Figure]]], tuple[Any, ...]]  # title, what draws, of what
 
 
 def report(cfg: DictConfig) -> None:
@@ -80,32 +86,24 @@ def _write(
     facts: dict[str, Any],
 ) -> None:
     """report.md, report.tex, report.csv, runs.csv, report.html and the figures."""
-    benchmarks, pictures = [], []  # (title, table, figures) and (title, figures); a figure is its caption and its file
-
-    def draw(title: str, figures: Iterable[tuple[str, str, Figure]]) -> list[tuple[str, str]]:
-        slug = re.sub(r"[^\w.]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
-        drawn = [(caption, f"{slug}-{name}.png", content(figure, "png")) for name, caption, figure in figures]
+    tables: list[str] = []
+    jobs: list[Job] = []
+    streams = table.groupby(["stream", "model"], sort=False)
+    for (title, cells), (_, lines) in zip(overview(table, _emphasised), streams, strict=True):
+        tables.append(markdown(cells))
+        jobs.append((title, figures.of_stream, (lines,)))
+    for key, lines in table.groupby(BENCHMARK, sort=False):
+        of = runs[(runs[BENCHMARK] == list(key)).all(axis=1)]
+        tables.append(markdown(_lines(lines, facts["baseline"])))
+        jobs.append((benchmark_title(*key), figures.of_benchmark, (of, {index: contents[index] for index in of.index})))
+    pictures = _drawn(jobs)
+    for _, drawn in pictures:
         for _, name, png in drawn:
             with files.whole(out / name) as partial:
                 partial.write_bytes(png)
-        pictures.append((title, [(caption, png) for caption, _, png in drawn]))
-        return [(caption, name) for caption, name, _ in drawn]
 
-    compared = []
-    for (title, cells), (_, lines) in zip(
-        overview(table, _emphasised), table.groupby(["stream", "model"], sort=False), strict=True
-    ):
-        figures = [("comparison", comparison_caption(lines), comparison(lines))] if not is_bound(lines).all() else []
-        named = draw(title, figures)
-        compared.append((title, markdown(cells), named))
-    for key, lines in table.groupby(BENCHMARK, sort=False):
-        title = benchmark_title(*key)
-        named = draw(title, figures_of(runs[(runs[BENCHMARK] == list(key)).all(axis=1)], contents))
-        benchmarks.append((title, markdown(_lines(lines, facts["baseline"])), named))
-
-    readme = TEMPLATES.get_template("report.md.j2").render(
-        facts=facts, parts=[*compared, *benchmarks], left_out=left_out
-    )
+    parts = [(title, cells, drawn) for cells, (title, drawn) in zip(tables, pictures, strict=True)]
+    readme = TEMPLATES.get_template("report.md.j2").render(facts=facts, parts=parts, left_out=left_out)
     for name, text in (
         ("report.md", readme),
         ("report.tex", latex(table)),
@@ -115,6 +113,20 @@ def _write(
     ):
         with files.whole(out / name) as partial:
             partial.write_text(text)
+
+
+def _drawn(jobs: Sequence[Job]) -> list[tuple[str, list[Picture]]]:
+    """(title, pictures) of every job; where there are many, by a process for each core."""
+    if len(jobs) < MANY:
+        return [_draw(job) for job in jobs]
+    with ProcessPoolExecutor(cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        return list(pool.map(_draw, jobs))
+
+
+def _draw(job: Job) -> tuple[str, list[Picture]]:
+    title, found, given = job
+    slug = re.sub(r"[^\w.]+", "-", title.replace("-incremental", "").replace(" tasks", ""))
+    return title, [(said, f"{slug}-{name}.png", content(figure, "png")) for name, said, figure in found(*given)]
 
 
 def _emphasised(mean: float, deviation: float, rank: int) -> str:

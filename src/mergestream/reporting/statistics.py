@@ -25,15 +25,13 @@ def split_by_protocol(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]])
         runs: of `collect`.
         contents: of `collect`, with the ``protocol`` of each.
     """
-    refused, keep = [], []
-    for _, group in runs.groupby(ROW, sort=False):
-        if group["protocol"].nunique() == 1:
-            keep += list(group.index)
-            continue
+    alike = runs.groupby(ROW)["protocol"].transform("nunique") == 1
+    refused = []
+    for _, group in runs[~alike].groupby(ROW, sort=False):
         difference = protocol_difference([contents[index] for index in group.index])
         reason = f"runs are averaged where they differ in nothing but the seed, and of this row {difference}"
         refused += [LeftOut(Path(path), reason) for path in group["path"]]
-    return runs.loc[sorted(keep)], refused
+    return runs[alike], refused
 
 
 def with_bounds(runs: pd.DataFrame) -> pd.DataFrame:
