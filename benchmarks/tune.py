@@ -7,7 +7,8 @@ has λ from fifteen candidates, the best mean over the three seeds, and of all e
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
 - seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its
-  best λ; sequential fine-tuning that is not merged has a learning rate of its own, and the tag `ALONE`.
+  best λ; sequential fine-tuning that is not merged has a learning rate of its own and, where it is another, the tag
+  `ALONE`.
 - ewc and lwf have the configuration with the best mean of what they are without a merge and merged by magmax.
 - Then λ of every strategy, on each of the five streams.
 
@@ -204,8 +205,13 @@ def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
     """The text of ``configs/experiment/embedded_<stream>.yaml``: strategies that have one λ share a grid."""
     named = ", ".join(word.replace("=", ": ") for word in STREAMS[stream].split())
     train, merge = [f"{stream}_zeroshot: {{ {named}, method: zeroshot }}"], []
+    best = chosen.loc[TUNED_ON.get(stream, stream)]
     for method in TRAINED:
-        values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
+        values = best.loc[method]
+        lent = method == "joint" and stream in TUNED_ON  # which does not depend on T: a report lends it
+        same = method.endswith(ALONE) and bool((values[CONFIGURATION] == best.loc["seq", CONFIGURATION]).all())
+        if lent or same:
+            continue
         grid = f"{named}, method: {method.replace(' ', ', tag: ')}"
         grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
         train.append(f"{stream}_{method.replace(' ', '_')}: {{ {grid} }}")

@@ -98,14 +98,31 @@ def test_the_table_has_what_was_compared(tune, results):
     assert set(found.get_group("glyphs_20")["optimizer.lr"]) == {"0.0006"}
 
 
+def sweeper_of(tune, stream, results):
+    text = tune.experiment(stream, tune.choose_training(results), results)
+    return yaml.safe_load(text)["hydra"]["sweeper"]
+
+
+def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
+    results.better(0.3, stream="digits_5", method="seq", strategy="", **{"optimizer.lr": "0.0001"})
+    results.better(0.1, method="seq", **{"optimizer.lr": "0.0006"})
+
+    def found(stream):
+        grids = sweeper_of(tune, stream, results)["train"].values()
+        return [(grid["optimizer.lr"], grid.get("tag")) for grid in grids if grid["method"] == "seq"]
+
+    assert found("digits_5") == [(0.0006, None), (0.0001, tune.ALONE)]
+    assert found("glyphs_20") == [(0.0006, None)]
+
+
 def test_the_experiment_has_every_merge_once(tune, results):
     for stream in tune.TUNED_ON:  # takes what another stream has, so its own accuracies do not count
         results.better(0.3, stream=stream, method="seq", **{"optimizer.lr": "0.001"})
     results.better(0.3, stream="glyphs_10", method="seq", **{"optimizer.lr": "0.0002"})
     results.better(0.4, stream="glyphs_5", strategy="ties", **{"lambda": 0.5})
-    found = yaml.safe_load(tune.experiment("glyphs_5", tune.choose_training(results), results))
-    sweeper = found["hydra"]["sweeper"]
-    assert {grid["method"] for grid in sweeper["train"].values()} == {"zeroshot", *tune.BUDGET}
+    sweeper = sweeper_of(tune, "glyphs_5", results)
+    assert {grid["method"] for grid in sweeper["train"].values()} == {"zeroshot", *tune.BUDGET} - {"joint"}
+    assert "joint" in {grid["method"] for grid in sweeper_of(tune, "glyphs_10", results)["train"].values()}
     merges = [
         (grid["method"], strategy, grid["lambda"])
         for grid in sweeper["merge"].values()
