@@ -51,7 +51,8 @@ BUDGET = {
     "ewc": {"optimizer.lr": PAIR, "method.strength": ["100000.0", "1000000.0", "10000000.0"]},
     "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.3", "1.0", "3.0"]},
 }
-STRATEGIES = sorted(path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml"))
+# weighted_average without weights is average.
+STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - {"weighted_average"})
 MERGED = {"seq": STRATEGIES, "ind": STRATEGIES, "ewc": ["magmax"], "lwf": ["magmax"]}
 JUDGES = ["magmax", "average", "ties", "task_arithmetic"]
 NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]"]  # the last encoder itself
@@ -152,6 +153,8 @@ def validated(root: Path) -> pd.DataFrame:
         if not within or config["seed"] not in SEEDS or config["stream"]["validation"] != 0.2:
             continue
         line["strategy"] = "" if "decay" in merge["changed"] or method == "joint" else merge["strategy"]
+        if line["strategy"] not in ("", *STRATEGIES):
+            continue
         lines += [line | {"lambda": tried["lambda"], "accuracy": tried["accuracy"]} for tried in merge["validation"]]
     return pd.DataFrame(lines)
 

@@ -18,19 +18,20 @@ from helpers import command
 from PIL import Image
 
 from mergestream import display, files
+from mergestream.reporting import figures
 from mergestream.reporting.collect import MEASURES, ROW, collect, label, names
 from mergestream.reporting.figures import forgetting
 from mergestream.reporting.paper import paper_accuracy
 from mergestream.reporting.statistics import aggregate, compare, with_bounds
-from mergestream.reporting.tables import escaped, latex, overview, percent, ranks
+from mergestream.reporting.tables import escaped, latex, lent, overview, percent, ranks
 
 LINE = {"dataset": "digits", "stream": "class", "tasks": 2, "model": "tiny", "method": "seq", "strategy": ""}
 LINE |= {"options": "", "scale": "", "tag": ""}
 
 
 def line(**values):
-    result = {**LINE, "seed": 1, "seconds": 1.0, "protocol": "", "path": "", **dict.fromkeys(MEASURES, float("nan"))}
-    result |= values
+    result = {**LINE, "seed": 1, "seconds": 1.0, "protocol": "", "data": "", "path": ""}
+    result |= {**dict.fromkeys(MEASURES, float("nan")), "trained_tasks": values.get("tasks", 2), **values}
     return {**result, "name": label(result)}
 
 
@@ -67,6 +68,17 @@ def test_paired_tests_by_hand():
     assert math.isnan(table.loc["seq", "p"])
 
 
+def test_only_seeds_with_the_same_data_are_pairs():
+    def of(method, *data, gain=0.0):
+        return [line(method=method, seed=s, data=d, final_accuracy=0.5 + gain * s) for s, d in enumerate(data)]
+
+    runs = pd.DataFrame([*of("seq", "a", "b", "c"), *of("ind", "a", "other", "c", gain=0.1), *of("joint", "", "", "")])
+    table = compare(runs, aggregate(runs), "sequential, last task").set_index("method")
+    assert table.loc["ind", "pairs"] == 2
+    assert table.loc["ind", "minus_baseline"] == pytest.approx(0.1)  # of 0 and 0.2
+    assert table.loc["joint", "pairs"] == 3  # whose accuracy over all classes does not depend on their order
+
+
 def test_the_baseline_is_magmax_with_its_published_scale():
     def rows(tasks, *scales):
         magmax = [line(tasks=tasks, strategy="magmax", scale=scale, final_accuracy=0.5) for scale in scales]
@@ -89,7 +101,8 @@ def test_bounds_stand_beside_every_number_of_tasks():
     table = aggregate(with_bounds(pd.DataFrame(lines)))
     joint = table[table["method"] == "joint"].set_index(["stream", "tasks"])
     assert set(joint.index) == {("class", 5), ("class", 10), ("domain", 2)}
-    assert joint.loc[("class", 10), ["final_accuracy", "n"]].tolist() == [0.9, 2]
+    assert joint.loc[("class", 10), ["final_accuracy", "n", "trained_tasks"]].tolist() == [0.9, 2, 5]
+    assert not lent(joint.reset_index().iloc[0])
     assert math.isnan(joint.loc[("class", 10), "forgetting"])
 
 
@@ -104,6 +117,69 @@ def test_bounds_come_from_one_number_of_tasks():
 def test_forgetting_by_hand():
     # After task 2: 0.9 − 0.6. After task 3: of the first 0.9 − 0.7, of the second 0.8 − 0.9.
     assert forgetting([[0.9, 0.1, 0.1], [0.6, 0.8, 0.2], [0.7, 0.9, 0.5]]) == pytest.approx([0.3, (0.2 - 0.1) / 2])
+
+
+def test_pictures_keep_magmax_and_the_papers_rows():
+    best = [f"seq + {i}" for i in range(40)]
+    names = [*best[:30], "MaxAbs", *best[30:], "EWC", "MagMax, λ = 0.3"]
+    assert figures._selected(names, 32) == [*best[:29], "MaxAbs", "EWC", "MagMax, λ = 0.3"]
+    assert figures._selected(names, 1) == ["MagMax, λ = 0.3"]
+    assert figures._selected(names, 99) == names
+
+
+def test_the_comparison_by_hand():
+    """Of rows with a mean of 0.5 − 0.01 i, a seed 0.01 above it and one below it, and of MagMax, which is the last."""
+    values = [({"strategy": str(i)}, 0.5 - 0.01 * i) for i in range(40)]
+    values += [({"strategy": "magmax", "scale": "0.5"}, 0.05), ({"method": "joint"}, 0.9)]
+    lines = [line(**v, seed=s, final_accuracy=a + gain) for v, a in values for s, gain in ((1, -0.01), (2, 0.01))]
+    ((name, caption, figure),) = figures.of_stream(aggregate(pd.DataFrame(lines)))
+    assert (name, "32 of 41" in caption) == ("comparison", True)
+    (axis,) = figure.axes
+    labels = {label.get_text(): label.get_position()[1] for label in axis.get_yticklabels()}
+    assert len(labels) == 32
+    assert labels["MagMax"] == 31
+    assert [label.get_text() for label in axis.get_yticklabels() if label.get_fontweight() == "bold"] == ["MagMax"]
+    bound, points, *_ = axis.lines
+    assert bound.get_xdata() == pytest.approx([90, 90])
+    assert points.get_xdata() == pytest.approx([*(50 - i for i in range(31)), 5])
+    (bars,) = axis.collections
+    ends = [path.vertices[:, 0] for path in bars.get_paths()]
+    half = 12.7062 * math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom, s of 49 and 51, two seeds
+    assert ends[0] == pytest.approx([50 - half, 50 + half], rel=1e-4)
+
+
+def test_curves_and_matrices_by_hand():
+    """Of two seeds: forgetting is what `forgetting` says of each, averaged, in per cent."""
+    first, second = [[0.8, 0.1], [0.6, 0.7]], [[0.6, 0.1], [0.5, 0.9]]
+    contents = [
+        {"overall": [0, 0], "seen": [R[0][0], sum(R[1]) / 2], "accuracy": {"task_agnostic": R}} for R in (first, second)
+    ]
+    runs = pd.DataFrame([line(seed=seed, final_accuracy=0.5) for seed in (1, 2)])
+    found = {name: figure for name, _, figure in figures.of_benchmark(runs, dict(enumerate(contents)))}
+    assert set(found) == {"curves", "matrices"}
+    left, right = found["curves"].axes
+    assert left.lines[0].get_ydata() == pytest.approx([70, 67.5])
+    assert right.lines[0].get_ydata() == pytest.approx([15])  # of 0.2 and 0.1
+    (band,) = left.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(70 - 100 * math.sqrt(0.02))  # 80 and 60
+    (image,) = found["matrices"].axes[0].images
+    assert image.get_array().ravel() == pytest.approx([70, 10, 55, 80])
+    assert image.get_clim() == (0, 100)
+
+
+def test_scale_curves_by_hand():
+    lines = [
+        line(strategy="magmax", scale=s, seed=seed, final_accuracy=a + 0.1 * seed)
+        for s, a in (("1", 0.2), ("0.5", 0.3), ("0.25", 0.1))
+        for seed in (1, 2)
+    ]
+    contents = {key: {"overall": [0]} for key in range(len(lines))}
+    ((name, _, figure),) = figures.of_benchmark(pd.DataFrame(lines), contents)
+    (curve,) = figure.axes[0].lines
+    assert (name, curve.get_label()) == ("lambda", "MagMax")
+    assert curve.get_xdata() == pytest.approx([0.25, 0.5, 1])
+    assert curve.get_ydata() == pytest.approx([25, 45, 35])
 
 
 def test_names():
@@ -181,12 +257,15 @@ def test_latex(tmp_path):
     assert r"my\_method \& co & \underline{63.00 $\pm$ 1.41}" in text
     assert r"Joint & 93.00 $\pm$ 1.41 &" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert text.count(rule) == 1
+        assert rule in text
+    assert text.count(r"\begin{longtable}") == 1
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-    inside = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in inside} == {3}
+    inside = [row for row in text.splitlines() if row.startswith(("MagMax", "my", "Joint", "independent"))]
+    assert [len(re.findall(r"(?<!\\)&", row)) for row in inside] == [3] * 4
     if shutil.which("pdflatex"):
-        document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + text + "\\end{document}\n"
+        document = (
+            "\\documentclass{article}\\usepackage{booktabs,longtable}\\begin{document}\n" + text + "\\end{document}\n"
+        )
         (tmp_path / "t.tex").write_text(document)
         arguments = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
@@ -279,13 +358,15 @@ def test_the_baseline_is_chosen(root):
 
 
 def test_what_cannot_be_used_is_named_and_left_out(root, monkeypatch):
-    folders = {name: write(root, name, 1) for name in ("truncated", "altered", "later", "lacking")}
+    folders = {name: write(root, name, 1) for name in ("truncated", "altered", "later", "lacking", "without")}
     content = (folders["truncated"] / "metrics.json").read_text()
     (folders["truncated"] / "metrics.json").write_text(content[:100])
     (folders["altered"] / "metrics.json").write_text(content.replace("0.5", "0.9"))
     for name, change in (("later", {"schema_version": 2}), ("lacking", {"config": {}})):
         whole = files.read_json(folders[name] / "metrics.json")
         files.write_json(folders[name] / "metrics.json", {**whole, **change})
+    whole = files.read_json(folders["without"] / "metrics.json")
+    files.write_json(folders["without"] / "metrics.json", {k: v for k, v in whole.items() if k != "seen"})
     orphan = write(root, "orphan", 1, strategy="magmax")
     foreign = root / "foreign/metrics.json"
     foreign.parent.mkdir()
@@ -309,18 +390,19 @@ def test_what_cannot_be_used_is_named_and_left_out(root, monkeypatch):
 
     monkeypatch.setattr(files, "read_json", refuse)
     reasons = {item.path: item.reason for item in collect(root).left_out}
-    assert len(reasons) == 11
+    assert len(reasons) == 12
     for path, reason in (
         (folders["truncated"] / "metrics.json", "cannot be read"),
         (folders["altered"] / "metrics.json", "not as it was written"),
         (folders["later"] / "metrics.json", "its schema_version is 2"),
         (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
+        (folders["without"] / "metrics.json", "it has no seen"),
         (orphan / "metrics.json", "its training has not finished"),
         (root / "linked", "it is a link"),
         (half, "it has not finished"),
         (locked, "Permission denied"),
         (foreign, "it is not of mergestream"),
-        (unfinished, "it has not finished (1 tasks are done)"),
+        (unfinished, "it has not finished (tasks done: 1)"),
     ):
         assert reason in reasons[path]
     outcome = command("report.py", f"root={root}")
@@ -384,7 +466,7 @@ def test_half_finished_runs_are_no_failure(root):
         (root / "digits/class-2/tiny/seq/seed-9" / name).write_text("")
     outcome = command("report.py", f"root={root}")
     assert outcome.code == 0
-    assert "seed-9: it has not finished (0 tasks are done)" in outcome.out
+    assert "seed-9: it has not finished (tasks done: 0)" in outcome.out
 
 
 def test_only_runs_of_one_protocol_are_averaged(tmp_path):
@@ -392,10 +474,19 @@ def test_only_runs_of_one_protocol_are_averaged(tmp_path):
     write(tmp_path, seed=2, epochs=3, accuracy=0.7)
     assert "60.00 ± 14.14" in command("report.py", f"root={tmp_path}").out
     write(tmp_path, seed=3, epochs=4)
+    outcome = command("report.py", f"root={tmp_path}")
+    assert outcome.code == 1
+    assert "60.00 ± 14.14" in outcome.out  # of the two that most are
+    assert "seed 3 has epochs=4, seed 1 has epochs=3. Train it as those, or with tag=NAME" in outcome.err
+    write(tmp_path, seed=4, epochs=4)
     write(tmp_path, "ind", 1)
     outcome = command("report.py", f"root={tmp_path}")
     assert outcome.code == 1
-    assert "sequential" not in outcome.out.split("left out")[0]
+    assert "sequential" not in outcome.out.split("left out")[0]  # neither two are most
+    assert outcome.out.count("Train it as those") == 4
+    shutil.rmtree(tmp_path / "digits/class-2/tiny/ind")
+    outcome = command("report.py", f"root={tmp_path}")
+    assert "has none that it can use" in outcome.err
     assert "seed 1 has epochs=3, seed 3 has epochs=4" in outcome.err
 
 

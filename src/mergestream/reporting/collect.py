@@ -18,6 +18,7 @@ from mergestream.results import SCHEMA_VERSION
 
 BENCHMARK = ["dataset", "stream", "tasks", "model"]
 ROW = [*BENCHMARK, "method", "strategy", "options", "scale", "tag"]
+KEYS = {"kind", "config", "zero_shot", "accuracy", "overall", "seen", "summary", "timing", "environment", "provenance"}
 MEASURES = {
     "final_accuracy": "final accuracy",
     "average_incremental_accuracy": "average incremental",
@@ -51,8 +52,8 @@ class Collected:
     """What there is to report.
 
     Args:
-        runs: a line for each metrics.json: the columns of `ROW`, ``name``, ``seed``, ``path``, ``protocol`` (a hash),
-            ``seconds``, and the measures as fractions.
+        runs: a line for each metrics.json: the columns of `ROW`, ``name``, ``trained_tasks``, ``seed``, ``path``,
+            ``protocol`` and ``data`` (hashes), ``seconds``, and the measures as fractions.
         contents: what each of these files holds.
         left_out: what is not among them.
     """
@@ -90,7 +91,7 @@ def collect(root: Path) -> Collected:
         except (UserError, OSError) as error:
             left_out.append(LeftOut(path, str(error)))
             continue
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             left_out.append(LeftOut(path, f"it is no metrics.json of this version ({type(error).__name__}: {error})"))
             continue
         same = tuple(line[key] for key in [*ROW, "seed"])
@@ -102,8 +103,9 @@ def collect(root: Path) -> Collected:
         other = Path(lines[place]["path"])
         if _in_place(line, folder) and not _in_place(line, _folder(contents[place], other)):  # a copy came first
             lines[place], contents[place], path, other = line, content, other, path
-        left_out.append(LeftOut(path, f"the same as {other}: one result for each seed"))
-    columns = [*ROW, "seed", "path", "protocol", "seconds", *MEASURES]
+        again = f"a seed has one result, and {other} has the same values. Delete one, or train it with tag=NAME"
+        left_out.append(LeftOut(path, again))
+    columns = [*ROW, "trained_tasks", "seed", "path", "protocol", "data", "seconds", *MEASURES]
     runs = pd.DataFrame(lines, columns=columns)
     return Collected(runs.assign(name=names(runs)), contents, left_out)
 
@@ -132,9 +134,10 @@ def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
             yield path / "metrics.json", None
         elif "config.yaml" in names and "stream.json" in names:
             done = len(list(path.glob("task-*/evaluation.json")))
-            yield path, LeftOut(path, f"it has not finished ({done} tasks are done)", sound=True)
+            yield path, LeftOut(path, f"it has not finished (tasks done: {done}); its command continues it", sound=True)
         elif "merged.safetensors" in names:
-            yield path, LeftOut(path, "it has not finished (it is not evaluated)", sound=True)
+            again = "it has not finished (it is not evaluated); its command continues it"
+            yield path, LeftOut(path, again, sound=True)
     for error in unreadable:
         yield Path(error.filename), LeftOut(Path(error.filename), f"it cannot be read ({error.strerror})")
 
@@ -162,6 +165,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError("it is not of mergestream (it has no schema_version)" if foreign else str(error)) from error
     if content["schema_version"] != SCHEMA_VERSION:
         raise UserError(f"its schema_version is {content['schema_version']}; this version reads {SCHEMA_VERSION}")
+    if missing := KEYS - content.keys():
+        raise UserError(f"it is no metrics.json of this version (it has no {min(missing)})")
     return content
 
 
@@ -172,6 +177,7 @@ def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "dataset": str(config["dataset"]["name"]),
         "stream": str(config["stream"]["name"]),
         "tasks": len(content["zero_shot"]["task_agnostic"]),
+        "trained_tasks": len(content["zero_shot"]["task_agnostic"]),  # `with_bounds` lends rows to other T
         "model": str(config["model"]["name"]),
         "method": str(config["method"]["id"]),
         "strategy": merge["strategy"] if merge else "",
@@ -182,6 +188,7 @@ def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "seed": int(config["seed"]),
         "path": str(path),
         "seconds": content["timing"]["total"],
+        "data": content["provenance"].get("data_sha256", ""),
     }
     measures = {key: content["summary"].get(key) for key in MEASURES}
     return {**line, **{k: float("nan") if v is None else float(v) for k, v in measures.items()}}

@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 
 from mergestream.metrics import summarize
 from mergestream.plots import COLOURS, axes, band
-from mergestream.reporting.collect import ROW
+from mergestream.reporting.collect import NAMES, ROW
 from mergestream.reporting.tables import in_order, is_bound
 
+METHODS = ("seq", "ind", "ewc", "lwf")  # have the same colours everywhere
 LINES = 8  # that one can tell apart
 MATRICES = 6
 ROWS = 32
@@ -27,11 +28,13 @@ def of_benchmark(runs: pd.DataFrame, contents: Mapping[int, dict[str, Any]]) -> 
         runs: of `collect`, those of the benchmark.
         contents: of `collect`, by ``runs.index``.
     """
-    followed = _followed(runs, contents)
-    if followed:
-        yield "curves", _caption("After each task, mean and deviation over seeds", followed), curves(followed)
-        best = f"; the best {MATRICES}" if len(followed) > MATRICES else ""
-        said = f"Accuracy (%) among all classes: after each task (down) on each (across){best}"
+    found = _followed(runs, contents)
+    if found:
+        followed = {name: found[name] for name in _selected(list(found), LINES)}
+        some_of = _some_of(LINES, len(found))
+        yield "curves", f"After each task, mean and deviation over seeds{some_of}", curves(followed)
+        some = f"; {MATRICES} of them" if len(followed) > MATRICES else ""
+        said = f"Accuracy (%) among all classes: after each task (down) on each (across){some}"
         yield "matrices", said, matrices(followed)
     scales = runs[(runs["strategy"] != "") & ~runs["scale"].isin(["", "selected"])]
     swept = [key for key, group in scales.groupby(_LINE, sort=False) if group["scale"].nunique() > 2]
@@ -47,23 +50,23 @@ def of_stream(lines: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
         lines: of `aggregate`.
     """
     if count := lines.loc[~is_bound(lines), "name"].nunique():
-        of_best = f" of the best {ROWS} of {count}" if count > ROWS else ""
-        yield "comparison", f"Mean and 95 % interval over seeds{of_best}", comparison(lines)
+        yield "comparison", f"Mean and 95 % interval over seeds{_some_of(ROWS, count)}", comparison(lines)
 
 
 def comparison(lines: pd.DataFrame) -> Figure:
-    """Final accuracy of the best `ROWS` rows on each benchmark of one stream and model, with its 95 % interval; the
-    bounds are lines from top to bottom.
+    """Final accuracy of `ROWS` rows on each benchmark of one stream and model, with its 95 % interval; the bounds are
+    lines from top to bottom.
 
     Args:
         lines: of `aggregate`.
     """
-    names = in_order(lines[~is_bound(lines)])[:ROWS]
+    names = _selected(in_order(lines[~is_bound(lines)]), ROWS)
     benchmarks = list(lines.groupby(["dataset", "tasks"]))
     width = 2.6 + 2.2 * len(benchmarks)
     figure, found = axes(1, len(benchmarks), (width, 1.5 + 0.19 * len(names)), sharey=True)
-    methods = lines[lines["name"].isin(names)]["method"].unique()
-    colours = dict(zip(methods, COLOURS * len(methods), strict=False))
+    present = set(lines[lines["name"].isin(names)]["method"])
+    methods = [*(m for m in METHODS if m in present), *sorted(present - set(METHODS))]
+    colours = dict(zip([*METHODS, *methods[len(present & set(METHODS)) :]], COLOURS * len(methods), strict=False))
     bounds = list(lines[is_bound(lines)]["name"].unique())
     for axis, ((dataset, tasks), of) in zip(found, benchmarks, strict=True):
         for line in of[is_bound(of)].to_dict("records"):
@@ -80,7 +83,7 @@ def comparison(lines: pd.DataFrame) -> Figure:
     keys = [Line2D([], [], color=colours[method], marker="o", markersize=4, linestyle="") for method in methods]
     keys += [Line2D([], [], **_bound_style(name, bounds)) for name in bounds]
     for label in found[0].get_yticklabels():
-        label.set_fontweight("bold" if label.get_text().partition(",")[0] == "MagMax" else "normal")
+        label.set_fontweight("bold" if _plain(label.get_text()) == "MagMax" else "normal")
     figure.legend(keys, [*methods, *bounds], loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     return figure
 
@@ -92,18 +95,30 @@ def _bound_style(name: str, bounds: Sequence[str]) -> dict[str, Any]:
 _LINE = [key for key in ROW if key != "scale"]
 
 
-def _caption(text: str, followed: dict[str, list[dict[str, Any]]]) -> str:
-    return f"{text}; at most the {LINES} of highest final accuracy" if len(followed) == LINES else text
+def _selected(names: Sequence[str], most: int) -> list[str]:
+    """At most `most` of `names`, which are best first: MagMax, the paper's other rows, the best of the rest."""
+    named = set(NAMES.values())
+    first = sorted(names, key=lambda name: (_plain(name) != "MagMax", _plain(name) not in named))[:most]
+    return [name for name in names if name in first]
+
+
+def _some_of(most: int, count: int) -> str:
+    return f"; {most} of {count}, the paper's and the best of the others" if count > most else ""
+
+
+def _plain(name: str) -> str:
+    """The name of a row without its λ."""
+    return name.partition(", λ")[0]
 
 
 def _followed(runs: pd.DataFrame, contents: Mapping[int, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results with a row for every step of the stream, by name, best first; at most `LINES` of them."""
+    """Results with a row for every step of the stream, by name, best first."""
     found: dict[str, list[dict[str, Any]]] = {}
     by_name = runs.groupby("name")
     members, tasks = by_name.groups, runs["tasks"].iloc[0]
     for name in by_name["final_accuracy"].mean().sort_values(ascending=False).index:
         results = [contents[i] for i in members[name] if len(contents[i]["overall"]) == tasks > 1]
-        if results and len(found) < LINES:
+        if results:
             found[name] = results
     return found
 
@@ -134,7 +149,7 @@ def forgetting(matrix: Sequence[Sequence[float]]) -> list[float]:
 
 def matrices(followed: dict[str, list[dict[str, Any]]]) -> Figure:
     """Heat maps of the accuracy matrices, averaged over seeds."""
-    shown = list(followed.items())[:MATRICES]
+    shown = [(name, followed[name]) for name in _selected(list(followed), MATRICES)]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     width, height = 3.1 * columns + 0.8, 3 * rows
@@ -165,7 +180,7 @@ def scale_curves(runs: pd.DataFrame, swept: Sequence[tuple[Any, ...]]) -> Figure
     for colour, key in zip(COLOURS, best, strict=False):
         of = by_line[key].assign(scale=by_line[key]["scale"].astype(float)).groupby("scale")["final_accuracy"]
         mean, deviation = 100 * of.mean(), 100 * of.std().fillna(0)
-        name = by_line[key]["name"].iloc[0].partition(", λ")[0]
+        name = _plain(by_line[key]["name"].iloc[0])
         axis.plot(mean.index, mean, marker="o", markersize=3, color=colour, label=name)
         axis.fill_between(mean.index, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
     axis.set(xlabel="λ", ylabel="final accuracy (%)")

@@ -19,26 +19,36 @@ CONFIDENCE = 0.95
 
 
 def split_by_protocol(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, list[LeftOut]]:
-    """The runs of the rows whose runs differ in nothing but the seed; and those of the other rows.
+    """The runs whose row's runs differ in nothing but the seed; and those that differ from most of their row, or from
+    each other where no protocol has most.
 
     Args:
         runs: of `collect`.
         contents: of `collect`, with the ``protocol`` of each.
     """
     alike = runs.groupby(ROW)["protocol"].transform("nunique") == 1
-    refused = []
+    refused: dict[int, LeftOut] = {}
     for _, group in runs[~alike].groupby(ROW, sort=False):
-        difference = protocol_difference([contents[index] for index in group.index])
-        reason = f"runs are averaged where they differ in nothing but the seed, and of this row {difference}"
-        refused += [LeftOut(Path(path), reason) for path in group["path"]]
-    return runs[alike], refused
+        counts = group["protocol"].value_counts()
+        usual = (
+            group.index[group["protocol"] == counts.index[0]] if 2 * counts.iloc[0] > len(group) else group.index[:0]
+        )
+        beside = usual if len(usual) else group.index
+        for index in group.index.difference(usual, sort=False):
+            difference = protocol_difference([contents[i] for i in (index, *beside)])
+            reason = (
+                f"runs of a row must differ in nothing but the seed; {difference}. Train it as those, or with tag=NAME"
+            )
+            refused[index] = LeftOut(Path(group.at[index, "path"]), reason)
+    return runs.drop(index=list(refused)), list(refused.values())
 
 
 def with_bounds(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs`, with those of `BOUNDS` in every class-incremental benchmark of the same data set and model.
 
     Zero-shot and joint accuracy over all classes do not depend on T: the images, the classes and the training are the
-    same. They are those of the T that has most seeds; what does depend on T is left undefined.
+    same. They are those of the T that has most seeds, which ``trained_tasks`` names; what does depend on T is left
+    undefined.
     """
     of_class = runs[runs["stream"] == "class"]
     undefined = {measure: float("nan") for measure in MEASURES if measure != "final_accuracy"}
@@ -77,6 +87,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
         table[f"{measure}_std"] = of["std"]
         table[f"{measure}_ci95"] = half_width(of["std"], of["count"])
     table["seconds"] = grouped["seconds"].mean()["seconds"]
+    table["trained_tasks"] = grouped["trained_tasks"].first()["trained_tasks"]
     table["paper"] = [paper_accuracy(line) for line in table.to_dict("records")]
     table["minus_paper"] = table["final_accuracy"] - table["paper"]
     return table
@@ -92,19 +103,24 @@ def compare(runs: pd.DataFrame, table: pd.DataFrame, baseline: str | None = None
     """`table` with the columns ``baseline``, ``minus_baseline``, ``pairs`` and ``p``: each row of a benchmark against
     the row named `baseline`, or else against MagMax (see `magmax`).
 
-    Final accuracies are paired by seed, which gives both the same class order, and ``minus_baseline`` is the mean over
-    ``pairs`` differences; ``p`` is of the two-sided paired t-test, adjusted by Holm's method for all rows of the
-    benchmark, and NaN for fewer than two pairs and where all differences are equal. The baseline itself has neither.
+    Final accuracies are paired by seed where both have the same data in the same order (which counts for nothing in the
+    bounds), and ``minus_baseline`` is the mean over ``pairs`` differences; ``p`` is of the two-sided paired t-test,
+    adjusted by Holm's method for all rows of the benchmark, and NaN for fewer than two pairs and where all differences
+    are equal. The baseline itself has neither.
     """
-    by_name = runs.pivot_table(index=[*BENCHMARK, "seed"], columns="name", values="final_accuracy", aggfunc="first")
+    by_name = runs.pivot_table(
+        index=[*BENCHMARK, "seed"], columns="name", values=["final_accuracy", "data"], aggfunc="first"
+    )
+    bounds = set(table.loc[is_bound(table), "name"])
     result = table.assign(baseline="", minus_baseline=float("nan"), pairs=0, p=float("nan"))
     for benchmark, lines in table.groupby(BENCHMARK, sort=False):
         against = baseline or magmax(lines)
-        accuracies = by_name.loc[benchmark]
+        accuracies, data = by_name.loc[benchmark, "final_accuracy"], by_name.loc[benchmark, "data"]
         if against not in list(lines["name"]):
             continue
         others = [name for name in lines["name"] if name != against]
-        differences = accuracies[others].sub(accuracies[against], axis=0)
+        same = data[others].eq(data[against], axis=0) | [name in bounds for name in others]
+        differences = accuracies[others].astype(float).sub(accuracies[against].astype(float), axis=0).where(same)
         index = lines.index[lines["name"] != against]
         result.loc[index, "baseline"] = against
         result.loc[index, "minus_baseline"] = differences.mean().to_numpy()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -60,6 +61,11 @@ def is_bound(lines: pd.DataFrame) -> pd.Series:
     return lines["method"].isin(BOUNDS)
 
 
+def lent(line: Mapping[str, Any]) -> bool:
+    """Whether a row was measured at another T, see `statistics.with_bounds`."""
+    return line["trained_tasks"] != line["tasks"]
+
+
 def in_order(lines: pd.DataFrame) -> list[str]:
     """Names of rows: the bounds first, then best first, by how far they are above the mean of the rows of a benchmark,
     on average over the benchmarks that they have."""
@@ -76,7 +82,7 @@ def latex(table: pd.DataFrame) -> str:
         text = escaped(percent(mean, deviation))
         return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(rank, text)
 
-    parts = [r"% \usepackage{booktabs}"]
+    parts = [r"% \usepackage{booktabs,longtable}", r"\begingroup\footnotesize\setlength{\tabcolsep}{3pt}"]
     for title, cells in overview(table, cell):
         shown = cells.rename(index=escaped)
         shown.columns = pd.MultiIndex.from_tuples([(escaped(d), str(t)) for d, t in cells.columns])
@@ -88,10 +94,10 @@ def latex(table: pd.DataFrame) -> str:
                 column_format="l" + "c" * len(cells.columns),
                 caption=escaped(f"Accuracy (%) over all classes after the last task, {title}."),
                 label="tab:" + re.sub(r"[^a-z0-9]+", "-", title.lower()),
-                position="t",
+                longtable=True,
             )
         )
-    return "\n".join(parts)
+    return "\n".join([*parts, r"\endgroup", ""])
 
 
 def escaped(text: str) -> str:
