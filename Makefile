@@ -11,7 +11,9 @@ STREAM := dataset=digits tasks=5 seed=$(SEEDS) root=$(DEMO)
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
 
-.PHONY: help setup demo benchmark $(PARTS) test lint check lock weights clean
+ANALYSES := runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses
+
+.PHONY: help setup demo benchmark results $(PARTS) test lint check lock weights clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -38,6 +40,11 @@ benchmark: setup ## every method and strategy on the embedded streams, five seed
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=5,10,20 seed=1 'analysis.seeds=[1,2,3,4,5]'
 	$(BIN)/python analyze.py root=runs/embedded dataset=glyphs stream=domain seed=1 'analysis.seeds=[1,2,3,4,5]'
 	$(BIN)/python analyze.py root=runs/embedded dataset=digits tasks=5 seed=1 'analysis.seeds=[1,2,3,4,5]'
+
+results: ## publish the report of the embedded benchmark and its figures in docs/results
+	rm -rf docs/results && mkdir docs/results
+	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv runs/embedded/_report/*.png docs/results
+	for figure in $(ANALYSES)/*.png; do cp $$figure docs/results/glyphs-class-10-$$(basename $$figure); done
 
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null

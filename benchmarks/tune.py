@@ -2,8 +2,9 @@
 
 Seeds of its own, each with its class order, and a fifth of each class's training samples kept for validation; the test
 split decides nothing. Every method has the same budget: six configurations on the first seed, the best two of them on
-all three. They are a learning rate for seq, ind and joint, a learning rate and a strength for ewc and lwf. Every merge
-has λ from fifteen candidates, the best mean over the three seeds, and of all else its published value.
+all three (of seq the best two with a merge and the best two without). They are a learning rate for seq, ind and joint,
+a learning rate and a strength for ewc and lwf. Every merge has λ from fifteen candidates, the best mean over the three
+seeds, and of all else its published value.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
 - seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its

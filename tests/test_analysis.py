@@ -257,6 +257,14 @@ def test_every_figure_of_a_run(name, root):
     assert before == {kind: (folder / f"{stem}.{kind}").read_bytes() for kind in before}
 
 
+def test_a_strategy_that_counts_for_nothing_names_no_file(root):
+    outcome = command("analyze.py", f"root={root}", "tasks=3", "analysis=cosine", "strategy=ties")
+    assert outcome.code == 0
+    assert "strategy=ties is left out: analysis=cosine does not ask for it" in outcome.out
+    folder = Run.of(config("train", f"root={root}", "tasks=3")).path / "analyses"
+    assert [path.name for path in folder.glob("cosine*.csv")] == ["cosine.csv"]
+
+
 def test_what_compared_runs_differ_in_is_said(root, monkeypatch):
     arguments = [f"root={root}", "tasks=3", "analysis=consistency"]
     assert "epochs" not in command("analyze.py", *arguments).out
@@ -331,7 +339,10 @@ def test_accuracies_are_those_of_the_run(root):
         (["analysis=pruning", "analysis.keep=0.5"], "analysis.keep must be a list of numbers"),
         (["analysis.density=0"], "analysis.density must be a fraction in"),
         (["analysis.methods=[ind,ewc]"], "a finished run is needed"),
-        (["analysis.methods=seq"], "analysis.methods must be a list of methods, such as [ind,seq]; got seq"),
+        (
+            ["analysis.methods=seq"],
+            "analysis.methods must be a list of methods, such as [ind,seq]; got analysis.methods=",
+        ),
         (["analysis.methods=[1]"], "analysis.methods must be a list of methods"),
         (["analysis.methods=[]"], "analysis.methods must be a list of methods"),
         (["analysis.methods=[joint]"], "this analysis compares encoders"),

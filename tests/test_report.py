@@ -164,7 +164,7 @@ def test_curves_and_matrices_by_hand():
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(70 - 100 * math.sqrt(0.02))  # 80 and 60
     (image,) = found["matrices"].axes[0].images
-    assert image.get_array().ravel() == pytest.approx([70, 10, 55, 80])
+    assert image.get_array().ravel().tolist() == pytest.approx([70, 10, 55, 80])
     assert image.get_clim() == (0, 100)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject, winners
@@ -64,6 +65,7 @@ def distribution(subject: Subject, *, bins: int = 101) -> tuple[pd.DataFrame, Fi
             colour = colormaps["viridis"]((task - 1) / max(1, len(counts) - 1) * 0.9)
             axis.stairs(lines[measure], edges, color=colour, label=f"task {task}")
         axis.set(xlabel="τ", ylabel="parameters", yscale="symlog", title=title)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.yaxis.set_major_formatter("{x:,.0f}")
     ends = axis.get_legend_handles_labels() if len(counts) <= 10 else _ends(*axis.get_legend_handles_labels())
     axis.legend(*ends, frameon=False, fontsize=7)

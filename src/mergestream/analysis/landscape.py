@@ -29,7 +29,7 @@ def landscape(
         between: a and b, counted from 1; None is the first and the last task.
 
     Returns:
-        x, y, overall; and the three models by name, with their places.
+        model, x, y, overall: the points of the grid, which have no name, then θ₀, θ_a and θ_b.
 
     Raises:
         UserError: if an option is out of range, or the two task vectors are parallel.
@@ -47,7 +47,10 @@ def landscape(
     v = {name: tau - along * u[name] for name, tau in w.items()}
     height = inner(v, v) ** 0.5
     if not height > 1e-6 * length > 0:
-        raise UserError(f"analysis.between must be encoders that span a plane with θ₀; θ{a} and θ{b} lie on a line")
+        raise UserError(
+            f"analysis.between must be encoders that span a plane with θ₀; θ{a} and θ{b} lie on a line. "
+            f"Type analysis.between=[{a},C] with another task C"
+        )
     places = {"θ₀": (0.0, 0.0), f"θ{a}": (1.0, 0.0), f"θ{b}": (along, height / length)}
     xs, ys = (_range([place[i] for place in places.values()], margin, grid) for i in (0, 1))
     rows = []

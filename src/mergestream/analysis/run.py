@@ -37,13 +37,18 @@ def analyze(cfg: DictConfig) -> None:
     run = Run.of(cfg, [word for key, word in of_training if key not in NAMING_KEYS])
     run.require_finished()
     run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *(key for key, _ in of_training)])
-    frame, figure = analysis.func(Subject(cfg, run), **analysis.keywords)
-    name = _name(analysis.func.__name__, [word for key, word in words if key.split(".")[0] in OWN_KEYS])
+    subject = Subject(cfg, run)
+    frame, figure = analysis.func(subject, **analysis.keywords)
+    own = [(key.split(".")[0], word) for key, word in words if key.split(".")[0] in OWN_KEYS]
+    used = {"analysis", *subject.asked}
+    name = _name(analysis.func.__name__, [word for key, word in own if key in used])
     for kind in ("png", "svg"):
         with files.whole(run.path / "analyses" / f"{name}.{kind}") as partial_file:
             partial_file.write_bytes(content(figure, kind))
     with files.whole(run.path / "analyses" / f"{name}.csv") as partial_file:
         frame.to_csv(partial_file, index=False)
+    for word in [word for key, word in own if key not in used]:
+        print(f"{word} is left out: analysis={analysis.func.__name__} does not ask for it")
     with pd.option_context("display.width", 120, "display.max_rows", 12):
         console().print(str(frame))
     print(f"figure in {readable(run.path / 'analyses' / name)}.png, .svg; its numbers in .csv")

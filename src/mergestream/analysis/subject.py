@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,12 @@ class Subject:
     Args:
         cfg: of analyze.py, resolved.
         run: that the config names.
+        asked: which of ``strategy`` and ``lambda`` the analysis has asked for.
     """
 
     cfg: DictConfig
     run: Run
+    asked: set[str] = field(default_factory=set)
 
     def of_methods(self, methods: Sequence[str]) -> dict[str, Subject]:
         """The runs of other methods beside this one, by what they are called: the method, and what else it differs in.
@@ -51,14 +53,19 @@ class Subject:
         self.require_several()
         listed = isinstance(methods, Sequence) and not isinstance(methods, str)
         if not listed or not methods or not all(isinstance(method, str) for method in methods):
-            raise UserError(f"analysis.methods must be a list of methods, such as [ind,seq]; got {methods}")
+            raise UserError(
+                f"analysis.methods must be a list of methods, such as [ind,seq]; got analysis.methods={methods}"
+            )
         return dict(self._of_method(method) for method in methods)
 
     def _of_method(self, method: str) -> tuple[str, Subject]:
         path = self.run.path.parents[1] / method / self.run.path.name
         other = self._at(path, re.sub(r"method=\S+", f"method={method}", self.run.command))
         if other.run.base()["sha256"] != self.run.base()["sha256"] or other.run.stream() != self.run.stream():
-            raise UserError(f"runs that are compared need the same θ₀ and data; {path} has others than {self.run.path}")
+            raise UserError(
+                f"runs that are compared need the same θ₀ and data; {path} has others than {self.run.path}. "
+                "Train both alike, with tag=NAME"
+            )
         other.require_several()
         differing = self._differing(other, "method")
         return (f"{method} ({', '.join(differing)})" if differing else method), other
@@ -81,7 +88,10 @@ class Subject:
         path = self.run.path.with_name(re.sub(r"^seed-\d+", f"seed-{seed}", self.run.path.name))
         other = self._at(path, re.sub(r"\bseed=\d+", f"seed={seed}", self.run.command))
         if differing := self._differing(other, "seed"):
-            raise UserError(f"runs of several seeds differ in nothing else; {path} has {differing[0]}")
+            raise UserError(
+                f"runs of several seeds differ in nothing else; {path} has {differing[0]}. "
+                "Leave it out of analysis.seeds"
+            )
         return other
 
     def _at(self, path: Path, command: str) -> Subject:
@@ -140,6 +150,7 @@ class Subject:
 
     @cached_property
     def _bound(self) -> tuple[Strategy, dict[str, Any]]:
+        self.asked.add("strategy")
         return bound_strategy(self.cfg)
 
     @property
@@ -150,6 +161,7 @@ class Subject:
     @property
     def scale(self) -> float:
         """λ of the config."""
+        self.asked.add("lambda")
         (scale,) = scales_of(self.cfg)
         return scale
 
