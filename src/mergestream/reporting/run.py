@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import math
 import re
 import signal
@@ -20,7 +21,7 @@ from mergestream.errors import UserError
 from mergestream.machine import cores
 from mergestream.plots import content
 from mergestream.reporting import figures
-from mergestream.reporting.collect import BENCHMARK, LeftOut, collect
+from mergestream.reporting.collect import BENCHMARK, Collected, LeftOut, collect
 from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, with_bounds
 from mergestream.reporting.tables import benchmark_title, latex, lent, markdown, overview, percent
@@ -40,7 +41,7 @@ def report(cfg: DictConfig) -> None:
         UserError: if there are none, the baseline is none of them, or finished ones had to be left out.
     """
     root, out = _folders(cfg)
-    found = collect(root)
+    found = _collected(root)
     runs, refused = split_by_protocol(found.runs, found.contents)
     runs = runs.sort_values(BENCHMARK, kind="stable")
     left_out = [*found.left_out, *refused]
@@ -61,6 +62,16 @@ def report(cfg: DictConfig) -> None:
     if unsound := [item for item in left_out if not item.sound]:
         more = f" ({len(unsound) - 1} more)" if len(unsound) > 1 else ""
         raise UserError(f"the report is written, without {readable(unsound[0].path)}: {unsound[0].reason}{more}")
+
+
+def _collected(root: Path) -> Collected:
+    """`collect`, without garbage collections, each of which would walk all that has been read."""
+    gc.disable()
+    try:
+        return collect(root)
+    finally:
+        gc.freeze()  # for the processes that draw, too
+        gc.enable()
 
 
 def _folders(cfg: DictConfig) -> tuple[Path, Path]:
