@@ -61,7 +61,7 @@ def comparison(lines: pd.DataFrame) -> Figure:
         lines: of `aggregate`.
     """
     names = _selected(in_order(lines[~is_bound(lines)]), ROWS)
-    benchmarks = list(lines.groupby(["dataset", "tasks"]))
+    benchmarks = [(key, of) for key, of in lines.groupby(["dataset", "tasks"]) if not is_bound(of).all()]
     width = 2.6 + 2.2 * len(benchmarks)
     figure, found = axes(1, len(benchmarks), (width, 1.5 + 0.19 * len(names)), sharey=True)
     present = set(lines[lines["name"].isin(names)]["method"])
