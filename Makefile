@@ -12,6 +12,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
 
 ANALYSES := runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses
+OVER_SEEDS := sign_conflicts-seeds=[1,2,3,4,5].png
 
 .PHONY: help setup demo benchmark results $(PARTS) test lint check lock weights clean
 
@@ -42,9 +43,11 @@ benchmark: setup ## every method and strategy on the embedded streams, five seed
 	$(BIN)/python analyze.py root=runs/embedded dataset=digits tasks=5 seed=1 'analysis.seeds=[1,2,3,4,5]'
 
 results: ## publish the report of the embedded benchmark and its figures in docs/results
+	test -f $(ANALYSES)/$(OVER_SEEDS)
 	rm -rf docs/results && mkdir docs/results
 	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv runs/embedded/_report/*.png docs/results
-	for figure in $(ANALYSES)/*.png; do cp $$figure docs/results/glyphs-class-10-$$(basename $$figure); done
+	for figure in $(ANALYSES)/*.png; do cp "$$figure" docs/results/glyphs-class-10-$$(basename "$$figure"); done
+	mv "docs/results/glyphs-class-10-$(OVER_SEEDS)" docs/results/glyphs-class-10-sign_conflicts.png
 
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null

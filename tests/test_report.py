@@ -22,7 +22,7 @@ from mergestream.reporting import figures
 from mergestream.reporting.collect import MEASURES, ROW, collect, label, names
 from mergestream.reporting.figures import forgetting
 from mergestream.reporting.paper import paper_accuracy
-from mergestream.reporting.statistics import aggregate, compare, with_bounds
+from mergestream.reporting.statistics import aggregate, compare, untested, with_bounds
 from mergestream.reporting.tables import escaped, latex, lent, overview, percent, ranks
 
 LINE = {"dataset": "digits", "stream": "class", "tasks": 2, "model": "tiny", "method": "seq", "strategy": ""}
@@ -91,6 +91,7 @@ def test_the_baseline_is_magmax_with_its_published_scale():
     assert found["baseline"].tolist() == ["MagMax, λ = 0.3", "MagMax, λ = 0.5", ""]
     assert found["minus_baseline"].tolist()[:2] == pytest.approx([0.2, 0.2])  # of the seed that both have
     assert found["pairs"].tolist() == [1, 1, 0]
+    assert untested(table) == ["digits, class-incremental, 9 tasks, tiny"]
     assert found["p"].isna().all()
 
 

@@ -23,7 +23,7 @@ from mergestream.plots import content
 from mergestream.reporting import figures
 from mergestream.reporting.collect import BENCHMARK, Collected, LeftOut, collect
 from mergestream.reporting.page import TEMPLATES, page
-from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, with_bounds
+from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, untested, with_bounds
 from mergestream.reporting.tables import benchmark_title, latex, lent, markdown, overview, percent
 from mergestream.results import now
 from mergestream.runs import readable
@@ -54,7 +54,7 @@ def report(cfg: DictConfig) -> None:
     facts = {"title": f"mergestream: results under {root}", "root": str(root.resolve()), "when": now()}
     _write(out, runs, found.contents, table, left_out, {**facts, "baseline": baseline or "MagMax"})
     _print(table, baseline or "MagMax")
-    for title in _untested(table):
+    for title in untested(table) if baseline is None else []:
         print(f"{title}: several λ of MagMax and none is the published one, so nothing is tested. Type baseline='NAME'")
     print(f"report in {readable(out / 'report.html')}")
     for item in left_out:
@@ -145,13 +145,6 @@ def _draw(job: Job) -> tuple[str, list[Picture]]:
 def _emphasised(mean: float, deviation: float, rank: int) -> str:
     text = percent(mean, deviation)
     return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
-
-
-def _untested(table: pd.DataFrame) -> list[str]:
-    """Benchmarks with rows of MagMax of which none has become the baseline."""
-    without = table[table.groupby(BENCHMARK)["baseline"].transform("max") == ""]
-    magmax = without[(without["method"] == "seq") & (without["strategy"] == "magmax")]
-    return [benchmark_title(*key) for key in magmax.groupby(BENCHMARK, sort=False).groups]
 
 
 def _lines(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:

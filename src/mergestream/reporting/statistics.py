@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from mergestream.reporting.collect import BENCHMARK, MEASURES, ROW, LeftOut
 from mergestream.reporting.paper import SCALES, paper_accuracy
-from mergestream.reporting.tables import is_bound
+from mergestream.reporting.tables import benchmark_title, is_bound
 
 CONFIDENCE = 0.95
 
@@ -134,10 +134,20 @@ def compare(runs: pd.DataFrame, table: pd.DataFrame, baseline: str | None = None
 
 def magmax(lines: pd.DataFrame) -> str | None:
     """Name of the MagMax row of a benchmark: the only one, or the one with the published λ."""
-    plain = lines[(lines[["method", "strategy", "options", "tag"]] == ["seq", "magmax", "", ""]).all(axis=1)]
+    plain = _magmax(lines)
     if len(plain) > 1:
         plain = plain[plain["scale"] == SCALES["magmax"]]
     return None if plain.empty else str(plain["name"].iloc[0])
+
+
+def untested(table: pd.DataFrame) -> list[str]:
+    """Titles of the benchmarks with rows of MagMax of which `magmax` takes none."""
+    groups = table.groupby(BENCHMARK, sort=False)
+    return [benchmark_title(*key) for key, lines in groups if len(_magmax(lines)) and magmax(lines) is None]
+
+
+def _magmax(lines: pd.DataFrame) -> pd.DataFrame:
+    return lines[(lines[["method", "strategy", "options", "tag"]] == ["seq", "magmax", "", ""]).all(axis=1)]
 
 
 def _paired(differences: pd.Series) -> float:
