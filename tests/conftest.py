@@ -1,4 +1,4 @@
-"""Runs that several test files look at, trained once."""
+"""Runs, archives, pictures and results that several test files look at."""
 
 from __future__ import annotations
 
@@ -58,3 +58,16 @@ def photos(tmp_path: Path) -> Path:
         for number in range(5):
             save(tmp_path / "photos" / name / f"{number}.jpg", label, number)
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def made_up_root(tmp_path: Path) -> Path:
+    """A root with made-up results: three seeds of two methods, and their merges with four λ."""
+    from results import write
+
+    for seed in (1, 2, 3):
+        for method, gain in (("seq", 0.0), ("ind", 0.1)):
+            write(tmp_path, method, seed, 0.4 + gain + 0.01 * seed**2)
+            for scale in (0.3, 0.5, 0.7, 1):
+                write(tmp_path, method, seed, 0.6 + 0.2 * gain + 0.01 * seed - (scale - 0.5) ** 2, "magmax", scale)
+    return tmp_path
