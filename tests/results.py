@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from mergestream import files
-from mergestream.reporting.collect import MEASURES, label
+from mergestream.reporting.rows import MEASURES, label
 
 LINE = {"dataset": "digits", "stream": "class", "tasks": 2, "model": "tiny", "method": "seq", "strategy": ""}
 LINE |= {"options": "", "scale": "", "tag": ""}
 
 
 def line(**values):
-    result = {**LINE, "seed": 1, "seconds": 1.0, "protocol": "", "data": "", "path": ""}
+    result = {**LINE, "seed": 1, "seconds": 1.0, "protocol": "", "data": "", "source": "", "path": ""}
     result |= {**dict.fromkeys(MEASURES, float("nan")), "trained_tasks": values.get("tasks", 2), **values}
     return {**result, "name": label(result)}
 

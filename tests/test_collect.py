@@ -15,11 +15,18 @@ from mergestream.reporting.collect import collect
 
 
 def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
-    folders = {name: write(made_up_root, name, 1) for name in ("truncated", "altered", "later", "lacking", "without")}
+    folders = {
+        name: write(made_up_root, name, 1)
+        for name in ("truncated", "altered", "later", "lacking", "without", "empty", "ragged", "seenless")
+    }
     content = (folders["truncated"] / "metrics.json").read_text()
     (folders["truncated"] / "metrics.json").write_text(content[:100])
     (folders["altered"] / "metrics.json").write_text(content.replace("0.5", "0.9"))
     for name, change in (("later", {"schema_version": 2}), ("lacking", {"config": {}})):
+        whole = files.read_json(folders[name] / "metrics.json")
+        files.write_json(folders[name] / "metrics.json", {**whole, **change})
+    ragged = {"task_agnostic": [[0.5, 0.5], [0.5]], "task_aware": [[0.5, 0.5]] * 2}
+    for name, change in (("empty", {"summary": {}}), ("ragged", {"accuracy": ragged}), ("seenless", {"seen": []})):
         whole = files.read_json(folders[name] / "metrics.json")
         files.write_json(folders[name] / "metrics.json", {**whole, **change})
     whole = files.read_json(folders["without"] / "metrics.json")
@@ -47,13 +54,17 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
 
     monkeypatch.setattr(files, "read_json", refuse)
     reasons = {item.path: item.reason for item in collect(made_up_root).left_out}
-    assert len(reasons) == 12
+    assert len(reasons) == 15
     for path, reason in (
         (folders["truncated"] / "metrics.json", "cannot be read"),
         (folders["altered"] / "metrics.json", "not as it was written"),
         (folders["later"] / "metrics.json", "its schema_version is 2"),
         (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
         (folders["without"] / "metrics.json", "it has no seen"),
+        (folders["empty"] / "metrics.json", "KeyError: 'final_accuracy'"),
+        (folders["ragged"] / "metrics.json", "task_agnostic is no matrix of 2 rows"),
+        (folders["seenless"] / "metrics.json", "seen is not of 2 steps"),
+        (copy / "metrics.json", "a seed has one result"),
         (orphan / "metrics.json", "its training has not finished"),
         (made_up_root / "linked", "it is a link"),
         (half, "it has not finished"),
@@ -138,6 +149,14 @@ def test_only_runs_of_one_protocol_are_averaged(tmp_path):
     outcome = command("report.py", f"root={tmp_path}")
     assert "has none that it can use" in outcome.err
     assert "seed 1 has epochs=3, seed 3 has epochs=4" in outcome.err
+
+
+def test_a_value_is_the_same_however_it_is_written(tmp_path):
+    write(tmp_path, seed=1, gradient_clip=1.0, watched=None)
+    write(tmp_path, seed=2, gradient_clip=1, accuracy=0.7)
+    outcome = command("report.py", f"root={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    assert "60.00 ± 14.14" in outcome.out
 
 
 def test_merges_selected_from_other_candidates_are_not_averaged(tmp_path):

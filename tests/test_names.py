@@ -9,8 +9,8 @@ import pytest
 from results import LINE
 
 from mergestream import files
-from mergestream.reporting.collect import label, names
 from mergestream.reporting.paper import paper_accuracy
+from mergestream.reporting.rows import label, names
 
 
 def test_names():

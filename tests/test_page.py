@@ -32,6 +32,7 @@ def test_the_page_needs_no_network(made_up_root):
     links = Links()
     links.feed(text)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links.found)
+    assert sum(link.startswith("data:") for link in links.found) == 4
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?://", text)
 
 

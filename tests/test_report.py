@@ -11,7 +11,7 @@ from helpers import command
 from PIL import Image
 from results import write
 
-from mergestream.reporting.collect import ROW
+from mergestream.reporting.rows import ROW
 
 
 def test_what_is_written(made_up_root):

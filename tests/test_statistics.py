@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from results import line
 
-from mergestream.reporting.collect import names
+from mergestream.reporting.rows import lent, names
 from mergestream.reporting.statistics import aggregate, compare, untested, with_bounds
-from mergestream.reporting.tables import lent
 
 
 def test_aggregation_by_hand():
@@ -57,6 +56,16 @@ def test_only_seeds_with_the_same_data_are_pairs():
     assert table.loc["joint", "pairs"] == 3  # whose accuracy over all classes does not depend on their order
 
 
+def test_a_bound_can_be_the_baseline_where_it_is_lent():
+    lines = [line(method="joint", tasks=5, seed=s, data=f"five {s}", final_accuracy=0.9) for s in (1, 2)]
+    lines += [line(tasks=9, seed=s, data=f"nine {s}", final_accuracy=0.4 + 0.1 * s) for s in (1, 2)]
+    runs = with_bounds(pd.DataFrame(lines))
+    found = compare(runs, aggregate(runs), "Joint").set_index(["method", "tasks"]).loc[("seq", 9)]
+    assert found["pairs"] == 2
+    assert found["minus_baseline"] == pytest.approx(-0.35)
+    assert found["p"] == pytest.approx(2 * math.atan2(1, 7) / math.pi)  # one degree of freedom: t = −0.35 / 0.05
+
+
 def test_the_baseline_is_magmax_with_its_published_scale():
     def rows(tasks, *scales):
         magmax = [line(tasks=tasks, strategy="magmax", scale=scale, final_accuracy=0.5) for scale in scales]
@@ -83,6 +92,16 @@ def test_bounds_stand_beside_every_number_of_tasks():
     assert joint.loc[("class", 10), ["final_accuracy", "n", "trained_tasks"]].tolist() == [0.9, 2, 5]
     assert not lent(joint.reset_index().iloc[0])
     assert math.isnan(joint.loc[("class", 10), "forgetting"])
+
+
+def test_bounds_of_other_data_are_not_lent_and_not_compared():
+    lines = [line(method="joint", tasks=5, data="A", source="a", seed=s, final_accuracy=0.9 + 0.01 * s) for s in (1, 2)]
+    lines += [line(tasks=tasks, source=source, seed=s) for tasks, source in ((9, "b"), (7, "a")) for s in (1, 2)]
+    lines += [line(tasks=5, source="b", seed=s, final_accuracy=0.5) for s in (1, 2)]
+    runs = with_bounds(pd.DataFrame(lines))
+    table = compare(runs, aggregate(runs), "sequential, last task").set_index(["method", "tasks"])
+    assert sorted(table.loc["joint"].index) == [5, 7]
+    assert table.loc[("joint", 5), "pairs"] == 0
 
 
 def test_bounds_come_from_one_number_of_tasks():

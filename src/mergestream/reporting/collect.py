@@ -13,23 +13,12 @@ import pandas as pd
 from mergestream import files
 from mergestream.errors import UserError
 from mergestream.identity import content_hash, deciding
-from mergestream.reporting.paper import PAPER_NAMES
+from mergestream.reporting.rows import MEASURES, ROW
 from mergestream.results import SCHEMA_VERSION
 
-BENCHMARK = ["dataset", "stream", "tasks", "model"]
-ROW = [*BENCHMARK, "method", "strategy", "options", "scale", "tag"]
+# Keys of a protocol that say from which samples, in whatever order, and from which θ₀ a run comes.
+SOURCE = ("dataset.", "stream.", "base_sha256")
 KEYS = {"kind", "config", "zero_shot", "accuracy", "overall", "seen", "summary", "timing", "environment", "provenance"}
-MEASURES = {
-    "final_accuracy": "final accuracy",
-    "average_incremental_accuracy": "average incremental",
-    "average_accuracy": "average over tasks",
-    "forgetting": "forgetting",
-    "bwt": "backward transfer",
-    "fwt": "forward transfer",
-    "transfer": "transfer",
-}
-# (method, strategy, options) → name, besides the paper's; others are named "method + strategy".
-NAMES = {**PAPER_NAMES, ("seq", "", ""): "sequential, last task", ("ind", "", ""): "independent, last task"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +41,9 @@ class Collected:
     """What there is to report.
 
     Args:
-        runs: a line for each metrics.json: the columns of `ROW`, ``name``, ``trained_tasks``, ``seed``, ``path``,
-            ``protocol`` and ``data`` (hashes), ``seconds``, and the measures as fractions.
+        runs: a line for each metrics.json: the columns of `ROW`, ``trained_tasks``, ``seed``, ``path``, ``seconds``,
+            the measures as fractions, and hashes: ``protocol`` of what its row must have in common, ``data`` of its
+            samples in their order, ``source`` of data set, stream and θ₀ whatever the order and T.
         contents: what each of these files holds.
         left_out: what is not among them.
     """
@@ -70,6 +60,7 @@ def collect(root: Path) -> Collected:
     left_out: list[LeftOut] = []
     protocols: dict[Path, dict[str, Any]] = {}
     hashes: dict[Path, str] = {}
+    sources: dict[Path, str] = {}
     known: dict[tuple[Any, ...], int] = {}
     for path, problem in _walk(root):
         if problem is not None:
@@ -80,14 +71,16 @@ def collect(root: Path) -> Collected:
             folder = _folder(content, path)
             if content["kind"] == "train":
                 protocols[folder] = protocol(content)
-                hashes[folder] = content_hash(protocols[folder])
+                hashes[folder] = _same(protocols[folder])
+                sources[folder] = _same({k: v for k, v in protocols[folder].items() if k.startswith(SOURCE)})
             elif folder not in protocols:
                 unfinished = not (folder / "metrics.json").exists()
                 reason = "its training has not finished" if unfinished else "its training is left out"
                 left_out.append(LeftOut(path, reason, sound=unfinished))
                 continue
             content["protocol"] = {**protocols[folder], **(of_merge := _of_merge(content))}
-            line = {**_line(content, path), "protocol": content_hash([hashes[folder], of_merge])}
+            line = {**_line(content, path), "protocol": _same([hashes[folder], of_merge])}
+            line["source"] = sources[folder]
         except (UserError, OSError) as error:
             left_out.append(LeftOut(path, str(error)))
             continue
@@ -105,9 +98,8 @@ def collect(root: Path) -> Collected:
             lines[place], contents[place], path, other = line, content, other, path
         again = f"a seed has one result, and {other} has the same values. Delete one, or train it with tag=NAME"
         left_out.append(LeftOut(path, again))
-    columns = [*ROW, "trained_tasks", "seed", "path", "protocol", "data", "seconds", *MEASURES]
-    runs = pd.DataFrame(lines, columns=columns)
-    return Collected(runs.assign(name=names(runs)), contents, left_out)
+    columns = [*ROW, "trained_tasks", "seed", "path", "protocol", "data", "source", "seconds", *MEASURES]
+    return Collected(pd.DataFrame(lines, columns=columns), contents, left_out)
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
@@ -171,6 +163,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The columns of `collect` that one file fills.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, IndexError: if it does not hold what such a file holds.
+    """
+    _require_matrices(content)
     config, merge = content["config"], content.get("merge")
     changed = ", ".join(f"{key} = {value}" for key, value in sorted(merge["changed"].items())) if merge else ""
     line = {
@@ -191,7 +189,18 @@ def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "data": content["provenance"].get("data_sha256", ""),
     }
     measures = {key: content["summary"].get(key) for key in MEASURES}
-    return {**line, **{k: float("nan") if v is None else float(v) for k, v in measures.items()}}
+    numbers = {k: float("nan") if v is None else float(v) for k, v in measures.items()}
+    return {**line, **numbers, "final_accuracy": float(content["summary"]["final_accuracy"])}
+
+
+def _require_matrices(content: Mapping[str, Any]) -> None:
+    steps = len(content["overall"])
+    for kind in ("task_agnostic", "task_aware"):
+        rows = [content["zero_shot"][kind], *content["accuracy"][kind]]
+        if len(rows) != steps + 1 or len({len(row) for row in rows}) != 1:
+            raise ValueError(f"{kind} is no matrix of {steps} rows")
+    if len(content["seen"]) != steps:
+        raise ValueError(f"seen is not of {steps} steps")
 
 
 def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,28 +210,22 @@ def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "base_sha256": base, "version": trained["environment"]["mergestream"]}
 
 
+def _same(value: Any) -> str:
+    """A hash that is the same where Python finds equality, as of 1 and 1.0, and for null and nothing."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(part) for key, part in item.items() if part is not None}
+        if isinstance(item, list):
+            return [plain(part) for part in item]
+        return int(item) if isinstance(item, bool) or (isinstance(item, float) and item.is_integer()) else item
+
+    return content_hash(plain(value))
+
+
 def _of_merge(content: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the result of a merge besides its training, and is no part of its row."""
     if content["kind"] == "train":
         return {}
     found = {"merged by version": content["environment"]["mergestream"]}
     return found | ({"candidates": content["config"]["candidates"]} if "selected_on" in content["merge"] else {})
-
-
-def names(runs: pd.DataFrame) -> list[str]:
-    """Name of each run's row: `label`, and λ where a benchmark has several of the same label."""
-    labels = pd.Series([label(line) for line in runs.to_dict("records")], index=runs.index, dtype=str)
-    several = runs.groupby([*(runs[key] for key in BENCHMARK), labels])["scale"].nunique() > 1
-    scaled = set(several[several].index.get_level_values(-1))
-    suffix = {scale: ", λ on validation" if scale == "selected" else f", λ = {scale}" for scale in set(runs["scale"])}
-    return [n + suffix[s] if n in scaled else n for n, s in zip(labels, runs["scale"], strict=True)]
-
-
-def label(line: Mapping[str, Any]) -> str:
-    """The method as the paper calls it, what differs from the strategy's defaults, and the tag."""
-    method, strategy, options = line["method"], line["strategy"], line["options"]
-    name = NAMES.get((method, strategy, options))
-    if name is None:
-        plain = f"{method} + {strategy.replace('_', ' ')}" if strategy else method
-        name = NAMES.get((method, strategy, ""), plain) + (f", {options}" if options else "")
-    return name + (f" [{line['tag']}]" if line["tag"] else "")

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from mergestream.metrics import summarize
 from mergestream.plots import COLOURS, axes, band
-from mergestream.reporting.collect import NAMES, ROW
-from mergestream.reporting.tables import in_order, is_bound
+from mergestream.reporting.rows import NAMES, ROW, is_bound, without_scale
+from mergestream.reporting.tables import in_order
 
 METHODS = ("seq", "ind", "ewc", "lwf")  # have the same colours everywhere
 LINES = 8  # that one can tell apart
@@ -83,7 +83,7 @@ def comparison(lines: pd.DataFrame) -> Figure:
     keys = [Line2D([], [], color=colours[method], marker="o", markersize=4, linestyle="") for method in methods]
     keys += [Line2D([], [], **_bound_style(name, bounds)) for name in bounds]
     for label in found[0].get_yticklabels():
-        label.set_fontweight("bold" if _plain(label.get_text()) == "MagMax" else "normal")
+        label.set_fontweight("bold" if without_scale(label.get_text()) == "MagMax" else "normal")
     figure.legend(keys, [*methods, *bounds], loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     return figure
 
@@ -96,19 +96,14 @@ _LINE = [key for key in ROW if key != "scale"]
 
 
 def _selected(names: Sequence[str], most: int) -> list[str]:
-    """At most `most` of `names`, which are best first: MagMax, the paper's other rows, the best of the rest."""
+    """At most `most` of `names`, which are best first: MagMax, the other rows that have names, the best of the rest."""
     named = set(NAMES.values())
-    first = sorted(names, key=lambda name: (_plain(name) != "MagMax", _plain(name) not in named))[:most]
+    first = sorted(names, key=lambda name: (without_scale(name) != "MagMax", without_scale(name) not in named))[:most]
     return [name for name in names if name in first]
 
 
 def _some_of(most: int, count: int) -> str:
-    return f"; {most} of {count}, the paper's and the best of the others" if count > most else ""
-
-
-def _plain(name: str) -> str:
-    """The name of a row without its λ."""
-    return name.partition(", λ")[0]
+    return f"; {most} of {count}, the paper's, plain fine-tuning and the best of the others" if count > most else ""
 
 
 def _followed(runs: pd.DataFrame, contents: Mapping[int, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -180,7 +175,7 @@ def scale_curves(runs: pd.DataFrame, swept: Sequence[tuple[Any, ...]]) -> Figure
     for colour, key in zip(COLOURS, best, strict=False):
         of = by_line[key].assign(scale=by_line[key]["scale"].astype(float)).groupby("scale")["final_accuracy"]
         mean, deviation = 100 * of.mean(), 100 * of.std().fillna(0)
-        name = _plain(by_line[key]["name"].iloc[0])
+        name = without_scale(by_line[key]["name"].iloc[0])
         axis.plot(mean.index, mean, marker="o", markersize=3, color=colour, label=name)
         axis.fill_between(mean.index, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
     axis.set(xlabel="λ", ylabel="final accuracy (%)")

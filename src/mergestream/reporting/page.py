@@ -12,9 +12,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from mergestream.reporting.collect import MEASURES, LeftOut
+from mergestream.reporting.collect import LeftOut
+from mergestream.reporting.rows import BENCHMARK, MEASURES, benchmark_title
 from mergestream.reporting.tables import ranks
 
+HASHES = ["protocol", "data", "source"]  # columns of `collect` that tell a reader nothing
+ABOUT = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")  # shown on a run's own page
 TEMPLATES = Environment(
     loader=PackageLoader("mergestream.reporting", "."),
     autoescape=select_autoescape(["html", "html.j2"]),
@@ -44,27 +47,32 @@ def page(
         facts=facts,
         pictures=[(t, [(said, base64.b64encode(png).decode()) for said, _, png in drawn]) for t, drawn in pictures],
         left_out=left_out,
-        data=_packed({"rows": _rows(table), **_runs(runs, contents), "measures": MEASURES}),
+        data=_packed({"rows": _rows(table), "runs": _runs(runs, contents), "measures": MEASURES}),
     )
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = table.assign(rank=ranks(table), scale=table["scale"].map(_scale))
+    rows = table.assign(rank=ranks(table), scale=table["scale"].map(_scale), benchmark=_titles(table))
     return _plain(rows.drop(columns=["options", "tag"]).to_dict("records"))
 
 
-def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The lines of the runs, and what their own pages show."""
-    shown = runs.assign(scale=runs["scale"].map(_scale)).drop(columns=["options", "tag", "protocol"])
+    shown = runs.assign(scale=runs["scale"].map(_scale), benchmark=_titles(runs)).drop(
+        columns=["options", "tag", *HASHES]
+    )
     lines = _plain(shown.to_dict("records"))
     for line, index in zip(lines, runs.index, strict=True):
         content = contents[index]
         line["config"] = content["config"]
-        shown = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")
-        line["about"] = {key: content[key] for key in shown if content.get(key) is not None}
+        line["about"] = {key: content[key] for key in ABOUT if content.get(key) is not None}
         for kind in ("task_agnostic", "task_aware"):
             line[kind] = [content["zero_shot"][kind], *content["accuracy"][kind]]
-    return {"runs": lines}
+    return lines
+
+
+def _titles(lines: pd.DataFrame) -> list[str]:
+    return [benchmark_title(*key) for key in lines[BENCHMARK].itertuples(index=False, name=None)]
 
 
 def _scale(scale: str) -> float | str | None:

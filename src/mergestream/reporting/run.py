@@ -21,10 +21,11 @@ from mergestream.errors import UserError
 from mergestream.machine import cores
 from mergestream.plots import content
 from mergestream.reporting import figures
-from mergestream.reporting.collect import BENCHMARK, Collected, LeftOut, collect
-from mergestream.reporting.page import TEMPLATES, page
+from mergestream.reporting.collect import Collected, LeftOut, collect
+from mergestream.reporting.page import HASHES, TEMPLATES, page
+from mergestream.reporting.rows import BENCHMARK, benchmark_title, lent, names
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, untested, with_bounds
-from mergestream.reporting.tables import benchmark_title, latex, lent, markdown, overview, percent
+from mergestream.reporting.tables import latex, markdown, overview, percent
 from mergestream.results import now
 from mergestream.runs import readable
 
@@ -43,7 +44,7 @@ def report(cfg: DictConfig) -> None:
     root, out = _folders(cfg)
     found = _collected(root)
     runs, refused = split_by_protocol(found.runs, found.contents)
-    runs = runs.sort_values(BENCHMARK, kind="stable")
+    runs = runs.assign(name=names(runs)).sort_values(BENCHMARK, kind="stable")
     left_out = [*found.left_out, *refused]
     if runs.empty:
         why = f" that it can use ({left_out[0].path}: {left_out[0].reason})" if left_out else ". Type: python train.py"
@@ -121,7 +122,7 @@ def _write(
         ("report.md", readme),
         ("report.tex", latex(table)),
         ("report.csv", table.to_csv(index=False)),
-        ("runs.csv", runs.drop(columns="protocol").to_csv(index=False)),
+        ("runs.csv", runs.drop(columns=HASHES).to_csv(index=False)),
         ("report.html", page(table, runs, contents, pictures, left_out, facts)),
     ):
         with files.whole(out / name) as partial:

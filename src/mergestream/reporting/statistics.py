@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from mergestream.reporting.collect import BENCHMARK, MEASURES, ROW, LeftOut
+from mergestream.reporting.collect import LeftOut
 from mergestream.reporting.paper import SCALES, paper_accuracy
-from mergestream.reporting.tables import benchmark_title, is_bound
+from mergestream.reporting.rows import BENCHMARK, MEASURES, ROW, benchmark_title, is_bound
 
 CONFIDENCE = 0.95
 
@@ -47,8 +47,8 @@ def with_bounds(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs`, with those of `BOUNDS` in every class-incremental benchmark of the same data set and model.
 
     Zero-shot and joint accuracy over all classes do not depend on T: the images, the classes and the training are the
-    same. They are those of the T that has most seeds, which ``trained_tasks`` names; what does depend on T is left
-    undefined.
+    same, wherever ``source`` is. They are those of the T that has most seeds, which ``trained_tasks`` names; what does
+    depend on T is left undefined.
     """
     of_class = runs[runs["stream"] == "class"]
     undefined = {measure: float("nan") for measure in MEASURES if measure != "final_accuracy"}
@@ -56,7 +56,7 @@ def with_bounds(runs: pd.DataFrame) -> pd.DataFrame:
     for _, lines in of_class.groupby(["dataset", "model"], sort=False):
         for _, bound in lines[is_bound(lines)].groupby("name", sort=False):
             fullest = bound[bound["tasks"] == bound["tasks"].value_counts().idxmax()]
-            missing = set(lines["tasks"]) - set(bound["tasks"])
+            missing = set(lines.loc[lines["source"].isin(fullest["source"]), "tasks"]) - set(bound["tasks"])
             found += [fullest.assign(tasks=tasks, **undefined) for tasks in sorted(missing)]
     return pd.concat(found, ignore_index=True)
 
@@ -103,23 +103,23 @@ def compare(runs: pd.DataFrame, table: pd.DataFrame, baseline: str | None = None
     """`table` with the columns ``baseline``, ``minus_baseline``, ``pairs`` and ``p``: each row of a benchmark against
     the row named `baseline`, or else against MagMax (see `magmax`).
 
-    Final accuracies are paired by seed where both have the same data in the same order (which counts for nothing in the
-    bounds), and ``minus_baseline`` is the mean over ``pairs`` differences; ``p`` is of the two-sided paired t-test,
-    adjusted by Holm's method for all rows of the benchmark, and NaN for fewer than two pairs and where all differences
-    are equal. The baseline itself has neither.
+    Final accuracies are paired by seed where both have the same data in the same order (of which the order counts for
+    nothing in the bounds), and ``minus_baseline`` is the mean over ``pairs`` differences; ``p`` is of the two-sided
+    paired t-test, adjusted by Holm's method for all rows of the benchmark, and NaN for fewer than two pairs and where
+    all differences are equal. The baseline itself has neither.
     """
-    by_name = runs.pivot_table(
-        index=[*BENCHMARK, "seed"], columns="name", values=["final_accuracy", "data"], aggfunc="first"
-    )
+    values = ["final_accuracy", "data", "source"]
+    by_name = runs.pivot_table(index=[*BENCHMARK, "seed"], columns="name", values=values, aggfunc="first")
     bounds = set(table.loc[is_bound(table), "name"])
     result = table.assign(baseline="", minus_baseline=float("nan"), pairs=0, p=float("nan"))
     for benchmark, lines in table.groupby(BENCHMARK, sort=False):
         against = baseline or magmax(lines)
-        accuracies, data = by_name.loc[benchmark, "final_accuracy"], by_name.loc[benchmark, "data"]
+        accuracies, data, source = (by_name.loc[benchmark, value] for value in values)
         if against not in list(lines["name"]):
             continue
         others = [name for name in lines["name"] if name != against]
-        same = data[others].eq(data[against], axis=0) | [name in bounds for name in others]
+        same = data[others].eq(data[against], axis=0)
+        same |= source[others].eq(source[against], axis=0) & [against in bounds or name in bounds for name in others]
         differences = accuracies[others].astype(float).sub(accuracies[against].astype(float), axis=0).where(same)
         index = lines.index[lines["name"] != against]
         result.loc[index, "baseline"] = against

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from mergestream.reporting.collect import BENCHMARK
+from mergestream.reporting.rows import BENCHMARK, is_bound
 
-BOUNDS = ("zeroshot", "joint")  # methods that no continual learner competes with
 Cell = Callable[[float, float, int], str]  # mean, deviation, rank → text
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 SPECIAL |= {"λ": r"$\lambda$", "±": r"$\pm$", "−": "--", "τ": r"$\tau$", "θ": r"$\theta$"}
-
-
-def benchmark_title(dataset: str, stream: str, tasks: int, model: str) -> str:
-    """Such as "digits, class-incremental, 5 tasks, tiny"."""
-    return f"{dataset}, {stream}-incremental, {tasks} tasks, {model}"
 
 
 def percent(mean: float, deviation: float = float("nan")) -> str:
@@ -54,16 +47,6 @@ def overview(table: pd.DataFrame, cell: Cell) -> Iterable[tuple[str, pd.DataFram
             means = by_name.mean().where(by_name.count() == len(columns))
             cells["average", ""] = [cell(means[name], float("nan"), 0) for name in cells.index]
         yield f"{stream}-incremental, {model}", cells.loc[in_order(lines)]
-
-
-def is_bound(lines: pd.DataFrame) -> pd.Series:
-    """Whether a row is no competitor but what competitors lie between."""
-    return lines["method"].isin(BOUNDS)
-
-
-def lent(line: Mapping[str, Any]) -> bool:
-    """Whether a row was measured at another T, see `statistics.with_bounds`."""
-    return line["trained_tasks"] != line["tasks"]
 
 
 def in_order(lines: pd.DataFrame) -> list[str]:
