@@ -11,8 +11,8 @@ STREAM := dataset=digits tasks=5 seed=$(SEEDS) root=$(DEMO)
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
 
-ANALYSES := runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses
-OVER_SEEDS := sign_conflicts-seeds=[1,2,3,4,5].png
+ANALYSED := $(basename $(notdir $(wildcard configs/analysis/*.yaml)))
+OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
 .PHONY: help setup demo benchmark results $(PARTS) test lint check lock weights clean
 
@@ -42,12 +42,16 @@ benchmark: setup ## every method and strategy on the embedded streams, five seed
 	$(BIN)/python analyze.py root=runs/embedded dataset=glyphs stream=domain seed=1 'analysis.seeds=[1,2,3,4,5]'
 	$(BIN)/python analyze.py root=runs/embedded dataset=digits tasks=5 seed=1 'analysis.seeds=[1,2,3,4,5]'
 
-results: ## publish the report of the embedded benchmark and its figures in docs/results
-	test -f $(ANALYSES)/$(OVER_SEEDS)
+results: ## publish the report of the embedded benchmark, its figures and their numbers in docs/results
+	test -f "runs/embedded/glyphs/class-10/$(OVER_SEEDS).csv"
 	rm -rf docs/results && mkdir docs/results
-	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv runs/embedded/_report/*.png docs/results
-	for figure in $(ANALYSES)/*.png; do cp "$$figure" docs/results/glyphs-class-10-$$(basename "$$figure"); done
-	mv "docs/results/glyphs-class-10-$(OVER_SEEDS)" docs/results/glyphs-class-10-sign_conflicts.png
+	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv docs/results
+	for name in $$(grep -o '[^(]*\.png' docs/results/report.md); do cp runs/embedded/_report/$$name docs/results; done
+	for name in $(foreach kind,png csv,$(ANALYSED:=.$(kind))); do \
+		cp runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses/$$name docs/results/glyphs-class-10-$$name; done
+	cp "runs/embedded/glyphs/class-10/$(OVER_SEEDS).png" docs/results/glyphs-class-10-sign_conflicts.png
+	for stream in digits/class-5 glyphs/class-5 glyphs/class-10 glyphs/class-20 glyphs/domain-6; do \
+		cp "runs/embedded/$$stream/$(OVER_SEEDS).csv" docs/results/$$(echo $$stream | tr / -)-sign_conflicts.csv; done
 
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null

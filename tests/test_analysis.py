@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 
 import pandas as pd
 import pytest
 import torch
-from helpers import command, config, noise
+from helpers import ROOT, command, config, noise
 from open_clip.modified_resnet import ModifiedResNet
 from PIL import Image
 from safetensors.torch import save_file
@@ -137,7 +138,21 @@ def test_sign_conflicts(subject):
     assert frame["surviving"].tolist() == [2, 4]
 
 
-def test_seeds_are_averaged(tmp_path):
+def test_seeds_are_averaged(subject, monkeypatch):
+    """The second has the tasks in the other order: two of five parameters disagree after two tasks and after three."""
+    other = copy.copy(subject)
+    other.__dict__["encoders"] = subject.encoders[::-1]
+    monkeypatch.setattr(Subject, "of_seeds", lambda self, seeds: {1: subject, 2: other})
+    frame, figure = sign_conflicts(subject, density=1.0, methods=["ind"], seeds=[1, 2])
+    assert frame["share"].tolist() == pytest.approx([1 / 5, 2 / 5, 2 / 5, 2 / 5])
+    (line,), (band,) = figure.axes[0].lines, figure.axes[0].collections
+    assert line.get_ydata() == pytest.approx([30, 40])
+    heights = band.get_paths()[0].vertices
+    deviation = 100 * math.sqrt(2 * 0.1**2)
+    assert sorted(set(heights[heights[:, 0] == 2, 1])) == pytest.approx([30 - deviation, 30 + deviation])
+
+
+def test_every_seed_is_in_the_numbers(tmp_path):
     """Of two seeds, each with its own class order; and what stands in the way of it."""
     arguments = [f"root={tmp_path}", *noise(), "epochs=1"]
     assert command("train.py", "-m", *arguments, "seed=1,2", "method=seq,ind").code == 0
@@ -228,8 +243,7 @@ def test_per_task(subject, monkeypatch):
     assert found == {"zero-shot": 0, "last task": -4, "magmax, λ = 0.5": -2}
 
 
-NAMES = ("consistency", "contribution", "cosine", "distribution", "interpolation", "landscape", "layers", "per_task")
-NAMES += ("pruning", "sign_conflicts")
+NAMES = sorted(path.stem for path in (ROOT / "configs/analysis").glob("*.yaml"))
 SMALL = {"landscape": ["analysis.grid=3"], "pruning": ["analysis.keep=[0.2,1]"]}
 SMALL["interpolation"] = ["analysis.scales=[0,0.5]", "analysis.steps=[0,1]", "strategy=average"]
 
@@ -363,7 +377,7 @@ def test_accuracies_are_those_of_the_run(root):
         (["analysis=landscape", "method=joint"], "this analysis compares encoders"),
         (["analysis=sign_conflicts", "method=joint"], "this analysis compares encoders"),
         (["analysis=nothing"], "analysis must be one of"),
-        (["analysis=null"], "analysis"),
+        (["analysis=null"], "group override must be a string"),
         (["analysis=cosine", "+analysis.more=1"], "does not fit its config"),
         (["analysis=per_task", "lambda=[0.1,0.2]"], "lambda must be a number"),
         (["seed=77"], "does not exist. Type: python train.py"),

@@ -74,6 +74,32 @@ def test_supplement_is_table1_with_another_model():
     assert supplement == [[{"model": "vit_l_14", **job} for job in grid] for grid in table]
 
 
+def test_the_embedded_benchmark_is_whole():
+    trainings = [job for grid in grids("train", "embedded") for job in grid]
+    merges = [job for grid in grids("merge", "embedded") for job in grid]
+    streams = {("digits", "5"), ("glyphs", "5"), ("glyphs", "10"), ("glyphs", "20"), ("glyphs", "domain")}
+
+    def stream(job):
+        return job["dataset"], job.get("stream", job.get("tasks"))
+
+    def seeds(jobs, *keys):
+        found = {}
+        for job in jobs:
+            if "tag" not in job:
+                found.setdefault((stream(job), *(job[key] for key in keys)), []).append(job["seed"])
+        assert all(sorted(of) == ["1", "2", "3", "4", "5"] for of in found.values())
+        return found
+
+    # Joint accuracy does not depend on T, so it is there once for glyphs by class.
+    methods = {(s, m) for s in streams for m in ("zeroshot", "seq", "ind", "ewc", "lwf", "joint")}
+    assert set(seeds(trainings, "method")) == methods - {(("glyphs", t), "joint") for t in ("5", "20")}
+    # Without weights, weighted_average is average.
+    strategies = {path.stem for path in (ROOT / "configs/strategy").glob("*.yaml")} - {"weighted_average"}
+    expected = {(s, m, strategy) for s in streams for m in ("seq", "ind") for strategy in strategies}
+    expected |= {(s, m, "magmax") for s in streams for m in ("ewc", "lwf")}
+    assert set(seeds(merges, "method", "strategy")) == expected
+
+
 @pytest.fixture
 def two_grids(tmp_path, monkeypatch):
     """An experiment of two grids on the digits, in a config folder of its own."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import pandas as pd
 import pytest
 import yaml
 from helpers import ROOT
+from results import write
+
+from mergestream import files
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_the_best_configuration_wins(tune, results):
     assert chosen.loc[("digits_5", "joint"), "optimizer.lr"] == "0.001"
 
 
-def test_sequential_training_is_chosen_for_merges_and_without_one(tune, results):
+def test_training_is_chosen_for_merges_and_without_one(tune, results):
     results.better(0.3, method="seq", strategy="", **{"optimizer.lr": "3e-05"})
     results.better(0.3, method="seq", strategy="wudi", **{"optimizer.lr": "0.001"})  # no judge
     for strategy in tune.JUDGES[1:]:
@@ -65,6 +69,11 @@ def test_sequential_training_is_chosen_for_merges_and_without_one(tune, results)
     assert chosen.loc[("glyphs_10", "seq"), "optimizer.lr"] == "0.0006"
     assert chosen.loc[("glyphs_10", f"seq {tune.ALONE}"), "optimizer.lr"] == "3e-05"
     assert set(chosen.loc["digits_5"].index) == set(tune.TRAINED)
+    results.better(0.1, method="lwf", strategy="", **{"optimizer.lr": "0.0001", "method.strength": "0.3"})
+    results.better(0.2, method="lwf", strategy="magmax", **{"optimizer.lr": "0.0003", "method.strength": "0.3"})
+    chosen = tune.choose_training(results)
+    assert chosen.loc[("digits_5", "lwf"), "optimizer.lr"] == "0.0003"
+    assert chosen.loc[("digits_5", f"lwf {tune.ALONE}"), "optimizer.lr"] == "0.0001"
 
 
 def test_what_only_one_seed_has_is_not_chosen(tune, results):
@@ -84,6 +93,15 @@ def test_scales_have_the_best_mean_over_seeds(tune, results):
     assert scales["average"] == 0.3
     results.better(0.2, method="seq", strategy="average", seed=7, **{"lambda": 0.5})
     assert tune.choose_scales(results, "digits_5", "seq", chosen)["average"] == 0.5
+
+
+def test_the_smallest_of_equal_scales_is_taken(tune, results):
+    lines = (results["strategy"] == "ties") & (results["method"] == "seq")
+    for scale, values in ((0.3, (0.1, 0.2, 0.3)), (0.5, (0.3, 0.2, 0.1))):  # whose means differ in the last digit
+        for seed, value in zip(tune.SEEDS, values, strict=True):
+            results.loc[lines & (results["lambda"] == scale) & (results["seed"] == seed), "accuracy"] = value
+    chosen = tune.choose_training(results).loc[("digits_5", "seq")]
+    assert tune.choose_scales(results, "digits_5", "seq", chosen)["ties"] == 0.3
 
 
 def test_the_table_has_what_was_compared(tune, results):
@@ -113,6 +131,46 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
 
     assert found("digits_5") == [(0.0006, None), (0.0001, tune.ALONE)]
     assert found("glyphs_20") == [(0.0006, None)]
+
+
+def test_what_is_read_from_a_root(tune, tmp_path):
+    """Of seven merges two: one, and the last encoder itself."""
+    roots = []
+
+    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2):
+        values = {"optimizer": {"lr": rate}, "stream": {"name": "class", "validation": validation}, "tasks": 5}
+        roots.append(tmp_path / str(len(roots)))
+        path = write(roots[-1], seed=seed, strategy=strategy, **values)
+        content = files.read_json(path / "metrics.json")
+        content["merge"] |= {"changed": changed, "validation": [{"lambda": 0.5, "accuracy": 0.7}]}
+        files.write_json(path / "metrics.json", content)
+
+    merge("ties", {})
+    merge("ema", {"decay": 0})
+    merge("ema", {"decay": 0.9})
+    merge("ties", {"density": 0.1})
+    merge("ties", {}, seed=1)
+    merge("ties", {}, rate=5e-4)
+    merge("ties", {}, validation=0.1)
+    found = pd.concat([tune.validated(root) for root in roots])
+    expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
+    expected |= {"lambda": 0.5, "accuracy": 0.7}
+    assert found.to_dict("records") == [{**expected, "strategy": "ties"}, {**expected, "strategy": ""}]
+
+
+def test_the_experiments_are_what_the_published_table_says(tune):
+    keys = ["stream", "method", *tune.CONFIGURATION, "strategy", "seed"]
+    texts = {key: str for key in keys if key != "seed"}
+    table = pd.read_csv(ROOT / "docs/tuning.csv", dtype=texts).fillna(dict.fromkeys(texts, ""))
+    results = table.melt(keys, var_name="lambda", value_name="accuracy").dropna().astype({"lambda": float})
+    chosen = tune.choose_training(results)
+    for stream in tune.STREAMS:
+        written = (ROOT / f"configs/experiment/embedded_{stream}.yaml").read_text()
+        assert tune.experiment(stream, chosen, results) == written
+
+
+def test_every_method_has_the_same_budget(tune):
+    assert {len(list(itertools.product(*grid.values()))) for grid in tune.BUDGET.values()} == {6}
 
 
 def test_the_experiment_has_every_merge_once(tune, results):
