@@ -63,7 +63,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def made_up_root(tmp_path: Path) -> Path:
     """A root with made-up results: three seeds of two methods, and their merges with four λ."""
-    from results import write
+    from made_up import write
 
     for seed in (1, 2, 3):
         for method, gain in (("seq", 0.0), ("ind", 0.1)):

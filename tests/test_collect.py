@@ -8,7 +8,7 @@ import shutil
 
 import pandas as pd
 from helpers import command
-from results import write
+from made_up import write
 
 from mergestream import files
 from mergestream.reporting.collect import collect

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 import pytest
-from results import LINE
+from made_up import LINE
 
 from mergestream import files
 from mergestream.reporting.paper import paper_accuracy

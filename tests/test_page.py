@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 from helpers import command
-from results import write
+from made_up import write
 
 from mergestream import files
 

@@ -8,7 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 from helpers import command
-from results import line, write
+from made_up import line, write
 
 from mergestream.reporting import figures
 from mergestream.reporting.figures import forgetting

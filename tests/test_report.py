@@ -8,8 +8,8 @@ import sys
 
 import pandas as pd
 from helpers import command
+from made_up import write
 from PIL import Image
-from results import write
 
 from mergestream.reporting.rows import ROW
 

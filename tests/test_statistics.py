@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 import pytest
-from results import line
+from made_up import line
 
 from mergestream.reporting.rows import lent, names
 from mergestream.reporting.statistics import aggregate, compare, untested, with_bounds

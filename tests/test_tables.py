@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pandas as pd
-from results import line
+from made_up import line
 
 from mergestream.reporting.statistics import aggregate
 from mergestream.reporting.tables import escaped, latex, overview, percent, ranks

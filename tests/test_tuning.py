@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import ROOT
-from results import write
+from made_up import write
 
 from mergestream import files
 

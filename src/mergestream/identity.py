@@ -27,12 +27,25 @@ def deciding(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 
 def config_hash(cfg: DictConfig) -> str:
     """Short hash of the parts of a config that decide the result."""
-    return content_hash(deciding(cfg))[:16]
+    return equal_hash(deciding(cfg))[:16]
 
 
 def content_hash(value: Any) -> str:
     """sha256 of something that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def equal_hash(value: Any) -> str:
+    """`content_hash` that is the same for what Python finds equal, 1 and 1.0, and for null and nothing."""
+
+    def alike(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: alike(part) for key, part in item.items() if part is not None}
+        if isinstance(item, list):
+            return [alike(part) for part in item]
+        return int(item) if isinstance(item, bool) or (isinstance(item, float) and item.is_integer()) else item
+
+    return content_hash(alike(value))
 
 
 def typed() -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mergestream import files
 from mergestream.errors import UserError
-from mergestream.identity import content_hash, deciding
+from mergestream.identity import deciding, equal_hash
 from mergestream.reporting.rows import MEASURES, ROW
 from mergestream.results import SCHEMA_VERSION
 
@@ -71,15 +71,16 @@ def collect(root: Path) -> Collected:
             folder = _folder(content, path)
             if content["kind"] == "train":
                 protocols[folder] = protocol(content)
-                hashes[folder] = _same(protocols[folder])
-                sources[folder] = _same({k: v for k, v in protocols[folder].items() if k.startswith(SOURCE)})
+                hashes[folder] = equal_hash(protocols[folder])
+                source = {key: value for key, value in protocols[folder].items() if key.startswith(SOURCE)}
+                sources[folder] = equal_hash(source)
             elif folder not in protocols:
                 unfinished = not (folder / "metrics.json").exists()
                 reason = "its training has not finished" if unfinished else "its training is left out"
                 left_out.append(LeftOut(path, reason, sound=unfinished))
                 continue
             content["protocol"] = {**protocols[folder], **(of_merge := _of_merge(content))}
-            line = {**_line(content, path), "protocol": _same([hashes[folder], of_merge])}
+            line = {**_line(content, path), "protocol": equal_hash([hashes[folder], of_merge])}
             line["source"] = sources[folder]
         except (UserError, OSError) as error:
             left_out.append(LeftOut(path, str(error)))
@@ -208,19 +209,6 @@ def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in deciding(trained["config"]).items() if key != "seed"}
     base = trained["provenance"].get("base_sha256")
     return {**config, "base_sha256": base, "version": trained["environment"]["mergestream"]}
-
-
-def _same(value: Any) -> str:
-    """A hash that is the same where Python finds equality, as of 1 and 1.0, and for null and nothing."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: plain(part) for key, part in item.items() if part is not None}
-        if isinstance(item, list):
-            return [plain(part) for part in item]
-        return int(item) if isinstance(item, bool) or (isinstance(item, float) and item.is_integer()) else item
-
-    return content_hash(plain(value))
 
 
 def _of_merge(content: Mapping[str, Any]) -> dict[str, Any]:
