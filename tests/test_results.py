@@ -1,0 +1,139 @@
+"""The published results of the embedded benchmark: what README and docs/results.md say is in docs/results."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+from helpers import ROOT
+from omegaconf import OmegaConf
+
+from mergestream.reporting.rows import is_bound
+
+PUBLISHED = ROOT / "docs/results"
+BENCHMARK = ["dataset", "stream", "tasks"]
+TITLES = {
+    "digits, 5 tasks": ("digits", "class", 5),
+    "glyphs, 5 tasks": ("glyphs", "class", 5),
+    "glyphs, 10 tasks": ("glyphs", "class", 10),
+    "glyphs, 20 tasks": ("glyphs", "class", 20),
+    "glyphs, 6 domains": ("glyphs", "domain", 6),
+}
+
+AHEAD_OF = ["MaxAbs", "Avg", "RandMix", "EWC", "LwF", "EWC + MagMax", "LwF + MagMax", "seq + average"]
+AHEAD_OF += ["sequential, last task", "Zero-shot"]
+FORGETTING = ["MagMax", "EWC", "LwF", "sequential, last task"]
+
+
+def test_figures_are_small():
+    figures = list(PUBLISHED.glob("*.png"))
+    assert figures
+    assert all(path.stat().st_size < 200_000 for path in figures)
+
+
+@pytest.fixture(scope="module")
+def report():
+    texts = dict.fromkeys(("strategy", "options", "scale", "tag"), str)
+    return pd.read_csv(PUBLISHED / "report.csv", dtype=texts).fillna(dict.fromkeys(texts, ""))
+
+
+def only(lines, **values):
+    """The one row with these values."""
+    (row,) = lines[(lines[list(values)] == pd.Series(values)).all(axis=1)].to_dict("records")
+    return row
+
+
+def table(page, corner):
+    """The cells of the table of a page with `corner` at its left top: (row, column) → text."""
+    found = re.search(rf"^\| {re.escape(corner)} \|.*?(?=\n\n|\Z)", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    head, _, *lines = ([cell.strip(" *") for cell in line.strip("|").split("|")] for line in found[0].splitlines())
+    assert head[1:] == list(TITLES)
+    return {(name, title): cell for name, *cells in lines for title, cell in zip(head[1:], cells, strict=True)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_accuracies_are_those_of_the_report(page, report):
+    cells = table(page, "accuracy (%)")
+    for (name, title), cell in cells.items():
+        found = report[(report["name"] == name) & (report[BENCHMARK] == list(TITLES[title])).all(axis=1)]
+        shown = [f"{100 * r.final_accuracy:.1f} ± {100 * r.final_accuracy_std:.1f}" for r in found.itertuples()]
+        assert [cell] == (shown or [""])
+        assert found["n"].isin([5]).all()
+    assert sum(cell != "" for cell in cells.values()) > 60
+
+
+def facts(lines, conflicts):
+    """What the second table of docs/results.md says of one benchmark: row → text."""
+    values = {name: 100 * value for name, value in zip(lines["name"], lines["final_accuracy"], strict=True)}
+    p = dict(zip(lines["name"], lines["p"], strict=True))
+    forgetting = {name: 100 * value for name, value in zip(lines["name"], lines["forgetting"], strict=True)}
+
+    def ahead_of(name):
+        chance = "< 0.001" if p[name] < 0.001 else f"= {p[name]:.2f}" if p[name] >= 0.1 else f"= {p[name]:.3f}"
+        return f"{values['MagMax'] - values[name]:+.1f} (p {chance})".replace("-", "−")
+
+    competing = lines[~is_bound(lines)]
+    best = competing.loc[competing["final_accuracy"].idxmax(), "name"]
+    rank = 1 + (competing["final_accuracy"].round(4) > round(values["MagMax"] / 100, 4)).sum()
+    merged = lines[(lines["strategy"] != "") & (lines["tag"] == "")].pivot(
+        index="strategy", columns="method", values="final_accuracy"
+    )
+    gain = 100 * (merged["seq"] - merged["ind"])
+    after_all = conflicts[conflicts["tasks"] == conflicts["tasks"].max()]
+    share = {m: 100 * after_all.loc[after_all["method"].str.startswith(m), "share"] for m in ("ind", "seq")}
+    assert [len(of) for of in share.values()] == [5, 5]
+    return {
+        "rank of MagMax": f"{rank} of {len(competing)}",
+        "the best row": best,
+        "MagMax is ahead of the best row by": ahead_of(best) if best != "MagMax" else "",
+        **{f"… {name}": ahead_of(name) for name in AHEAD_OF},
+        "strategies that seq is better for than ind": f"{(gain > 0).sum()} of {len(gain)}",
+        "… by, on average": f"{gain.mean():+.1f}".replace("-", "−"),
+        **{f"forgetting, {name}": f"{round(forgetting[name], 1) + 0:.1f}".replace("-", "−") for name in FORGETTING},
+        "sign conflicts, ind (%)": f"{share['ind'].mean():.1f} ± {share['ind'].std():.1f}",
+        "sign conflicts, seq (%)": f"{share['seq'].mean():.1f} ± {share['seq'].std():.1f}",
+    }
+
+
+def test_facts_are_those_of_the_report(report):
+    cells = table("docs/results.md", "of the claims")
+    for title, benchmark in TITLES.items():
+        name = "-".join(map(str, benchmark))
+        conflicts = pd.read_csv(PUBLISHED / f"{name}-sign_conflicts.csv")
+        expected = facts(report[(report[BENCHMARK] == list(benchmark)).all(axis=1)], conflicts)
+        assert {row: cell for (row, of), cell in cells.items() if of == title} == expected
+
+
+def numbers_of(claim):
+    """The numbers with a decimal point in the paragraph of docs/results.md that begins with `claim`, in order."""
+    text = (ROOT / "docs/results.md").read_text()
+    return re.findall(r"\d+\.\d+", re.search(rf"^- \*\*{claim}.*?(?=\n- |\n\n)", text, re.DOTALL | re.MULTILINE)[0])
+
+
+def test_what_is_said_of_pruning():
+    frame = pd.read_csv(PUBLISHED / "glyphs-class-10-pruning.csv")
+    mean = 100 * frame.groupby(["order", "kept"])["task_aware"].mean()
+    said = [mean["highest", 0.4], mean["highest", 1.0], mean["lowest", 0.4], mean["highest", 0.0]]
+    assert numbers_of("The largest values") == [f"{value:.1f}" for value in said]
+
+
+def test_what_is_said_of_consistency():
+    frame = pd.read_csv(PUBLISHED / "glyphs-class-10-consistency.csv")
+    of = {m: frame[frame["method"].str.startswith(m)].set_index("consistent")["mean_magnitude"] for m in ("ind", "seq")}
+    said = [of["seq"][5], of["seq"][9], of["ind"][5], of["ind"][9]]
+    assert numbers_of("Large values") == [f"{value:.4f}" for value in said]
+
+
+def test_results_have_the_values_of_the_experiments(report):
+    """λ of every merge; a report of other values would have other rows."""
+    seen = set()
+    for part in ROOT.glob("configs/experiment/embedded_*.yaml"):
+        for grid in OmegaConf.to_container(OmegaConf.load(part))["hydra"]["sweeper"]["merge"].values():
+            benchmark = (grid["dataset"], grid.get("stream", "class"), grid.get("tasks", 6))
+            seen.add(benchmark)
+            where = dict(zip(BENCHMARK, benchmark, strict=True))
+            for strategy in grid["strategy"].split(","):
+                row = only(report, **where, method=grid["method"], strategy=strategy, tag="", options="")
+                assert row["scale"] == f"{grid['lambda']:g}"
+    assert seen == set(TITLES.values())
