@@ -46,12 +46,12 @@ results: ## publish the report of the embedded benchmark, its figures and their 
 	test -f "runs/embedded/glyphs/class-10/$(OVER_SEEDS).csv"
 	rm -rf docs/results && mkdir docs/results
 	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv docs/results
-	for name in $$(grep -o '[^(]*\.png' docs/results/report.md); do cp runs/embedded/_report/$$name docs/results; done
+	for name in $$(grep -o '[^(]*\.png' docs/results/report.md); do cp runs/embedded/_report/$$name docs/results || exit 1; done
 	for name in $(foreach kind,png csv,$(ANALYSED:=.$(kind))); do \
-		cp runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses/$$name docs/results/glyphs-class-10-$$name; done
+		cp runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses/$$name docs/results/glyphs-class-10-$$name || exit 1; done
 	cp "runs/embedded/glyphs/class-10/$(OVER_SEEDS).png" docs/results/glyphs-class-10-sign_conflicts.png
 	for stream in digits/class-5 glyphs/class-5 glyphs/class-10 glyphs/class-20 glyphs/domain-6; do \
-		cp "runs/embedded/$$stream/$(OVER_SEEDS).csv" docs/results/$$(echo $$stream | tr / -)-sign_conflicts.csv; done
+		cp "runs/embedded/$$stream/$(OVER_SEEDS).csv" docs/results/$$(echo $$stream | tr / -)-sign_conflicts.csv || exit 1; done
 
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null

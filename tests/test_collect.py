@@ -31,6 +31,7 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
         files.write_json(folders[name] / "metrics.json", {**whole, **change})
     whole = files.read_json(folders["without"] / "metrics.json")
     files.write_json(folders["without"] / "metrics.json", {k: v for k, v in whole.items() if k != "seen"})
+    of_empty = write(made_up_root, "empty", 1, strategy="magmax")
     orphan = write(made_up_root, "orphan", 1, strategy="magmax")
     foreign = made_up_root / "foreign/metrics.json"
     foreign.parent.mkdir()
@@ -54,7 +55,7 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
 
     monkeypatch.setattr(files, "read_json", refuse)
     reasons = {item.path: item.reason for item in collect(made_up_root).left_out}
-    assert len(reasons) == 15
+    assert len(reasons) == 16
     for path, reason in (
         (folders["truncated"] / "metrics.json", "cannot be read"),
         (folders["altered"] / "metrics.json", "not as it was written"),
@@ -65,6 +66,7 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
         (folders["ragged"] / "metrics.json", "task_agnostic is no matrix of 2 rows"),
         (folders["seenless"] / "metrics.json", "seen is not of 2 steps"),
         (copy / "metrics.json", "a seed has one result"),
+        (of_empty / "metrics.json", "its training is left out"),
         (orphan / "metrics.json", "its training has not finished"),
         (made_up_root / "linked", "it is a link"),
         (half, "it has not finished"),

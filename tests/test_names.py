@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 import pytest
+from helpers import ROOT
 from made_up import LINE
 
-from mergestream import files
 from mergestream.reporting.paper import paper_accuracy
 from mergestream.reporting.rows import label, names
 
@@ -49,7 +49,7 @@ def test_the_papers_number(values, expected):
     given = {**LINE, "model": "vit_b_16", **values}
     method = {"seq": "MagMax", "joint": "Joint", "ewc": "EWC + MagMax", "lwf": "LwF"}[given["method"]]
     dataset = {"cifar100": "CIFAR100", "cars": "Cars", "cub200": "CUB200", "imagenet_r": "ImageNet-R"}[given["dataset"]]
-    numbers = pd.read_csv(files.Path("src/mergestream/reporting/paper_results.csv"), dtype=str)
+    numbers = pd.read_csv(ROOT / "src/mergestream/reporting/paper_results.csv", dtype=str)
     tasks = "all" if method == "Joint" else str(given["tasks"])
     found = numbers[
         (numbers[["table", "method", "dataset", "tasks"]] == [expected, method, dataset, tasks]).all(axis=1)

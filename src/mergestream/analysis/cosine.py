@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from mergestream.analysis.subject import Subject
 from mergestream.plots import axes
+from mergestream.strategies._gram import grams
 
 
 def cosine(subject: Subject) -> tuple[pd.DataFrame, Figure]:
@@ -21,12 +21,8 @@ def cosine(subject: Subject) -> tuple[pd.DataFrame, Figure]:
         a, b, cosine; nothing where a task vector is zero.
     """
     with subject.vectors() as vectors:
-
-        def gram(_block, _: Tensor, taus: Tensor) -> np.ndarray:
-            flat = taus.flatten(1).double()
-            return (flat @ flat.T).numpy()
-
-        products = np.sum(vectors.map(gram, vectors.blocks(vectors.encoder_names)), axis=0)
+        by_weight = grams(vectors)
+        products = np.sum([by_weight[name].numpy() for name in vectors.encoder_names], axis=0)
     norms = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore"):
         values = products / np.outer(norms, norms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def layers(subject: Subject) -> tuple[pd.DataFrame, Figure]:
         blocks = vectors.blocks(vectors.encoder_names)
 
         def total(_block, _: Tensor, taus: Tensor) -> np.ndarray:
-            return taus.flatten(1).abs().double().sum(1).numpy()
+            return np.array([tau.abs_().sum(dtype=torch.float64) for tau in taus.flatten(1)])
 
         sums = per_weight(blocks, vectors.map(total, blocks))
     place = places(sums)

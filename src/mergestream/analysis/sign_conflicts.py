@@ -47,11 +47,11 @@ def sign_conflicts(
         with other.vectors() as vectors:
             limits = thresholds(vectors, density, "encoder")
 
-            def count(block, _: Tensor, taus: Tensor, limits: dict = limits) -> np.ndarray:
+            def count(block, _: Tensor, taus: Tensor, limits: dict = limits) -> list[list[int]]:
                 kept = trimmed(taus, limits[block.name])
                 positive, negative = (kept > 0).int().cumsum(0), (kept < 0).int().cumsum(0)
                 conflicting = ((positive > 0) & (negative > 0)).flatten(1).sum(1)
-                return np.stack([(positive + negative > 1).flatten(1).sum(1).numpy(), conflicting.numpy()])
+                return [(positive + negative > 1).flatten(1).sum(1).tolist(), conflicting.tolist()]
 
             blocks = vectors.blocks(vectors.encoder_names)
             surviving, conflicting = np.sum(vectors.map(count, blocks), axis=0)

@@ -16,6 +16,7 @@ from mergestream.identity import deciding, equal_hash
 from mergestream.reporting.rows import MEASURES, ROW
 from mergestream.results import SCHEMA_VERSION
 
+HASHES = ["protocol", "data", "source"]  # columns that tell a reader nothing
 # Keys of a protocol that say from which samples, in whatever order, and from which θ₀ a run comes.
 SOURCE = ("dataset.", "stream.", "base_sha256")
 KEYS = {"kind", "config", "zero_shot", "accuracy", "overall", "seen", "summary", "timing", "environment", "provenance"}
@@ -69,6 +70,7 @@ def collect(root: Path) -> Collected:
         try:
             content = _read(path)
             folder = _folder(content, path)
+            line = _line(content, path)
             if content["kind"] == "train":
                 protocols[folder] = protocol(content)
                 hashes[folder] = equal_hash(protocols[folder])
@@ -80,8 +82,7 @@ def collect(root: Path) -> Collected:
                 left_out.append(LeftOut(path, reason, sound=unfinished))
                 continue
             content["protocol"] = {**protocols[folder], **(of_merge := _of_merge(content))}
-            line = {**_line(content, path), "protocol": equal_hash([hashes[folder], of_merge])}
-            line["source"] = sources[folder]
+            line |= {"protocol": equal_hash([hashes[folder], of_merge]), "source": sources[folder]}
         except (UserError, OSError) as error:
             left_out.append(LeftOut(path, str(error)))
             continue

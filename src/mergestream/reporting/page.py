@@ -12,11 +12,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from mergestream.reporting.collect import LeftOut
+from mergestream.reporting.collect import HASHES, LeftOut
 from mergestream.reporting.rows import BENCHMARK, MEASURES, benchmark_title
 from mergestream.reporting.tables import ranks
 
-HASHES = ["protocol", "data", "source"]  # columns of `collect` that tell a reader nothing
 ABOUT = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")  # shown on a run's own page
 TEMPLATES = Environment(
     loader=PackageLoader("mergestream.reporting", "."),

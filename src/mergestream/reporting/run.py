@@ -21,8 +21,8 @@ from mergestream.errors import UserError
 from mergestream.machine import cores
 from mergestream.plots import content
 from mergestream.reporting import figures
-from mergestream.reporting.collect import Collected, LeftOut, collect
-from mergestream.reporting.page import HASHES, TEMPLATES, page
+from mergestream.reporting.collect import HASHES, Collected, LeftOut, collect
+from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.rows import BENCHMARK, benchmark_title, lent, names
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, untested, with_bounds
 from mergestream.reporting.tables import latex, markdown, overview, percent
