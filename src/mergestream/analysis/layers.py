@@ -25,6 +25,7 @@ def layers(subject: Subject) -> tuple[pd.DataFrame, Figure]:
         blocks = vectors.blocks(vectors.encoder_names)
 
         def total(_block, _: Tensor, taus: Tensor) -> np.ndarray:
+            # One at a time: a float64 copy of all of them is twice as large as they are.
             return np.array([tau.abs_().sum(dtype=torch.float64) for tau in taus.flatten(1)])
 
         sums = per_weight(blocks, vectors.map(total, blocks))

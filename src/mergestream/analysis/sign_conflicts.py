@@ -51,6 +51,7 @@ def sign_conflicts(
                 kept = trimmed(taus, limits[block.name])
                 positive, negative = (kept > 0).int().cumsum(0), (kept < 0).int().cumsum(0)
                 conflicting = ((positive > 0) & (negative > 0)).flatten(1).sum(1)
+                # As numbers: small arrays, left between the large ones of a block, keep the heap from being used again.
                 return [(positive + negative > 1).flatten(1).sum(1).tolist(), conflicting.tolist()]
 
             blocks = vectors.blocks(vectors.encoder_names)
