@@ -73,7 +73,7 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 		--no-header --no-annotate --no-emit-index-url --quiet --upgrade --output-file requirements.lock
 
 weights: setup ## make the weights of the tiny CLIP anew (7 minutes on two cores)
-	$(BIN)/python -m mergestream.models.pretrain_tiny
+	$(BIN)/python scripts/pretrain_tiny.py
 
 clean: ## remove the environment and the demo's results
 	rm -rf .venv $(DEMO)

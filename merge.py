@@ -3,16 +3,16 @@
 import hydra
 from omegaconf import DictConfig
 
-from mergestream import cli
+from mergestream.cli import command
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="merge")
 def main(cfg: DictConfig) -> None:
-    with cli.job():
+    with command.job():
         from mergestream.merging import merge
 
         merge(cfg)
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    command.launch(main)

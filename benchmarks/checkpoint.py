@@ -18,7 +18,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from mergestream.training import train
-from mergestream.training.checkpoint import Checkpointing
+from mergestream.training.callbacks.checkpoint import Checkpointing
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OFF = ("checkpoint.every_epochs=null", "checkpoint.every_minutes=null")

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mergestream import files
+from mergestream.runtime import files
 
 REPOSITORY = Path(__file__).parent.parent
 METHODS = ("seq", "ind", "ewc", "lwf", "joint")

@@ -19,7 +19,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mergestream import files
+from mergestream.runtime import files
 
 REPOSITORY = Path(__file__).parent.parent
 TASKS, SEEDS, BENCHMARKS = 5, 5, 10

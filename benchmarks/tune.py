@@ -28,8 +28,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mergestream import files
-from mergestream.machine import cores
+from mergestream.runtime import files
+from mergestream.runtime.processes import cores
 
 REPOSITORY = Path(__file__).parent.parent
 STREAMS = {

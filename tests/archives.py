@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from mergestream.compose import load_source
+from mergestream.compose.build import load_source
 from mergestream.data.protocol import class_names, domains
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 HELD_OUT = 8  # numbers of test images begin here
 

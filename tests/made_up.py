@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergestream import files
 from mergestream.reporting.rows import MEASURES, label
+from mergestream.runtime import files
 
 LINE = {"dataset": "digits", "stream": "class", "tasks": 2, "model": "tiny", "method": "seq", "strategy": ""}
 LINE |= {"options": "", "scale": "", "tag": ""}

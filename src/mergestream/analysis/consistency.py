@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject, counted
-from mergestream.plots import COLOURS, axes
+from mergestream.display.plots import COLOURS, axes
 
 
 def consistency(subject: Subject, *, methods: Sequence[str] = ("ind", "seq")) -> tuple[pd.DataFrame, Figure]:

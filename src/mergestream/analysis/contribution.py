@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject, counted, per_weight, places, winners
-from mergestream.plots import COLOURS, axes
+from mergestream.display.plots import COLOURS, axes
 
 
 def contribution(subject: Subject) -> tuple[pd.DataFrame, Figure]:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.plots import axes
+from mergestream.display.plots import axes
 from mergestream.strategies._gram import grams
 
 

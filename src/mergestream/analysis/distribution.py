@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject, winners
-from mergestream.plots import axes
-from mergestream.rules import require_whole
+from mergestream.display.plots import axes
+from mergestream.runtime.rules import require_whole
 
 
 def distribution(subject: Subject, *, bins: int = 101) -> tuple[pd.DataFrame, Figure]:

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.plots import COLOURS, axes
-from mergestream.rules import require_numbers
+from mergestream.display.plots import COLOURS, axes
+from mergestream.runtime.rules import require_numbers
 
 
 def interpolation(

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from mergestream.analysis.subject import Subject
-from mergestream.errors import UserError
-from mergestream.plots import axes
-from mergestream.rules import require_numbers, require_whole
+from mergestream.display.plots import axes
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_numbers, require_whole
 
 
 def landscape(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject, per_weight, places
-from mergestream.plots import COLOURS, axes
+from mergestream.display.plots import COLOURS, axes
 
 
 def layers(subject: Subject) -> tuple[pd.DataFrame, Figure]:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.plots import COLOURS, axes
+from mergestream.display.plots import COLOURS, axes
 
 
 def per_task(subject: Subject) -> tuple[pd.DataFrame, Figure]:

@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.keys import key
-from mergestream.plots import COLOURS, axes, band
-from mergestream.rules import require_numbers
+from mergestream.display.plots import COLOURS, axes, band
+from mergestream.runtime.rules import require_numbers
+from mergestream.runtime.seeding import key
 from mergestream.strategies._ranks import smallest_magnitudes
 
 ORDERS = ("highest", "random", "lowest")

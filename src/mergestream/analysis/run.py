@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from mergestream import files, targets
 from mergestream.analysis.subject import Subject
-from mergestream.checks import check_analysis, check_stream
-from mergestream.compose import build
-from mergestream.display import console
-from mergestream.identity import NAMING_KEYS, content_hash, typed
-from mergestream.plots import content
-from mergestream.runs import Run, readable
+from mergestream.compose import targets
+from mergestream.compose.build import build
+from mergestream.compose.checks import check_analysis, check_stream
+from mergestream.display.plots import content
+from mergestream.display.tables import console
+from mergestream.runs.directory import Run, readable
+from mergestream.runs.identity import NAMING_KEYS, content_hash, typed
+from mergestream.runtime import files
 
 OWN_KEYS = ("analysis", "strategy", "lambda")
 

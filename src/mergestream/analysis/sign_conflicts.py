@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject
-from mergestream.plots import COLOURS, axes, band
-from mergestream.rules import require_fraction
+from mergestream.display.plots import COLOURS, axes, band
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies.ties import thresholds, trimmed
 
 

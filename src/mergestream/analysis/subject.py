@@ -14,18 +14,18 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from mergestream import files
-from mergestream.compose import build, load_evaluator
-from mergestream.errors import UserError
+from mergestream.compose.build import build, load_evaluator
 from mergestream.evaluation import Evaluator
-from mergestream.identity import deciding
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.run import bound_strategy, scales_of
 from mergestream.merging.vectors import Block, TaskVectors
 from mergestream.methods.method import Method
 from mergestream.metrics import Row, row
-from mergestream.rules import require_whole
-from mergestream.runs import Run
+from mergestream.runs.directory import Run
+from mergestream.runs.identity import deciding
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_whole
 from mergestream.strategies.strategy import Strategy
 
 

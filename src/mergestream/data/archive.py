@@ -11,7 +11,7 @@ import numpy as np
 
 from mergestream.data.images import ImageFiles
 from mergestream.data.source import Split
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 @contextmanager

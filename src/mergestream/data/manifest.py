@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mergestream.errors import UserError
-from mergestream.keys import key
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.seeding import key
 
 
 def divide(

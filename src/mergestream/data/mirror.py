@@ -11,7 +11,7 @@ from PIL import Image
 from mergestream.data.archive import spoken
 from mergestream.data.manifest import divide
 from mergestream.data.source import Split
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 class Rows:

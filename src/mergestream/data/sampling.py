@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from mergestream.data.source import Split
-from mergestream.keys import key, permutation
+from mergestream.runtime.seeding import key, permutation
 
 KEPT = 64 << 20  # bytes of transformed images that are worth keeping from one evaluation to the next
 

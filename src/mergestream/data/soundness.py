@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mergestream import files, machine
 from mergestream.data.images import files_of
 from mergestream.data.source import Source, Split
-from mergestream.errors import UserError
+from mergestream.runtime import files, processes
+from mergestream.runtime.errors import UserError
 
 MANY = 5000  # files that take long enough to be told about
 PART = 256  # files that one thread decodes before it asks for more
@@ -50,7 +50,7 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
         if len(paths) > MANY:
             print(f"decoding {len(paths)} image files once, to find corrupt ones", file=sys.stderr)
         # Filters of warnings belong to the process: threads that each set and reset them would leave them changed.
-        with warnings.catch_warnings(), ThreadPoolExecutor(machine.cores()) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(processes.cores()) as pool:
             warnings.simplefilter("ignore")  # of odd metadata
             parts = [paths[i : i + PART] for i in range(0, len(paths), PART)]
             corrupt = {path: reason for found in pool.map(_faults, parts) for path, reason in found.items()}
@@ -65,7 +65,7 @@ def without_corrupt(source: Source, memory: Path, *, skip: bool) -> Source:
             "them, or write data.skip_corrupt=true to leave them out"
         )
     train, test = (_without(split, corrupt) for split in (source.train, source.test))
-    if machine.rank() == 0:
+    if processes.rank() == 0:
         print(f"left out {len(corrupt)} corrupt image files of {len(paths)} (data.skip_corrupt=true)", file=sys.stderr)
     return replace(source, train=train, test=test, notes={**source.notes, "left_out_as_corrupt": sorted(corrupt)})
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from mergestream.errors import UserError
-from mergestream.keys import permutation
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.seeding import permutation
 
 
 def class_splits(num_classes: int, tasks: int, class_order: Sequence[int] | None = None) -> list[list[int]]:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
 from mergestream.data.source import Source
 from mergestream.data.tasks import Task
-from mergestream.keys import key
 from mergestream.models.clip import Transforms
+from mergestream.runtime.seeding import key
 
 
 class TaskStream(pl.LightningDataModule):

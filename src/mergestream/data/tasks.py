@@ -9,7 +9,7 @@ import numpy as np
 
 from mergestream.data.source import Source, Split
 from mergestream.data.splits import class_splits, named_order, parts_of_classes, validation_cut
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mergestream.errors import UserError
-from mergestream.files import read_json, read_tensors
 from mergestream.merging.tensors import Entry, TensorFile
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.files import read_json, read_tensors
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 OTHER = ("training_args", "optimizer", "scheduler", "rng_state")  # what a Trainer leaves beside its weights

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mergestream import __version__, strategies
-from mergestream.checks import check_scale
-from mergestream.errors import UserError
+from mergestream.compose.checks import check_scale
 from mergestream.merging.output import Output, check_out, output
 from mergestream.merging.tensors import bytes_of
 from mergestream.merging.vectors import CHUNK, Block, Rows, TaskVectors
+from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import Strategy
 
 TILE = 1 << 16  # elements of a block that a strategy sees at once, unless it takes rows or whole weights

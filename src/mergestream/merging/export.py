@@ -10,9 +10,9 @@ from typing import Any
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from mergestream import files
-from mergestream.errors import UserError
 from mergestream.models.clip import Clip
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
 
 
 def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> Path:

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergestream import files
-from mergestream.errors import UserError
-from mergestream.files import read_json
 from mergestream.merging.checkpoints import WEIGHTS, Checkpoint
 from mergestream.merging.tensors import Entry, TensorWriter
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.files import read_json
 
 UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".ot")  # the same weights in other formats, before the merge
 RECORD = "merge.json"  # marks a folder that a merge wrote

@@ -13,19 +13,22 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from mergestream import __version__, display, files, targets
-from mergestream.checks import check_merge, check_stream, check_targets
-from mergestream.compose import build, load_clip, load_evaluator, local_device
-from mergestream.errors import UserError
-from mergestream.identity import NAMING_KEYS, typed
-from mergestream.lock import held
+from mergestream import __version__
+from mergestream.compose import targets
+from mergestream.compose.build import build, load_clip, load_evaluator, local_device
+from mergestream.compose.checks import check_merge, check_stream, check_targets
+from mergestream.display import tables
+from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector, path_of
 from mergestream.merging.export import export
-from mergestream.merging.running import RunningMerge
 from mergestream.methods.method import Method
 from mergestream.models.clip import Clip
-from mergestream.results import Counts, assemble, zero_shot_counts
-from mergestream.runs import Run, readable
+from mergestream.runs.directory import Run, readable
+from mergestream.runs.identity import NAMING_KEYS, typed
+from mergestream.runs.results import Counts, assemble, zero_shot_counts
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.lock import held
 from mergestream.strategies.strategy import Strategy
 
 MERGE_KEYS: tuple[str, ...] = (
@@ -303,5 +306,5 @@ def _show(trained: dict[str, Any], folder: Path, metrics: dict[str, Any]) -> Non
         rows.append([name, *values, result["timing"].get("merging", result["timing"].get("training"))])
     zero_shot = metrics["zero_shot"]
     average = sum(zero_shot["task_agnostic"]) / len(zero_shot["task_agnostic"])
-    display.table("merged", columns, [["zero-shot", zero_shot["overall"], average, None, None], *rows])
+    tables.table("merged", columns, [["zero-shot", zero_shot["overall"], average, None, None], *rows])
     print(f"results in {readable(folder)}")

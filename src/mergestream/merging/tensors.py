@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergestream.errors import UserError
-from mergestream.files import read_tensors
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.files import read_tensors
 
 DTYPES = {
     "F64": torch.float64,

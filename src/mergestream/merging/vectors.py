@@ -14,11 +14,11 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mergestream import files
-from mergestream.errors import UserError
-from mergestream.machine import cores
 from mergestream.merging.checkpoints import Adapter, Checkpoint, open_checkpoint
 from mergestream.merging.tensors import bytes_of
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.processes import cores
 from mergestream.strategies._folds import extremes
 
 VISUAL = ("visual.", "vision_model.", "visual_projection.")  # a whole CLIP's image tower: open_clip, transformers

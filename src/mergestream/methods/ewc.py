@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mergestream.errors import UserError
-from mergestream.keys import key
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
-from mergestream.rules import require_number
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_number
+from mergestream.runtime.seeding import key
 
 MICRO_BATCH = 32  # samples whose gradients are held at once
 CONSOLIDATIONS = ("ema", "online", "separate")

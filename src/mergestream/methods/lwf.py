@@ -8,10 +8,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from mergestream.errors import UserError
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
-from mergestream.rules import require_number
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_number
 
 EPSILON = 1e-5  # keeps the student's logarithm finite, as published
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from mergestream.errors import UserError
 from mergestream.models.clip import TextHead
+from mergestream.runtime.errors import UserError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -13,9 +13,9 @@ from huggingface_hub.utils import get_session
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
-from mergestream.errors import UserError
-from mergestream.files import read_tensors
 from mergestream.models.clip import Clip, clip_transforms
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.files import read_tensors
 
 HINT = "model=tiny needs no download."
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from mergestream import files
-from mergestream.errors import UserError
-from mergestream.identity import deciding, equal_hash
 from mergestream.reporting.rows import MEASURES, ROW
-from mergestream.results import SCHEMA_VERSION
+from mergestream.runs.identity import deciding, equal_hash
+from mergestream.runs.results import SCHEMA_VERSION
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
 
 HASHES = ["protocol", "data", "source"]  # columns that tell a reader nothing
 # Keys of a protocol that say from which samples, in whatever order, and from which θ₀ a run comes.

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mergestream.display.plots import COLOURS, axes, band
 from mergestream.metrics import summarize
-from mergestream.plots import COLOURS, axes, band
 from mergestream.reporting.rows import NAMES, ROW, is_bound, without_scale
 from mergestream.reporting.tables import in_order
 

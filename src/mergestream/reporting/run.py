@@ -16,18 +16,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from mergestream import display, files
-from mergestream.errors import UserError
-from mergestream.machine import cores
-from mergestream.plots import content
+from mergestream.display import tables
+from mergestream.display.plots import content
 from mergestream.reporting import figures
 from mergestream.reporting.collect import HASHES, Collected, LeftOut, collect
 from mergestream.reporting.page import TEMPLATES, page
 from mergestream.reporting.rows import BENCHMARK, benchmark_title, lent, names
 from mergestream.reporting.statistics import aggregate, compare, split_by_protocol, untested, with_bounds
 from mergestream.reporting.tables import latex, markdown, overview, percent
-from mergestream.results import now
-from mergestream.runs import readable
+from mergestream.runs.directory import readable
+from mergestream.runs.results import now
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.processes import cores
 
 SHOWN = 60  # rows of a benchmark on the screen; the files have all of them
 MANY = 8  # pictures take longer than processes to draw them
@@ -185,4 +186,4 @@ def _print(table: pd.DataFrame, baseline: str) -> None:
         rows = [[name, *row] for name, row in zip(shown.index[:SHOWN], shown.to_numpy()[:SHOWN], strict=True)]
         if len(shown) > SHOWN:
             rows.append([f"… {len(shown) - SHOWN} more", *[""] * len(shown.columns)])
-        display.table(benchmark_title(*key), ["%", *shown.columns], rows)
+        tables.table(benchmark_title(*key), ["%", *shown.columns], rows)

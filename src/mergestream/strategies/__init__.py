@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import Strategy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergestream.keys import key
+from mergestream.runtime.seeding import key
 
 PER_COUNT = 8  # draws of 32 bits in one count of Philox, which makes four 64-bit words
 

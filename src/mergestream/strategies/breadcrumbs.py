@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergestream.errors import UserError
-from mergestream.rules import require_fraction
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import summed
 from mergestream.strategies._ranks import smallest_magnitudes
 from mergestream.strategies.strategy import strategy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from mergestream.rules import require_fraction
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._draws import draws
 from mergestream.strategies._folds import keep, summed
 from mergestream.strategies.strategy import strategy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergestream.errors import UserError
-from mergestream.rules import require_fraction
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._draws import draws
 from mergestream.strategies._folds import elected
 from mergestream.strategies.strategy import strategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mergestream.rules import require_fraction
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies.strategy import strategy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergestream.rules import require_fraction
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
 from mergestream.strategies.strategy import strategy

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mergestream.rules import require_fraction
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import elected
 from mergestream.strategies._matrices import on_matrices, svd
 from mergestream.strategies.strategy import strategy

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergestream.rules import require_fraction
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._matrices import svd
 from mergestream.strategies.strategy import strategy
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 PLACE = ("name", "start")  # where a block lies
 

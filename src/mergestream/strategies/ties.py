@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergestream.errors import UserError
-from mergestream.rules import require_fraction
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import elected, zeros
 from mergestream.strategies._ranks import smallest_magnitudes
 from mergestream.strategies.strategy import strategy

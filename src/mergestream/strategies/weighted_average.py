@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 from mergestream.strategies._folds import total
 from mergestream.strategies.strategy import strategy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 from mergestream.strategies._matrices import on_matrices
 from mergestream.strategies.strategy import strategy
 

@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
-from mergestream import interrupt
 from mergestream.data.stream import TaskStream
-from mergestream.keys import key
+from mergestream.runtime import interrupt
+from mergestream.runtime.seeding import key
 from mergestream.training import launcher
-from mergestream.training.checkpoint import Checkpointing, SafetensorsIO
+from mergestream.training.callbacks.checkpoint import Checkpointing, SafetensorsIO
 from mergestream.training.learner import Learner
 
 

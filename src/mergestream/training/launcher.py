@@ -28,9 +28,9 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from mergestream import interrupt, machine
-from mergestream.errors import UserError, one_line
-from mergestream.machine import cores
+from mergestream.runtime import interrupt, processes
+from mergestream.runtime.errors import UserError, one_line
+from mergestream.runtime.processes import cores
 
 
 def device_count(devices: int | str, accelerator: str) -> int:
@@ -193,7 +193,7 @@ def join(device: torch.device, timeout_minutes: float) -> tuple[int, int]:
     local, nodes = world()
     if local * nodes == 1:
         return 0, 1
-    rank = machine.rank()
+    rank = processes.rank()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():

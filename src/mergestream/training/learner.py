@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from mergestream.keys import key, seed_draws
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
+from mergestream.runtime.seeding import key, seed_draws
 from mergestream.training.schedule import warmup_cosine
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 def none(path: Path, config: dict[str, Any]) -> None:

@@ -16,27 +16,29 @@ import torch.distributed as dist
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from mergestream import display, files, machine, targets
-from mergestream.checks import check_training
-from mergestream.compose import build, load_clip, load_source, load_stream, local_device
+from mergestream.compose import targets
+from mergestream.compose.build import build, load_clip, load_source, load_stream, local_device
+from mergestream.compose.checks import check_training
 from mergestream.data.stream import TaskStream
-from mergestream.errors import UserError
+from mergestream.display import tables
 from mergestream.evaluation import evaluate
-from mergestream.identity import NAMING_KEYS, typed
-from mergestream.keys import key, seed_draws
-from mergestream.lock import Lock, held
 from mergestream.methods.method import Method
 from mergestream.models.clip import Clip, text_head
-from mergestream.repair import damage, repair
-from mergestream.results import Counts, assemble, circumstances
-from mergestream.runs import Run, readable, store_base
+from mergestream.runs.directory import Run, readable, store_base
+from mergestream.runs.identity import NAMING_KEYS, typed
+from mergestream.runs.repair import damage, repair
+from mergestream.runs.results import Counts, assemble, circumstances
+from mergestream.runtime import files, processes
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.lock import Lock, held
+from mergestream.runtime.seeding import key, seed_draws
 from mergestream.training import launcher, loggers
-from mergestream.training.checkpoint import Checkpointing
+from mergestream.training.callbacks.checkpoint import Checkpointing
+from mergestream.training.callbacks.health import Health, require_finite
+from mergestream.training.callbacks.merge_every_task import RunningEvaluation
+from mergestream.training.callbacks.progress import StreamProgress
 from mergestream.training.fit import fit, silence_lightning
-from mergestream.training.health import Health, require_finite
 from mergestream.training.learner import Learner
-from mergestream.training.merge_every_task import RunningEvaluation
-from mergestream.training.progress import StreamProgress
 
 T = TypeVar("T")
 
@@ -113,7 +115,7 @@ def _open(cfg: DictConfig, run: Run) -> None:
 def _train(cfg: DictConfig, run: Run, device: torch.device, world_size: int, lock: Lock | None) -> None:
     # Everything that can fail for want of data or weights comes before the first file is written.
     began = time.monotonic()
-    first, rank = lock is not None, machine.rank()
+    first, rank = lock is not None, processes.rank()
     method: Method = build(cfg.method)
     follower = RunningEvaluation(cfg, run) if cfg.merge_every_task else None
     logger = build(cfg.logger, path=run.path, config=OmegaConf.to_container(cfg)) if first else None
@@ -273,7 +275,7 @@ def _record(cfg: DictConfig, run: Run, stream: TaskStream, clip: Clip, base: dic
 def show(run: Run, headline: str) -> None:
     """The table of a finished run, and where it lies."""
     metrics, stream = run.read(run.metrics, "accuracy", "summary", "zero_shot"), run.stream()
-    display.run_table(headline, [task["name"] for task in stream["tasks"]], metrics)
+    tables.run_table(headline, [task["name"] for task in stream["tasks"]], metrics)
     print(f"results in {readable(run.path)}")
 
 

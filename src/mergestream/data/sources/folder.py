@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from mergestream.data.archive import file_split, spoken
 from mergestream.data.manifest import divide
 from mergestream.data.source import Source, prompts
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 def folder(

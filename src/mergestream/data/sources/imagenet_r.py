@@ -12,7 +12,7 @@ from mergestream.data.manifest import divide
 from mergestream.data.mirror import mirrored
 from mergestream.data.protocol import class_names, class_orders, domain_orders, domains, templates
 from mergestream.data.source import Source, prompts
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 def imagenet_r(root: str, test_fraction: float = 0.2, split_seed: int = 0, mirror: str | None = None) -> Source:

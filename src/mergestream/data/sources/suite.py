@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mergestream import targets
+from mergestream.compose import targets
 from mergestream.data.source import Source, Split
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 _RULE = "dataset.datasets must be names of the dataset group, or package.module.function; got {}"
 

@@ -9,7 +9,7 @@ from torchvision.datasets import SUN397
 from mergestream.data.archive import check_partition, file_split, official, spoken
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
-from mergestream.errors import UserError
+from mergestream.runtime.errors import UserError
 
 
 def sun397(root: str, download: bool = False, partition: int = 1) -> Source:

@@ -1,0 +1,266 @@
+"""Files that appear whole or not at all, and the two formats that the package writes: safetensors and JSON.
+
+Both carry a sha256 of their own content, which every reading checks: what a disk or a hand has altered is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+from mergestream.runtime.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and who reads JSON alone needs none
+    from torch import Tensor
+
+CHECKSUM = "checksum"
+UNKNOWN = "0" * 64  # stands where the checksum will, while it is computed
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there becomes `path` in one step when the block ends well.
+
+    Raises:
+        UserError: if the disk is full, or the file cannot be written for another reason.
+    """
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        for folder in made:  # innermost first; another process may have put something into it
+            with suppress(OSError):
+                folder.rmdir()
+        # What writes fail with names no file, or comes from the safetensors library.
+        if isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.filename is None):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"{path} cannot be written ({reason}); it is as it was before. Free some space, and type the same "
+                "command again."
+            ) from error
+        raise
+
+
+def _sync(folder: Path) -> None:
+    """Let a rename inside `folder` outlive a power cut."""
+    with suppress(OSError):  # not every file system lets a folder be opened or synced
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_partials(folder: Path, hours: float = 0) -> None:
+    """Delete what writers that were killed have left below `folder`.
+
+    Args:
+        folder: whose only writer is this process, or one that others write into too.
+        hours: in the latter case, how long nobody must have touched a file.
+    """
+    for path in folder.rglob(".partial-*"):
+        with suppress(OSError):
+            # Merges below a run have writers of their own.
+            if (
+                path.is_file()
+                and "merges" not in path.relative_to(folder).parts
+                and time.time() - path.stat().st_mtime >= 3600 * hours
+            ):
+                path.unlink()
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as JSON, with its checksum; NaN, which JSON has not, becomes null."""
+    plain = _plain(value)
+    with whole(path) as partial:
+        partial.write_text(json.dumps({**plain, CHECKSUM: _of_json(plain)}, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *keys: str, own: bool = False) -> dict[str, Any]:
+    """Read a JSON file that holds an object with at least `keys`.
+
+    Args:
+        path: the file.
+        keys: it must hold.
+        own: whether it must be as `write_json` wrote it; other files may do without the checksum.
+
+    Raises:
+        UserError: if it is not such a file.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (ValueError, RecursionError) as error:  # of JSON, or of the encoding
+        raise UserError(f"{path} must be a JSON file, but cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, but holds {type(value).__name__}")
+    checksum = value.pop(CHECKSUM, None)
+    if (own or checksum is not None) and checksum != _of_json(value):
+        raise UserError(f"{path} is not as it was written (its checksum differs)")
+    if missing := [key for key in keys if key not in value]:
+        raise UserError(f"{path} must hold {', '.join(keys)}; it has no {missing[0]}")
+    return value
+
+
+def _of_json(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes.
+
+    Returns:
+        The checksum, which the file's metadata carry.
+    """
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole(path) as partial:
+        save_file(plain, partial, metadata={**(metadata or {}), CHECKSUM: UNKNOWN})
+        return _seal(partial)
+
+
+def _seal(path: Path) -> str:
+    """Put the metadata of a new safetensors file, which come in an order of chance, in order, and its checksum in."""
+    with path.open("rb+") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length  # the same characters as before, in another order
+        file.seek(8)
+        file.write(text.ljust(length))
+        file.seek(0)
+        checksum = _digest(file)
+        at = text.index(f'"{CHECKSUM}":"{UNKNOWN}"'.encode()) + len(CHECKSUM) + 4
+        file.seek(8 + at)
+        file.write(checksum.encode())
+        return checksum
+
+
+def verify(path: Path) -> str:
+    """The checksum of a safetensors file that `write_tensors` wrote; remembered for as long as the file stays.
+
+    Raises:
+        UserError: if its content is not what was written.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    return _verify(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _verify(path: Path, mtime_ns: int, size: int) -> str:
+    checksum = read_metadata(path).get(CHECKSUM, "")
+    with path.open("rb") as file:
+        start = file.read(8)
+        header = file.read(struct.unpack("<Q", start)[0])
+        unsealed = header.replace(checksum.encode(), UNKNOWN.encode(), 1)
+        if len(checksum) != len(UNKNOWN) or _digest(file, start + unsealed) != checksum:
+            raise UserError(f"{path} is not as it was written (its checksum differs)")
+    return checksum
+
+
+def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """Read a .safetensors file, or a .pt file with tensors only (no pickled code runs).
+
+    A .pt file may hold the state dict itself or have it under "state_dict", "model_state_dict" or "model".
+
+    Args:
+        path: the file.
+        mapped: leave the tensors of a .pt file on the disk, where its format allows, until they are touched.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds anything but tensors.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"a checkpoint must be an existing file; {path} is not there")
+    try:
+        if path.suffix == ".safetensors":
+            if CHECKSUM in read_metadata(path):
+                verify(path)
+            return load_file(path)
+        mmap = mapped and zipfile.is_zipfile(path)  # what torch.save wrote before 1.6 is no archive
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} must be a sound .safetensors or tensors-only .pt file: {reason}") from error
+    state = loaded
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            state = loaded[key]
+            break
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} must hold a flat dict of tensors; got {type(state).__name__}")
+    return state
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content; remembered for as long as the file stays as it is."""
+    status = path.stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return _digest(file)
+
+
+def _digest(file: BinaryIO, start: bytes = b"") -> str:
+    """sha256 of `start` and of what follows in the file."""
+    digest = hashlib.sha256(start)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without reading its tensors.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} must be a sound .safetensors file: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,168 @@
+"""The state inside a task: when it is saved, and how a Lightning checkpoint becomes a safetensors file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
+
+from mergestream.runtime import files, interrupt
+from mergestream.runtime.errors import UserError
+from mergestream.training.callbacks.health import Health
+
+SHARE = 0.02  # of the time that may go into saving at the ends of epochs
+
+
+class Checkpointing(pl.Callback):
+    """Saves the task under way at the ends of epochs, every few minutes inside them, and when a signal asks to stop.
+
+    An epoch that is shorter than 50 times what saving takes is passed over: at most 2 % of the time go into these.
+    Processes decide together, and the first writes.
+
+    Args:
+        path: of the file.
+        task: for people, such as "task 2 of 5".
+        every_epochs: epochs between two saves; None saves none at their ends.
+        every_minutes: minutes between two saves inside an epoch; None saves none there.
+        timeout_minutes: after which a process that the others wait for counts as hung.
+        health: must hold before anything is saved.
+        check: called before a save on the process that writes, raising where it must not; None on the others.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        task: str,
+        every_epochs: int | None,
+        every_minutes: float | None,
+        timeout_minutes: float,
+        health: Health,
+        check: Callable[[], None] | None,
+    ):
+        self.path, self.task, self.health, self.check = path, task, health, check
+        self.timeout_minutes = timeout_minutes
+        self.every_epochs = every_epochs
+        self.every_seconds = None if every_minutes is None else 60 * every_minutes
+        self.cost = 0.0  # seconds that the last save took
+        self.before = 0.0  # seconds that earlier processes have trained this task
+        self.began = self.saved = time.monotonic()
+        self.group: Any = None
+
+    @property
+    def seconds(self) -> float:
+        """How long this task has been trained, over all processes that have worked on it."""
+        return self.before + time.monotonic() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = state["seconds"]
+
+    def on_fit_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        interrupt.listen()  # Lightning has put its own handlers in place, which end a step in the middle
+        if trainer.world_size > 1:
+            # On the CPU, so that no step waits for the device.
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=self.timeout_minutes))
+        self.saved = time.monotonic()
+
+    def on_fit_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        if self.group is not None:
+            dist.destroy_process_group(self.group)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
+        if trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:  # the last is for the end of the epoch
+            waited = time.monotonic() - self.saved
+            self._consider(trainer, learner, self.every_seconds is not None and waited >= self.every_seconds)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        due = self.every_epochs is not None and (trainer.current_epoch + 1) % self.every_epochs == 0
+        self._consider(trainer, learner, due and SHARE * (time.monotonic() - self.saved) >= self.cost)
+
+    def _consider(self, trainer: pl.Trainer, learner: pl.LightningModule, due: bool) -> None:
+        wishes = torch.tensor([interrupt.requested(), int(due)])
+        if self.group is not None:
+            dist.all_reduce(wishes, dist.ReduceOp.MAX, self.group)
+        stop, save = wishes.tolist()
+        if stop or save:
+            started = time.monotonic()
+            self.health.check(learner)
+            if self.check is not None:
+                self.check()
+            trainer.save_checkpoint(self.path)
+            self.saved = time.monotonic()
+            self.cost = self.saved - started
+        if stop:
+            where = f"{self.task}, epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+            name = interrupt.signal.Signals(stop).name
+            raise interrupt.Stopped(
+                stop, f"stopped by {name} at {where}; type the same command again to continue there"
+            )
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lightning's checkpoints without pickle: tensors as safetensors, the rest as JSON in its metadata.
+
+    Args:
+        stamp: what the file must belong to; see `Run.stamp`.
+
+    Raises:
+        UserError: if something is neither a tensor nor plain, or the file was altered or belongs to something else.
+    """
+
+    def __init__(self, stamp: dict[str, str]):
+        self.stamp = stamp
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        tensors: dict[str, Tensor] = {}
+        state = _pack(checkpoint, tensors)
+        files.write_tensors(Path(path), tensors, {**self.stamp, "state": json.dumps(state)})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        files.verify(Path(path))
+        metadata = files.read_metadata(Path(path))
+        if wrong := [key for key, value in self.stamp.items() if key != "version" and metadata.get(key) != value]:
+            raise UserError(f"{path} belongs to another run (its {wrong[0]} differs). Delete it to train its task anew")
+        return _unpack(json.loads(metadata["state"]), files.read_tensors(Path(path)))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, with its tensors moved to `tensors`."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):  # of which JSON would turn keys into strings
+        return {"dict": [[_pack(key, tensors), _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_pack(item, tensors) for item in value]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(
+        f"what a checkpoint holds must be tensors, numbers, texts, lists and dicts; got {type(value).__name__}. "
+        "Change state_dict() of the method."
+    )
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
+    items = [_unpack(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

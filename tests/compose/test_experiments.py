@@ -1,0 +1,145 @@
+"""Experiments: every grid composes, and one command runs it and passes over what is done."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import ROOT, command, config, files_below
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from mergestream.compose.checks import check_merge, check_training
+from mergestream.merging.run import bound_strategy
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
+
+
+def grids(script, experiment):
+    """The jobs of each grid of an experiment, as dicts of overrides."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose(script, [f"+experiment={experiment}"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    common = dict(cfg.hydra.sweeper.params)
+    found = []
+    for grid in cfg.hydra.sweeper[script].values():
+        words = [f"{key}={value}" for key, value in {**common, **grid}.items()]
+        (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+        found.append([dict(word.split("=") for word in job) for job in batch])
+    return found
+
+
+def composed(script, job):
+    """The resolved config of one job."""
+    cfg = config(script, *[f"{key}={value}" for key, value in job.items()])
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_merge_of_an_experiment_has_its_training(experiment):
+    def names(job):
+        return tuple(
+            sorted((k, v) for k, v in job.items() if k.split(".")[0] not in ("strategy", "lambda", "prefixes"))
+        )
+
+    trainings, merges = grids("train", experiment), grids("merge", experiment)
+    trained = [names(job) for grid in trainings for job in grid]
+    assert len(trained) == len(set(trained))
+    assert all(names(job) in trained for grid in merges for job in grid)
+    for grid in trainings:
+        check_training(composed("train", grid[-1]))
+    for grid in merges:
+        cfg = composed("merge", grid[-1])
+        check_merge(cfg)
+        bound_strategy(cfg)
+
+
+def test_table1_is_the_papers():
+    jobs = [job for grid in grids("train", "table1") for job in grid]
+    cells = {(job["dataset"], job["tasks"], job["method"]) for job in jobs}
+    assert len(jobs) == len(cells) == 4 * (4 + 4 + 3 + 3) + 4 * 2
+    assert ("cub200", "50", "seq") not in cells
+    merges = [job for grid in grids("merge", "table1") for job in grid]
+    assert {(job["method"], job["strategy"]) for job in merges} == {
+        ("seq", "magmax"), ("ind", "magmax"), ("ind", "average"), ("ind", "random_mix"), ("ind", "ties"),
+    }  # fmt: skip
+    assert all(job["strategy.scope"] == "clip" for job in merges if job["strategy"] == "ties")
+    cfg = composed("train", jobs[0])
+    assert (cfg.model.name, cfg.schedule.warmup, cfg.epochs, cfg.batch_size) == ("vit_b_16", 500, 10, 128)
+
+
+def test_supplement_is_table1_with_another_model():
+    table, supplement = grids("train", "table1"), grids("train", "supplement_vit_l_14")
+    assert supplement == [[{"model": "vit_l_14", **job} for job in grid] for grid in table]
+
+
+def test_the_embedded_benchmark_is_whole():
+    trainings = [job for grid in grids("train", "embedded") for job in grid]
+    merges = [job for grid in grids("merge", "embedded") for job in grid]
+    streams = {("digits", "5"), ("glyphs", "5"), ("glyphs", "10"), ("glyphs", "20"), ("glyphs", "domain")}
+
+    def stream(job):
+        return job["dataset"], job.get("stream", job.get("tasks"))
+
+    def seeds(jobs, *keys):
+        found = {}
+        for job in jobs:
+            if "tag" not in job:
+                found.setdefault((stream(job), *(job[key] for key in keys)), []).append(job["seed"])
+        assert all(sorted(of) == ["1", "2", "3", "4", "5"] for of in found.values())
+        return found
+
+    # Joint accuracy does not depend on T, so it is there once for glyphs by class.
+    methods = {(s, m) for s in streams for m in ("zeroshot", "seq", "ind", "ewc", "lwf", "joint")}
+    assert set(seeds(trainings, "method")) == methods - {(("glyphs", t), "joint") for t in ("5", "20")}
+    # Without weights, weighted_average is average.
+    strategies = {path.stem for path in (ROOT / "configs/strategy").glob("*.yaml")} - {"weighted_average"}
+    expected = {(s, m, strategy) for s in streams for m in ("seq", "ind") for strategy in strategies}
+    expected |= {(s, m, "magmax") for s in streams for m in ("ewc", "lwf")}
+    assert set(seeds(merges, "method", "strategy")) == expected
+
+
+@pytest.fixture
+def two_grids(tmp_path, monkeypatch):
+    """An experiment of two grids on the digits, in a config folder of its own."""
+    folder = tmp_path / "configs/experiment"
+    folder.mkdir(parents=True)
+    (folder / "small.yaml").write_text(
+        """# @package _global_
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: { epochs: 1, tasks: 2 }
+    train:
+      one: { method: seq, seed: 1 }
+      two: { method: zeroshot, seed: "1,2" }
+    merge:
+      one: { method: seq, seed: 1, strategy: "magmax,average" }
+"""
+    )
+    return [f"hydra.searchpath=[file://{tmp_path}/configs]", "+experiment=small", f"root={tmp_path}/runs"]
+
+
+def test_one_command_runs_all_grids_and_passes_over_what_is_done(two_grids, tmp_path):
+    outcome = command("train.py", *two_grids)
+    assert outcome.code == 0, outcome.err
+    assert len(list(tmp_path.rglob("metrics.json"))) == 3
+    again = command("train.py", *two_grids)
+    assert again.out.count("already finished, nothing to do") == 3
+
+    assert command("merge.py", *two_grids).code == 0
+    merged = sorted(tmp_path.rglob("merges/*/metrics.json"))
+    assert len(merged) == 2
+    times = {path: path.stat().st_mtime_ns for path in files_below(tmp_path / "runs/digits")}
+    assert command("merge.py", *two_grids).out.count("already merged, nothing to do") == 2
+    assert times == {path: path.stat().st_mtime_ns for path in files_below(tmp_path / "runs/digits")}
+    # A run that was trained again is merged again.
+    run = merged[0].parents[2]
+    (run / "metrics.json").touch()
+    assert "already merged" not in command("merge.py", *two_grids, "strategy=average").out
+
+
+def test_what_is_typed_wins_over_the_grids(two_grids, tmp_path):
+    assert command("train.py", *two_grids, "seed=7", "method=zeroshot").code == 0
+    assert [path.parent.name for path in tmp_path.rglob("metrics.json")] == ["seed-7"]

@@ -1,0 +1,96 @@
+"""Several data sets as one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from archives import WRITERS, codes, cut, load, refusal
+
+from mergestream.data.sources.digits import digits
+from mergestream.data.sources.suite import suite
+from mergestream.runtime.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("any_checksum")
+
+
+def test_a_suite_joins_datasets_and_keeps_their_prompts(archives):
+    root = archives("mnist", "svhn", "cars", "eurosat")
+    names = ["mnist", "eurosat", "cars", "svhn"]
+    parts = {name: load(name, root) for name in names}
+    values = [f"dataset.datasets=[{','.join(names)}]", "dataset.domains=4", "tasks=4"]
+    source = load("eight_datasets", root, *values)
+    assert source.num_classes == 10 + 10 + 196 + 10
+    assert source.domain_names == names
+    assert source.class_names == [name for part in parts.values() for name in part.class_names]
+    assert source.prompts[0] == ['a photo of the number: "0".']
+    assert source.prompts[20][3] == "i love my AM General Hummer SUV 2000!"
+    assert len(source.prompts) == 226
+    assert source.notes == {"eurosat": parts["eurosat"].notes}
+    starts = dict(zip(names, (0, 10, 20, 216), strict=True))
+    for which in ("train", "test"):
+        joined = getattr(source, which)
+        drawn = codes(joined)
+        for domain, name in enumerate(names):
+            split, (at,) = getattr(parts[name], which), np.nonzero(joined.domains == domain)
+            assert [drawn[i] for i in at] == codes(split)
+            assert (joined.labels[at] - starts[name]).tolist() == split.labels.tolist()
+            assert at.tolist() == list(range(at[0], at[0] + len(split)))
+    assert len(joined) == 10 + 10 + 196 + 10
+
+
+def test_a_suite_takes_functions_by_their_path(archives):
+    root = archives("mnist")
+    source = suite(str(root), ["mnist", "mergestream.data.sources.digits.digits"])
+    assert source.domain_names == ["mnist", "mergestream.data.sources.digits.digits"]
+    assert source.num_classes == 20
+    assert source.prompts[10:] == digits().prompts
+
+
+def test_a_suite_in_which_an_image_is_corrupt(tmp_path, capsys):
+    for name in ("eurosat", "mnist", "gtsrb"):
+        WRITERS[name](tmp_path)
+    bad = tmp_path / "gtsrb/GTSRB/Training/00007/00000_00000.ppm"
+    cut(bad)
+    values = ["dataset.datasets=[mnist,eurosat,gtsrb]", "dataset.domains=3"]
+    assert refusal("eight_datasets", tmp_path, *values).startswith(f"{bad} is no sound image (")
+    source = load("eight_datasets", tmp_path, *values, "data.skip_corrupt=true")
+    assert "left out 1 corrupt image files of 186" in capsys.readouterr().err  # 100 + 86; those of MNIST are no files
+    assert len(source.train) == 20 + 90 + 42
+    starts = [0, 10, 20]
+    for split in (source.train, source.test):
+        assert [c + starts[d] for (c, _), d in zip(codes(split), split.domains, strict=True)] == split.labels.tolist()
+    assert source.notes["left_out_as_corrupt"] == [str(bad)]
+    assert source.notes["eurosat"]["test"] == 10
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["nothing", "images", "archive.official", "5", "mergestream.data.sources.glyphs.FONTS", "''", "os.system"],
+)
+def test_a_suite_refuses_what_is_no_dataset(given, tmp_path):
+    said = refusal("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
+    assert said.startswith("dataset.datasets must be names of the dataset group, or package.module.function; got ")
+    assert said.split("; got ")[1].split(":")[0] == given.strip("'")
+
+
+def test_a_suite_refuses_duplicates_and_what_needs_more_than_a_root(tmp_path):
+    for given in ("[digits,glyphs,digits]", "[]"):
+        said = refusal("eight_datasets", tmp_path, f"dataset.datasets={given}")
+        assert "dataset.datasets must be different datasets, at least one; got [" in said
+    assert "folder" in refusal("eight_datasets", tmp_path, "dataset.datasets=[digits,folder]")
+    assert "dataset=mnist needs " in refusal("eight_datasets", tmp_path, "dataset.datasets=[digits,mnist]")
+
+
+def test_options_of_one_dataset_of_a_suite(tmp_path):
+    WRITERS["eurosat"](tmp_path)
+    options = {"eurosat": {"test_fraction": 0.5}}
+    half, plain = (
+        suite(str(tmp_path), ["eurosat", "digits"], options=options),
+        suite(str(tmp_path), ["eurosat", "digits"]),
+    )
+    assert half.notes["eurosat"]["test_fraction"] == 0.5
+    assert len(half.test) > len(plain.test)
+    with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME for a copy"):
+        suite(str(tmp_path), ["eurosat", "cars"])
+    with pytest.raises(UserError, match="dataset.options must be of digits; got dataset.options.cars"):
+        suite(str(tmp_path), ["digits"], options={"cars": {"mirror": "a/b"}})

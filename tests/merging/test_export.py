@@ -1,0 +1,131 @@
+"""A merged CLIP in other libraries gives the same embeddings."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from helpers import command, config
+from safetensors.torch import load_file, save_file
+
+from mergestream.compose.build import load_clip
+from mergestream.merging.export import export, huggingface
+from mergestream.models import tiny
+from mergestream.runs.directory import Run
+from mergestream.runtime.errors import UserError
+
+
+@pytest.fixture
+def merge(trained, tmp_path):
+    """Merge a trained run with an export; returns the folder of the merge."""
+    shutil.copytree(trained, tmp_path / "runs")
+
+    def run(*overrides):
+        outcome = command("merge.py", f"root={tmp_path}/runs", "tasks=3", *overrides)
+        assert outcome.code == 0, outcome.err
+        assert "exported to" in outcome.out
+        return Run.of(config("merge", f"root={tmp_path}/runs", "tasks=3")).path / "merges/magmax-0.5"
+
+    return run
+
+
+@torch.no_grad()
+def embeddings(model, images, tokens):
+    return model.encode_image(images), model.encode_text(tokens)
+
+
+def inputs():
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return images, tiny.tokenize(["a photo of the digit seven", "a", "Ωmega"])
+
+
+def merged_tiny(folder):
+    model = tiny.tiny().model
+    model.visual.load_state_dict(load_file(folder / "merged.safetensors"))
+    return model
+
+
+def test_open_clip_loads_the_whole_clip(merge):
+    folder = merge("export=open_clip")
+    expected, model = embeddings(merged_tiny(folder), *inputs()), tiny.build().eval()
+    model.load_state_dict(load_file(folder / "open_clip.safetensors"))
+    for ours, theirs in zip(expected, embeddings(model, *inputs()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_transformers_loads_the_whole_clip(merge):
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    folder = merge("export=huggingface")
+    model = CLIPModel.from_pretrained(folder / "huggingface").eval()
+    images, tokens = inputs()
+    with torch.no_grad():
+        output = model(input_ids=tokens, pixel_values=images)
+    for ours, theirs in zip(
+        embeddings(merged_tiny(folder), images, tokens), (output.image_embeds, output.text_embeds), strict=True
+    ):
+        torch.testing.assert_close(torch.nn.functional.normalize(ours, dim=-1), theirs, rtol=0, atol=1e-5)
+    processor = CLIPImageProcessor.from_pretrained(folder / "huggingface")
+    assert list(processor.image_mean) == list(tiny.MEAN)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_published_architecture_by_name(tmp_path):
+    """ViT-B-32 with random weights: the file by `open_clip.create_model`, the folder by transformers."""
+    import open_clip
+    from transformers import CLIPModel
+
+    name = "ViT-B-32-quickgelu"
+    torch.manual_seed(0)
+    weights = open_clip.create_model(name, load_weights=False).state_dict()
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, tmp_path / "w.safetensors")
+    node = ["model=vit_b_16", f"model.architecture={name}", f"model.pretrained={tmp_path}/w.safetensors"]
+    clip = load_clip(config("merge", *node))
+    tower = {key: tensor + 0.01 for key, tensor in clip.encoder.state_dict().items()}
+    path = export(clip, tower, "open_clip", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = open_clip.create_model(name, pretrained=str(path)).eval()
+    assert torch.equal(loaded.visual.proj, clip.encoder.proj + 0.01)
+    assert torch.equal(loaded.token_embedding.weight, clip.model.token_embedding.weight)
+    images, tokens = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer(name)(["a cat", "two dogs on a sofa"])
+    expected = embeddings(loaded, images, tokens)
+    model = CLIPModel.from_pretrained(export(clip, tower, "huggingface", tmp_path)).eval()
+    with torch.no_grad():
+        output = model(input_ids=tokens, pixel_values=images)
+    assert model.config.vision_config.hidden_act == "quick_gelu"
+    for ours, theirs in zip(expected, (output.image_embeds, output.text_embeds), strict=True):
+        torch.testing.assert_close(torch.nn.functional.normalize(ours, dim=-1), theirs, rtol=0, atol=1e-4)
+
+
+def test_files_that_this_project_did_not_make(tmp_path):
+    clip = tiny.tiny()
+    for index in range(3):
+        state = {name: tensor + 0.01 * index for name, tensor in clip.model.state_dict().items()}
+        save_file(state, tmp_path / f"{index}.safetensors")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    out = tmp_path / "m.safetensors"
+    arguments = [f"base={paths[0]}", f"checkpoints=[{paths[1]},{paths[2]}]", f"out={out}", "export=open_clip"]
+    outcome = command("merge.py", *arguments)
+    assert outcome.code == 0, outcome.err
+    exported = load_file(tmp_path / "m/open_clip.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in load_file(out).items())
+
+
+def test_what_cannot_be_exported(tmp_path):
+    clip = tiny.tiny()
+    with pytest.raises(
+        UserError, match=r"export needs the model that the weights belong to; .* no such visual.nonsense"
+    ):
+        export(clip, {"nonsense": torch.zeros(1)}, "open_clip", tmp_path)
+    with pytest.raises(UserError, match="cannot hold visual.transformer.resblocks.0.ls_1.gamma"):
+        huggingface(
+            clip.model, {"visual.transformer.resblocks.0.ls_1.gamma": torch.zeros(1), "logit_scale": torch.ones(())}
+        )
+    assert not list(tmp_path.iterdir())
+    outcome = command("merge.py", "export=onnx")
+    assert outcome.code == 1
+    assert "export must be one of open_clip, huggingface" in outcome.err

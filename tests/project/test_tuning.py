@@ -1,0 +1,193 @@
+"""How the embedded benchmark's hyper-parameters are chosen, on accuracies made up by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import ROOT
+from made_up import write
+
+from mergestream.runtime import files
+
+
+@pytest.fixture(scope="module")
+def tune():
+    spec = importlib.util.spec_from_file_location("tune", ROOT / "benchmarks/tune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def results(tune):
+    """Every configuration at 0.5 for λ 0.3 and at 0.4 for λ 0.5, but for what the tests look for."""
+    lines = []
+    for stream in tune.STREAMS:
+        for method, grid in tune.BUDGET.items():
+            for rate in grid["optimizer.lr"]:
+                for strength in grid.get("method.strength", [""]):
+                    line = {"stream": stream, "method": method, "optimizer.lr": rate, "method.strength": strength}
+                    for strategy in [*tune.MERGED.get(method, []), *([""] if method != "ind" else [])]:
+                        lines += [
+                            {**line, "seed": seed, "strategy": strategy, "lambda": x, "accuracy": 0.8 - x}
+                            for x in (0.5, 0.3)
+                            for seed in tune.SEEDS
+                        ]
+    frame = pd.DataFrame(lines)
+
+    def better(gain, **where):
+        rows = (frame[list(where)] == pd.Series(where)).all(axis=1)
+        assert rows.any()
+        frame.loc[rows, "accuracy"] += gain
+
+    frame.better = better
+    return frame
+
+
+def test_the_best_configuration_wins(tune, results):
+    results.better(0.1, method="ewc", strategy="", **{"optimizer.lr": "0.0001", "method.strength": "1000000.0"})
+    for strategy in ("", "magmax"):
+        results.better(
+            0.06, method="ewc", strategy=strategy, **{"optimizer.lr": "0.0003", "method.strength": "1000000.0"}
+        )
+    results.better(0.1, method="joint", strategy="", **{"optimizer.lr": "0.001"})
+    chosen = tune.choose_training(results)
+    assert tuple(chosen.loc[("digits_5", "ewc"), tune.CONFIGURATION]) == ("0.0003", "1000000.0")
+    assert chosen.loc[("digits_5", "joint"), "optimizer.lr"] == "0.001"
+
+
+def test_training_is_chosen_for_merges_and_without_one(tune, results):
+    results.better(0.3, method="seq", strategy="", **{"optimizer.lr": "3e-05"})
+    results.better(0.3, method="seq", strategy="wudi", **{"optimizer.lr": "0.001"})  # no judge
+    for strategy in tune.JUDGES[1:]:
+        results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
+    chosen = tune.choose_training(results)
+    assert chosen.loc[("glyphs_10", "seq"), "optimizer.lr"] == "0.0006"
+    assert chosen.loc[("glyphs_10", f"seq {tune.ALONE}"), "optimizer.lr"] == "3e-05"
+    assert set(chosen.loc["digits_5"].index) == set(tune.TRAINED)
+    results.better(0.1, method="lwf", strategy="", **{"optimizer.lr": "0.0001", "method.strength": "0.3"})
+    results.better(0.2, method="lwf", strategy="magmax", **{"optimizer.lr": "0.0003", "method.strength": "0.3"})
+    chosen = tune.choose_training(results)
+    assert chosen.loc[("digits_5", "lwf"), "optimizer.lr"] == "0.0003"
+    assert chosen.loc[("digits_5", f"lwf {tune.ALONE}"), "optimizer.lr"] == "0.0001"
+
+
+def test_what_only_one_seed_has_is_not_chosen(tune, results):
+    results.better(0.3, method="joint", seed=0, **{"optimizer.lr": "0.0002"})
+    results.better(0.2, method="joint", **{"optimizer.lr": "0.001"})
+    kept = results[(results["seed"] == 0) | (results["method"] != "joint") | (results["optimizer.lr"] == "0.001")]
+    assert tune.scores(kept, [0]).loc[("digits_5", "joint")].set_index("optimizer.lr")["accuracy"].idxmax() == "0.0002"
+    assert tune.choose_training(kept).loc[("digits_5", "joint"), "optimizer.lr"] == "0.001"
+
+
+def test_scales_have_the_best_mean_over_seeds(tune, results):
+    results.better(0.5, method="seq", strategy="ties", seed=6, **{"lambda": 0.5})
+    results.better(0.55, method="seq", strategy="average", seed=6, **{"lambda": 0.5})
+    chosen = tune.choose_training(results).loc[("digits_5", "seq")]
+    scales = tune.choose_scales(results, "digits_5", "seq", chosen)
+    assert scales["ties"] == 0.3  # (0.5 + 0 + 0) / 3 < 0.2, by which 0.3 is ahead everywhere
+    assert scales["average"] == 0.3
+    results.better(0.2, method="seq", strategy="average", seed=7, **{"lambda": 0.5})
+    assert tune.choose_scales(results, "digits_5", "seq", chosen)["average"] == 0.5
+
+
+def test_the_smallest_of_equal_scales_is_taken(tune, results):
+    lines = (results["strategy"] == "ties") & (results["method"] == "seq")
+    for scale, values in ((0.3, (0.1, 0.2, 0.3)), (0.5, (0.3, 0.2, 0.1))):  # whose means differ in the last digit
+        for seed, value in zip(tune.SEEDS, values, strict=True):
+            results.loc[lines & (results["lambda"] == scale) & (results["seed"] == seed), "accuracy"] = value
+    chosen = tune.choose_training(results).loc[("digits_5", "seq")]
+    assert tune.choose_scales(results, "digits_5", "seq", chosen)["ties"] == 0.3
+
+
+def test_the_table_has_what_was_compared(tune, results):
+    for strategy in tune.JUDGES:
+        results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
+    table = tune.compared(results, tune.choose_training(results))
+    found = table[table["method"] == "seq"].groupby("stream")
+    scales, rates, strategies = 2 * len(tune.SEEDS), len(tune.RATES["optimizer.lr"]), len(tune.STRATEGIES)
+    judged = rates * (len(tune.JUDGES) + 1)  # and the last encoder
+    assert len(found.get_group("digits_5")) == scales * (judged + strategies - len(tune.JUDGES))
+    assert len(found.get_group("glyphs_20")) == scales * strategies
+    assert set(found.get_group("glyphs_20")["optimizer.lr"]) == {"0.0006"}
+
+
+def sweeper_of(tune, stream, results):
+    text = tune.experiment(stream, tune.choose_training(results), results)
+    return yaml.safe_load(text)["hydra"]["sweeper"]
+
+
+def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
+    results.better(0.3, stream="digits_5", method="seq", strategy="", **{"optimizer.lr": "0.0001"})
+    results.better(0.1, method="seq", **{"optimizer.lr": "0.0006"})
+
+    def found(stream):
+        grids = sweeper_of(tune, stream, results)["train"].values()
+        return [(grid["optimizer.lr"], grid.get("tag")) for grid in grids if grid["method"] == "seq"]
+
+    assert found("digits_5") == [(0.0006, None), (0.0001, tune.ALONE)]
+    assert found("glyphs_20") == [(0.0006, None)]
+
+
+def test_what_is_read_from_a_root(tune, tmp_path):
+    """Of seven merges two: one, and the last encoder itself."""
+    roots = []
+
+    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2):
+        values = {"optimizer": {"lr": rate}, "stream": {"name": "class", "validation": validation}, "tasks": 5}
+        roots.append(tmp_path / str(len(roots)))
+        path = write(roots[-1], seed=seed, strategy=strategy, **values)
+        content = files.read_json(path / "metrics.json")
+        content["merge"] |= {"changed": changed, "validation": [{"lambda": 0.5, "accuracy": 0.7}]}
+        files.write_json(path / "metrics.json", content)
+
+    merge("ties", {})
+    merge("ema", {"decay": 0})
+    merge("ema", {"decay": 0.9})
+    merge("ties", {"density": 0.1})
+    merge("ties", {}, seed=1)
+    merge("ties", {}, rate=5e-4)
+    merge("ties", {}, validation=0.1)
+    found = pd.concat([tune.validated(root) for root in roots])
+    expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
+    expected |= {"lambda": 0.5, "accuracy": 0.7}
+    assert found.to_dict("records") == [{**expected, "strategy": "ties"}, {**expected, "strategy": ""}]
+
+
+def test_the_experiments_are_what_the_published_table_says(tune):
+    keys = ["stream", "method", *tune.CONFIGURATION, "strategy", "seed"]
+    texts = {key: str for key in keys if key != "seed"}
+    table = pd.read_csv(ROOT / "docs/tuning.csv", dtype=texts).fillna(dict.fromkeys(texts, ""))
+    results = table.melt(keys, var_name="lambda", value_name="accuracy").dropna().astype({"lambda": float})
+    chosen = tune.choose_training(results)
+    for stream in tune.STREAMS:
+        written = (ROOT / f"configs/experiment/embedded_{stream}.yaml").read_text()
+        assert tune.experiment(stream, chosen, results) == written
+
+
+def test_every_method_has_the_same_budget(tune):
+    assert {len(list(itertools.product(*grid.values()))) for grid in tune.BUDGET.values()} == {6}
+
+
+def test_the_experiment_has_every_merge_once(tune, results):
+    for stream in tune.TUNED_ON:  # takes what another stream has, so its own accuracies do not count
+        results.better(0.3, stream=stream, method="seq", **{"optimizer.lr": "0.001"})
+    results.better(0.3, stream="glyphs_10", method="seq", **{"optimizer.lr": "0.0002"})
+    results.better(0.4, stream="glyphs_5", strategy="ties", **{"lambda": 0.5})
+    sweeper = sweeper_of(tune, "glyphs_5", results)
+    assert {grid["method"] for grid in sweeper["train"].values()} == {"zeroshot", *tune.BUDGET} - {"joint"}
+    assert "joint" in {grid["method"] for grid in sweeper_of(tune, "glyphs_10", results)["train"].values()}
+    merges = [
+        (grid["method"], strategy, grid["lambda"])
+        for grid in sweeper["merge"].values()
+        for strategy in grid["strategy"].split(",")
+    ]
+    expected = [(method, strategy) for method, strategies in tune.MERGED.items() for strategy in strategies]
+    assert sorted((m, s) for m, s, _ in merges) == sorted(expected)
+    assert {scale for _, strategy, scale in merges if strategy == "ties"} == {0.5}
+    assert {scale for _, strategy, scale in merges if strategy != "ties"} == {0.3}
+    assert all(grid["optimizer.lr"] == 0.0002 for grid in sweeper["merge"].values() if grid["method"] == "seq")
