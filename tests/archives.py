@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from mergestream.compose.build import load_source
-from mergestream.data.protocol import class_names, domains
+from mergestream.data.protocol import class_names, class_names_by_folder, domains
 from mergestream.runtime.errors import UserError
 
 HELD_OUT = 8  # numbers of test images begin here
@@ -209,7 +209,7 @@ def write_domainnet(root: Path) -> None:
 
 
 def write_eurosat(root: Path) -> None:
-    for label, name in enumerate(sorted(class_names("eurosat"))):
+    for label, name in enumerate(sorted(class_names_by_folder("eurosat"))):
         for number in range(10):
             save(root / "eurosat/2750" / name / f"{name}_{number + 1}.jpg", label, number)
 

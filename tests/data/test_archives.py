@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("any_checksum")
 def test_missing_archives(name, tmp_path):
     said = refusal(name, tmp_path)
     assert said.startswith(f"dataset={name} needs {tmp_path}/")
-    assert "which is not there. " in said
+    assert "which does not exist. " in said
     fetch = re.search(
         r"etch .* \(\d[\d.]* [MG]B\) from (\S+\.\S+|a copy of .*) and (unpack it in|put it into) (.*) \(data", said
     )
@@ -38,7 +38,7 @@ def test_advice_about_damaged_files_and_failed_downloads(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.dtd.download_and_extract_archive", no_network)
     said = refusal("dtd", tmp_path, "data.download=true")
-    assert "which is not there (<urlopen error no route to host>). Type the same command again to fetch it" in said
+    assert "which does not exist (<urlopen error no route to host>). Run the same command again to fetch it" in said
     (tmp_path / "dtd/dtd/images").mkdir(parents=True)
     said = refusal("dtd", tmp_path)
     assert f"Delete {tmp_path}/dtd/dtd and write data.download=true to fetch it (625 MB), or fetch" in said
@@ -124,7 +124,7 @@ def test_damaged_archives(name, how, tmp_path):
 def test_the_missing_one_of_two_files_is_named(tmp_path):
     WRITERS["svhn"](tmp_path)
     (tmp_path / "test_32x32.mat").unlink()
-    assert refusal("svhn", tmp_path).startswith(f"dataset=svhn needs {tmp_path}/test_32x32.mat, which is not there")
+    assert refusal("svhn", tmp_path).startswith(f"dataset=svhn needs {tmp_path}/test_32x32.mat, which does not exist")
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_the_missing_one_of_two_files_is_named(tmp_path):
 def test_a_listed_image_that_is_missing_is_named(name, path, tmp_path):
     WRITERS[name](tmp_path)
     (tmp_path / path).unlink()
-    assert refusal(name, tmp_path).startswith(f"{tmp_path / path} is listed by its dataset but is not there; ")
+    assert refusal(name, tmp_path).startswith(f"{tmp_path / path} is listed by its dataset but does not exist; ")
 
 
 def test_a_list_that_ends_within_a_line_is_refused(tmp_path):
     WRITERS["domainnet"](tmp_path)
     cut(tmp_path / "domainnet/real_test.txt")
     assert refusal("domainnet", tmp_path).endswith(
-        "is listed by its dataset but is not there; unpack the archive again"
+        "is listed by its dataset but does not exist; unpack the archive again"
     )
 
 
@@ -168,7 +168,7 @@ def test_lists_of_sun397(tmp_path):
     lines(testing, ["/a/abbey/sun_te000.jpg", "/a/atoll/sun_x.jpg"])
     assert f"{testing} must list images of the classes of ClassName.txt; it has a/atoll" in refusal("sun397", tmp_path)
     testing.unlink()
-    assert f"dataset=sun397 needs the official list {testing}, which is not there" in refusal("sun397", tmp_path)
+    assert f"dataset=sun397 needs the official list {testing}, which does not exist" in refusal("sun397", tmp_path)
 
 
 def test_checksums_are_compared(archives, monkeypatch):

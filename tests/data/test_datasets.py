@@ -12,7 +12,7 @@ from archives import DIVIDED, HELD_OUT, WRITERS, code, codes, idx, lines, load, 
 from helpers import ROOT
 from PIL import Image
 
-from mergestream.data.images import files_of
+from mergestream.data.images import image_paths
 from mergestream.data.protocol import domains
 
 # name: (classes, training images, test images, {class id: its name, ...}, a prompt of the first of these)
@@ -108,7 +108,7 @@ def test_imagenet_r_has_ids_by_name_and_styles_as_domains(archives):
     for split in (source.train, source.test):
         assert set(split.domains) == set(range(15))
         assert [style(*drawn) for drawn in codes(split)] == [source.domain_names[d] for d in split.domains]
-        for position, path in files_of(split.images):
+        for position, path in image_paths(split.images):
             assert Path(path).parent.name == wnid(split.labels[position])
 
 
@@ -117,11 +117,13 @@ def test_imagenet_r_refuses_what_it_does_not_know(tmp_path):
     folder = tmp_path / "imagenet-r"
     readme = (folder / "README.txt").read_text()
     lines(folder / "README.txt", [line for line in readme.splitlines() if wnid(7) not in line])
-    assert f"{folder / wnid(7)} must be a class that {folder}/README.txt names" in refusal("imagenet_r", tmp_path)
+    assert f"{folder / wnid(7)} must be a class that {folder}/README.txt lists; it is not" in refusal(
+        "imagenet_r", tmp_path
+    )
     (folder / "README.txt").write_text(readme)
     image = folder / wnid(3) / "woodcut_3.jpg"
     save(image, 3, 5)
-    assert re.search(rf"a style of deviantart, .*, sketch; got {image}$", refusal("imagenet_r", tmp_path))
+    assert re.search(rf"a style from deviantart, .*, sketch; got {image}$", refusal("imagenet_r", tmp_path))
 
 
 def test_a_class_that_a_domain_of_domainnet_lacks_shifts_nothing(archives):

@@ -48,7 +48,7 @@ def test_a_test_folder_that_lacks_a_class_shifts_nothing(tmp_path):
 def test_folders_that_are_refused(tmp_path):
     write_folder(tmp_path)
     save(tmp_path / "test/owl/0.png", 3, 0)
-    assert f"{tmp_path}/test/owl must be a class of {tmp_path}/train too" in refusal("folder", tmp_path)
+    assert f"{tmp_path}/test/owl must also be a class in {tmp_path}/train; it is not" in refusal("folder", tmp_path)
     shutil.rmtree(tmp_path / "test/owl")
     (tmp_path / "train/dog").mkdir()
     assert "dataset.path must hold images in every class: " in refusal("folder", tmp_path)

@@ -10,7 +10,7 @@ from archives import DIVIDED, WRITERS, codes, load, refusal
 from helpers import config
 
 from mergestream.compose.build import load_stream
-from mergestream.data.manifest import divide
+from mergestream.data.manifest import split_by_name
 from mergestream.models import tiny
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.seeding import key
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("any_checksum")
 def test_a_manifest_divides_every_class_by_names_alone():
     names = [f"{c}/{i}.jpg" for c, n in enumerate((10, 5, 3, 1)) for i in range(n)]
     labels = [int(name[0]) for name in names]
-    train, test, record = divide(names, labels, test_fraction=0.2, seed=4)
+    train, test, record = split_by_name(names, labels, test_fraction=0.2, seed=4)
     assert sorted([*train, *test]) == list(range(19))
     assert np.bincount(np.array(labels)[test], minlength=4).tolist() == [2, 1, 1, 0]  # of 2, 1, 0.6 and 0.2
     of_first = sorted(range(10), key=lambda i: key(4, "manifest", names[i]))
@@ -35,7 +35,7 @@ def test_a_manifest_divides_every_class_by_names_alone():
         "manifest_sha256": hashlib.sha256("".join(written).encode()).hexdigest(),
     }
     order = np.random.default_rng(0).permutation(19)
-    shuffled = divide([names[i] for i in order], [labels[i] for i in order], test_fraction=0.2, seed=4)
+    shuffled = split_by_name([names[i] for i in order], [labels[i] for i in order], test_fraction=0.2, seed=4)
     assert {names[order[i]] for i in shuffled[1]} == {names[i] for i in test}
     assert shuffled[2] == record
 
@@ -43,13 +43,13 @@ def test_a_manifest_divides_every_class_by_names_alone():
 @pytest.mark.parametrize("value", [0, 1, -0.5, 1.5, True, "half", None, float("nan")])
 def test_a_manifest_refuses_other_fractions(value):
     with pytest.raises(UserError, match=f"dataset.test_fraction must be .* 0 and 1; got dataset.test_fraction={value}"):
-        divide(["a"], [0], test_fraction=value, seed=0)
+        split_by_name(["a"], [0], test_fraction=value, seed=0)
 
 
 @pytest.mark.parametrize("value", [0.5, True, "x", None])
 def test_a_manifest_refuses_other_seeds(value):
     with pytest.raises(UserError, match=f"dataset.split_seed must be a whole number; got dataset.split_seed={value}"):
-        divide(["a"], [0], test_fraction=0.5, seed=value)
+        split_by_name(["a"], [0], test_fraction=0.5, seed=value)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -77,6 +77,6 @@ def test_the_manifest_is_described_with_the_stream(archives):
 
 
 def test_every_class_is_divided():
-    train, test, _ = divide(list("abcde"), [0, 0, 1, 2, 2], test_fraction=0.2, seed=0)
+    train, test, _ = split_by_name(list("abcde"), [0, 0, 1, 2, 2], test_fraction=0.2, seed=0)
     assert sorted(np.array([0, 0, 1, 2, 2])[test]) == [0, 2]
     assert sorted(np.array([0, 0, 1, 2, 2])[train]) == [0, 1, 2]

@@ -101,11 +101,14 @@ def test_other_mirrors(name, own, names, write_mirror, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["beach", "volcano"]}, "must have the classes of resisc45; it has volcano, which is none"),
-        ({"column": "species"}, "must have a column of images and one of labels; its columns are image, species"),
-        ({"feature": "int64"}, "must have a column of images and one of labels; its columns are image, label"),
+        ({"names": ["beach", "volcano"]}, "must have the classes of resisc45; volcano is not one of them"),
+        ({"column": "species"}, "must have an image column and a label column; its columns are image, species"),
+        ({"feature": "int64"}, "must have an image column and a label column; its columns are image, label"),
         ({"splits": {"train": [(0, 0)], "extra": [(1, 0)]}}, "must have the splits train and test; it has"),
-        ({"splits": {"train": [(0, 0)], "test": [(-1, 0)]}}, "must have a label for every image"),
+        (
+            {"splits": {"train": [(0, 0)], "test": [(-1, 0)]}},
+            "must have a label for every image; its split test does not",
+        ),
     ],
 )
 def test_mirrors_that_are_refused(arguments, message, write_mirror, tmp_path):
@@ -134,10 +137,10 @@ def test_a_mirror_without_images_is_refused(tmp_path, write_mirror):
 def test_a_mirror_that_is_not_there(tmp_path, write_mirror):
     for place in ("nobody/nothing", tmp_path / "nowhere"):
         said = refusal("cars", tmp_path, f"dataset.mirror={place}")
-        assert said.startswith(f"dataset.mirror={place} must be a dataset of the Hugging Face Hub: ")
+        assert said.startswith(f"dataset.mirror={place} must be a dataset on the Hugging Face Hub: ")
 
 
 def test_mirrors_need_another_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = refusal("cars", tmp_path, "dataset.mirror=nobody/nothing")
-    assert said == "dataset.mirror needs another package; type: pip install mergestream[mirrors]"
+    assert said == "dataset.mirror needs the package datasets; type: pip install mergestream[mirrors]"

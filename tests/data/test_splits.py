@@ -10,7 +10,7 @@ from helpers import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergestream.data.splits import class_splits, named_order, parts_of_classes, validation_cut
+from mergestream.data.splits import class_splits, resolve_order, stratified_parts, validation_split
 from mergestream.runtime.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_split_by_hand():
 @given(st.integers(1, 300).flatmap(lambda c: st.tuples(st.just(c), st.integers(1, c), st.integers(0, 2**31))))
 def test_splits_are_disjoint_complete_and_nearly_equal(case):
     classes, tasks, seed = case
-    splits = class_splits(classes, tasks, named_order(classes, "shuffled", {}, seed, "class order"))
+    splits = class_splits(classes, tasks, resolve_order(classes, "shuffled", {}, seed, "class order"))
     assert sorted(c for task in splits for c in task) == list(range(classes))
     sizes = [len(task) for task in splits]
     assert len(sizes) == tasks
@@ -40,17 +40,17 @@ def test_no_class_is_lost_where_floating_point_falls_short():
 
 
 def test_orders():
-    assert named_order(4, "natural", {}, 1, "class order") == [0, 1, 2, 3]
-    assert named_order(50, "shuffled", {}, 1, "class order") == named_order(50, "shuffled", {}, 1, "class order")
-    assert named_order(50, "shuffled", {}, 1, "class order") != named_order(50, "shuffled", {}, 2, "class order")
-    assert named_order(3, "paper", {"paper": [2, 0, 1]}, 1, "class order") == [2, 0, 1]
+    assert resolve_order(4, "natural", {}, 1, "class order") == [0, 1, 2, 3]
+    assert resolve_order(50, "shuffled", {}, 1, "class order") == resolve_order(50, "shuffled", {}, 1, "class order")
+    assert resolve_order(50, "shuffled", {}, 1, "class order") != resolve_order(50, "shuffled", {}, 2, "class order")
+    assert resolve_order(3, "paper", {"paper": [2, 0, 1]}, 1, "class order") == [2, 0, 1]
     with pytest.raises(UserError, match=r"natural, shuffled for this dataset; got stream\.order=paper"):
-        named_order(3, "paper", {}, 1, "class order")
+        resolve_order(3, "paper", {}, 1, "class order")
 
 
 def test_shuffled_order_is_pinned():
     # A change here would make every recorded run with shuffled classes another experiment.
-    assert named_order(10, "shuffled", {}, 5, "class order") == [2, 8, 4, 9, 5, 6, 3, 0, 1, 7]
+    assert resolve_order(10, "shuffled", {}, 5, "class order") == [2, 8, 4, 9, 5, 6, 3, 0, 1, 7]
 
 
 @pytest.mark.parametrize("tasks", [0, -1, 11])
@@ -59,19 +59,19 @@ def test_tasks_out_of_range(tasks):
         class_splits(10, tasks)
 
 
-def test_validation_cut_is_stratified_and_disjoint():
+def test_validation_split_is_stratified_and_disjoint():
     labels = np.repeat([0, 1, 2], [10, 20, 5])
-    train, held_out = validation_cut(labels, 0.2, seed=1)
+    train, held_out = validation_split(labels, 0.2, seed=1)
     assert np.bincount(labels[held_out]).tolist() == [2, 4, 1]
     assert sorted([*train, *held_out]) == list(range(35))
-    assert not np.array_equal(held_out, validation_cut(labels, 0.2, seed=2)[1])
-    assert len(validation_cut(labels, 0.0, seed=1)[1]) == 0
+    assert not np.array_equal(held_out, validation_split(labels, 0.2, seed=2)[1])
+    assert len(validation_split(labels, 0.0, seed=1)[1]) == 0
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 6), st.integers(0, 2**31))
 def test_parts_share_every_class_out(labels, parts, seed):
     labels = np.array(labels)
-    shares = parts_of_classes(labels, np.arange(len(labels)), parts, seed, "train")
+    shares = stratified_parts(labels, np.arange(len(labels)), parts, seed, "train")
     assert sorted(np.concatenate(shares)) == list(range(len(labels)))
     for label in np.unique(labels):
         sizes = [int((labels[share] == label).sum()) for share in shares]
@@ -82,7 +82,7 @@ def test_parts_are_drawn_by_the_seed():
     labels = np.zeros(40, dtype=int)
 
     def first(seed, name="train"):
-        return parts_of_classes(labels, np.arange(40), 4, seed, name)[0].tolist()
+        return stratified_parts(labels, np.arange(40), 4, seed, name)[0].tolist()
 
     assert first(1) == first(1)
     assert first(1) != first(2)

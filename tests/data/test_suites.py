@@ -52,7 +52,7 @@ def test_a_suite_in_which_an_image_is_corrupt(tmp_path, capsys):
     bad = tmp_path / "gtsrb/GTSRB/Training/00007/00000_00000.ppm"
     cut(bad)
     values = ["dataset.datasets=[mnist,eurosat,gtsrb]", "dataset.domains=3"]
-    assert refusal("eight_datasets", tmp_path, *values).startswith(f"{bad} is no sound image (")
+    assert refusal("eight_datasets", tmp_path, *values).startswith(f"{bad} is not a readable image (")
     source = load("eight_datasets", tmp_path, *values, "data.skip_corrupt=true")
     assert "left out 1 corrupt image files of 186" in capsys.readouterr().err  # 100 + 86; those of MNIST are no files
     assert len(source.train) == 20 + 90 + 42
@@ -65,7 +65,7 @@ def test_a_suite_in_which_an_image_is_corrupt(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "given",
-    ["nothing", "images", "archive.official", "5", "mergestream.data.sources.glyphs.FONTS", "''", "os.system"],
+    ["nothing", "images", "archive.archive_errors", "5", "mergestream.data.sources.glyphs.FONTS", "''", "os.system"],
 )
 def test_a_suite_refuses_what_is_no_dataset(given, tmp_path):
     said = refusal("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
@@ -90,7 +90,7 @@ def test_options_of_one_dataset_of_a_suite(tmp_path):
     )
     assert half.notes["eurosat"]["test_fraction"] == 0.5
     assert len(half.test) > len(plain.test)
-    with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME for a copy"):
+    with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME to use a copy on the"):
         suite(str(tmp_path), ["eurosat", "cars"])
     with pytest.raises(UserError, match="dataset.options must be of digits; got dataset.options.cars"):
         suite(str(tmp_path), ["digits"], options={"cars": {"mirror": "a/b"}})

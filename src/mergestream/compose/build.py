@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import targets
-from mergestream.data.soundness import without_corrupt
+from mergestream.data.integrity import check_images
 from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.evaluation import Evaluator
@@ -63,7 +63,7 @@ def load_source(cfg: DictConfig) -> Source:
     if "root" in node:
         node.root = str(Path(node.root).expanduser())  # ~ reaches us unexpanded
     source = build(node, without=("name", "domains", "order"))
-    return without_corrupt(source, Path(cfg.root) / "_data", skip=cfg.data.skip_corrupt)
+    return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
 
 
 def load_stream(cfg: DictConfig, transforms: Transforms, source: Source | None = None) -> TaskStream:

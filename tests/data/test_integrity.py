@@ -10,8 +10,8 @@ import pytest
 from archives import codes, cut, load_photos, picture, save
 from PIL.JpegImagePlugin import JpegImageFile
 
-from mergestream.data import soundness
-from mergestream.data.images import ImageFiles, Pictures
+from mergestream.data import integrity
+from mergestream.data.images import ImageArray, ImageFiles
 from mergestream.data.source import Source, Split
 from mergestream.runtime.errors import UserError
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
 def forbid_decoding(monkeypatch):
-    monkeypatch.setattr(soundness, "fault", lambda path: pytest.fail(f"{path} was decoded again"))
+    monkeypatch.setattr(integrity, "decode_error", lambda path: pytest.fail(f"{path} was decoded again"))
 
 
 def test_a_corrupt_image_is_an_error(photos):
     cut(photos / "cat/2.jpg")
     with pytest.raises(UserError) as caught:
         load_photos(photos)
-    assert str(caught.value).startswith(f"{photos}/cat/2.jpg is no sound image (")
+    assert str(caught.value).startswith(f"{photos}/cat/2.jpg is not a readable image (")
     assert "1 of 10 image files are corrupt" in str(caught.value)
     assert "write data.skip_corrupt=true" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -60,13 +60,15 @@ def test_the_division_does_not_depend_on_what_is_corrupt(photos):
 
 def test_sound_images_are_decoded_once(photos, monkeypatch):
     decoded = []
-    monkeypatch.setattr(soundness, "fault", lambda path, real=soundness.fault: decoded.append(path) or real(path))
+    monkeypatch.setattr(
+        integrity, "decode_error", lambda path, real=integrity.decode_error: decoded.append(path) or real(path)
+    )
     assert "left_out_as_corrupt" not in load_photos(photos).notes
     assert len(decoded) == 10
     load_photos(photos)
     assert len(decoded) == 10
     cut(photos / "dog/0.jpg")
-    with pytest.raises(UserError, match="dog/0.jpg is no sound image"):
+    with pytest.raises(UserError, match="dog/0.jpg is not a readable image"):
         load_photos(photos)
     assert len(decoded) == 20
     save(photos / "dog/0.jpg", 1, 9)
@@ -74,18 +76,18 @@ def test_sound_images_are_decoded_once(photos, monkeypatch):
 
 
 def test_many_images_are_announced(photos, capsys, monkeypatch):
-    monkeypatch.setattr(soundness, "MANY", 9)
+    monkeypatch.setattr(integrity, "MANY", 9)
     load_photos(photos)
-    assert "decoding 10 image files once" in capsys.readouterr().err
+    assert "checking 10 image files, once per dataset" in capsys.readouterr().err
 
 
 def test_domains_stay_with_the_images_that_are_left(photos, tmp_path):
     paths = [photos / name / f"{number}.jpg" for number in range(5) for name in ("cat", "dog")]
     split = Split(ImageFiles(paths), np.array([0, 1] * 5), np.repeat(np.arange(5), 2))
-    memory = Split(Pictures(np.stack([picture(1, 9)])), np.array([1]), np.array([0]))
+    memory = Split(ImageArray(np.stack([picture(1, 9)])), np.array([1]), np.array([0]))
     cut(paths[3])
     source = Source(["cat", "dog"], [["cat"], ["dog"]], split, memory)
-    left = soundness.without_corrupt(source, tmp_path / "memory", skip=True)
+    left = integrity.check_images(source, tmp_path / "memory", skip_corrupt=True)
     assert codes(left.train) == [(i % 2, i // 2) for i in range(10) if i != 3]
     assert left.train.labels.tolist() == [i % 2 for i in range(10) if i != 3]
     assert left.train.domains.tolist() == [i // 2 for i in range(10) if i != 3]
@@ -95,7 +97,7 @@ def test_domains_stay_with_the_images_that_are_left(photos, tmp_path):
 def test_decoding_in_threads_leaves_the_warnings_as_they_were(photos, tmp_path, monkeypatch):
     """The second image is begun while the first is decoded, and done after it."""
     first_begun, second_begun, first_done = Event(), Event(), Event()
-    decode, load_pixels = soundness.fault, JpegImageFile.load
+    decode, load_pixels = integrity.decode_error, JpegImageFile.load
 
     def fault(path):
         assert path.endswith("0.jpg") or first_begun.wait(60)
@@ -110,11 +112,11 @@ def test_decoding_in_threads_leaves_the_warnings_as_they_were(photos, tmp_path, 
         assert (second_begun if first else first_done).wait(60)
         return load_pixels(image)
 
-    monkeypatch.setattr(soundness.machine, "cores", lambda: 2)
-    monkeypatch.setattr(soundness, "PART", 1)
-    monkeypatch.setattr(soundness, "fault", fault)
+    monkeypatch.setattr(integrity.processes, "cores", lambda: 2)
+    monkeypatch.setattr(integrity, "CHUNK", 1)
+    monkeypatch.setattr(integrity, "decode_error", fault)
     monkeypatch.setattr(JpegImageFile, "load", load_in_turn)
     train, test = (Split(ImageFiles([photos / f"cat/{i}.jpg"]), np.zeros(1, dtype=np.int64)) for i in (0, 1))
     before = list(warnings.filters)
-    soundness.without_corrupt(Source(["cat"], [["cat"]], train, test), tmp_path / "memory", skip=False)
+    integrity.check_images(Source(["cat"], [["cat"]], train, test), tmp_path / "memory", skip_corrupt=False)
     assert warnings.filters == before
