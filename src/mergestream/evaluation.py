@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mergestream.data.stream import TaskStream
+from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
+from mergestream.runtime import processes
 
 
 class TaskAccuracy(Metric):
@@ -61,9 +62,14 @@ class TaskAccuracy(Metric):
         if self.seen:
             self.seen_correct += count(correct(self.seen_C) & (tasks_B < self.seen))
 
-    def compute(self) -> dict[str, list[int]]:
+    def compute(self) -> Counts:
         """Counts per task: total, agnostic, aware, seen_correct."""
-        return {name: getattr(self, name).tolist() for name in ("total", "agnostic", "aware", "seen_correct")}
+        return {
+            "total": self.total.tolist(),
+            "agnostic": self.agnostic.tolist(),
+            "aware": self.aware.tolist(),
+            "seen_correct": self.seen_correct.tolist(),
+        }
 
 
 @torch.no_grad()  # not inference_mode: moving the encoder here must leave weights that can be trained on
@@ -76,7 +82,7 @@ def evaluate(
     device: torch.device,
     split: str = "test",
     only: int | None = None,
-) -> dict[str, list[int]]:
+) -> Counts:
     """Counts of correct predictions per task (see `TaskAccuracy`), over all processes, each sample once.
 
     Args:
@@ -90,10 +96,8 @@ def evaluate(
     """
     encoder.to(device).eval()
     head.to(device)
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
-    for images, labels, tasks in stream.eval_dataloader(split, rank, world_size, only):
+    for images, labels, tasks in stream.eval_dataloader(split, *processes.shard(), only):
         metric.update(head(encoder(images.to(device))), labels.to(device), tasks.to(device))
     return metric.compute()
 
@@ -114,9 +118,7 @@ class Evaluator:
     stream: TaskStream
     device: torch.device
 
-    def counts(
-        self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None
-    ) -> dict[str, list[int]]:
+    def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
         """`evaluate` with the weights `theta`."""
         self.clip.encoder.load_state_dict(theta)
         return evaluate(

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+
+class Counts(TypedDict):
+    """Correct predictions on each task; see `TaskAccuracy`."""
+
+    total: list[int]
+    agnostic: list[int]
+    aware: list[int]
+    seen_correct: list[int]
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Row:
     seen: float | None
 
 
-def row(counts: dict[str, list[int]], seen: int) -> Row:
+def row(counts: Counts, seen: int) -> Row:
     """Fractions from the counts of `TaskAccuracy`, of an encoder that has seen the first `seen` tasks."""
     total = counts["total"]
 
