@@ -14,7 +14,7 @@ PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(fo
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo benchmark results $(PARTS) test lint check lock weights clean
+.PHONY: help setup demo benchmark results $(PARTS) test lint check wheel lock weights clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -61,15 +61,19 @@ $(PARTS): embedded/%:
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: setup ## check format, style and types
+lint: setup ## check format, style, types and which room imports which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 check: lint test ## lint, then test
 
+wheel: setup ## build sdist and wheel into dist/, and try the wheel in an empty environment
+	scripts/check_wheel.sh
+
 lock: setup ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --universal --python-version 3.10 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra tensorboard --universal --python-version 3.10 \
 		--no-header --no-annotate --no-emit-index-url --quiet --upgrade --output-file requirements.lock
 
 weights: setup ## make the weights of the tiny CLIP anew (7 minutes on two cores)
