@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from mergestream.compose.build import load_source
+from mergestream.compose.inputs import Inputs
 from mergestream.data.protocol import class_names, class_names_by_folder, domains
 from mergestream.runtime.errors import UserError
 
@@ -386,7 +386,7 @@ def composed(name):
 def load(name, root, *overrides, results=None):
     """Load a dataset; the outcome of its image check is cached in `results`."""
     places = [f"data.root={root}", f"root={results or root / 'results'}"]
-    return load_source(OmegaConf.merge(composed(name), OmegaConf.from_dotlist([*places, *overrides])))
+    return Inputs(OmegaConf.merge(composed(name), OmegaConf.from_dotlist([*places, *overrides]))).source()
 
 
 def codes(split):

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
+from mergestream.runtime import processes
 
 
 class TaskAccuracy(Metric):
@@ -92,10 +92,8 @@ def evaluate(
     """
     encoder.to(device).eval()
     head.to(device)
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
-    for images, labels, tasks in stream.eval_dataloader(split, rank, world_size, only):
+    for images, labels, tasks in stream.eval_dataloader(split, *processes.shard(), only):
         metric.update(head(encoder(images.to(device))), labels.to(device), tasks.to(device))
     return metric.compute()
 

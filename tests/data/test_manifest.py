@@ -42,7 +42,7 @@ def test_split_depends_on_names_alone_and_is_stratified():
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, 1.5, True, "half", None, float("nan")])
 def test_error_for_a_test_fraction_out_of_range(value):
-    rule = f"dataset.test_fraction must be a number between 0 and 1; got dataset.test_fraction={value}"
+    rule = f"dataset.test_fraction must be a number, above 0 and below 1; got dataset.test_fraction={value}"
     with pytest.raises(UserError, match=f"^{rule}$"):
         split_by_name(["a"], [0], test_fraction=value, seed=0)
 

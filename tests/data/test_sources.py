@@ -164,5 +164,5 @@ def test_fer2013_tests_on_the_public_and_the_private_test_set(archives):
 
 @pytest.mark.parametrize("name", ["dtd", "sun397"])
 def test_error_for_partition_11(name, tmp_path):
-    message = "dataset.partition must be a whole number from 1 to 10; got dataset.partition=11"
+    message = "dataset.partition must be a whole number, between 1 and 10; got dataset.partition=11"
     assert error_line(name, tmp_path, "dataset.partition=11") == message

@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_last_good_state(whole, train_until, run_of, tmp_
         code, err = train_until(limit(size), *arguments)
         assert code == 1
         assert len(err.strip().splitlines()) == 1
-        assert "cannot be written" in err
+        assert "cannot write" in err
         assert not list(tmp_path.rglob(".partial-*"))
     assert train_until(lambda: None, *arguments)[0] == 0
     assert results(run_of(tmp_path, "method=seq", "tag=run")) == results(reference)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mergestream.data.images import ImageFiles
 from mergestream.data.source import Split
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def archive_errors(
 
 
 def _problem(path: Path, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if path.exists():
         return f"is unreadable or incomplete ({reason})"
     if isinstance(error, FileNotFoundError) or "not found" in reason or "not present" in reason:
@@ -88,16 +88,6 @@ def safe_extraction() -> Iterator[None]:
         yield
     finally:
         tarfile.TarFile.extraction_filter = before
-
-
-def check_partition(partition: int) -> None:
-    """Check that ``dataset.partition`` is one of the ten official ones.
-
-    Raises:
-        UserError: if it is not.
-    """
-    if isinstance(partition, bool) or partition not in range(1, 11):
-        raise UserError(f"dataset.partition must be a whole number from 1 to 10; got dataset.partition={partition}")
 
 
 def file_split(paths: Sequence[str | Path], labels: Sequence[int], domains: Sequence[int] | None = None) -> Split:

@@ -18,7 +18,7 @@ from PIL import Image
 from mergestream.data.images import image_paths
 from mergestream.data.source import Source, Split
 from mergestream.runtime import files, processes
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
 
 MANY = 5000  # files from which on a notice says why the start takes a while
 CHUNK = 256  # files that a thread decodes at a time
@@ -67,7 +67,7 @@ def decode_error(path: str) -> str | None:
             image.draft("L", (64, 64))  # reads all of a JPEG but decodes it at a lower resolution, much faster
             image.load()
     except Exception as error:  # each of thirty image formats raises exceptions of its own
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

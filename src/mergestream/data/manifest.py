@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import is_whole, require_number
 from mergestream.runtime.seeding import key
 
 Record = dict[str, int | float | str]
@@ -35,11 +36,8 @@ def split_by_name(
     Raises:
         UserError: if `test_fraction` or `seed` is out of range.
     """
-    if isinstance(test_fraction, bool) or not isinstance(test_fraction, (int, float)) or not 0 < test_fraction < 1:
-        raise UserError(
-            f"dataset.test_fraction must be a number between 0 and 1; got dataset.test_fraction={test_fraction}"
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    require_number("dataset.test_fraction", test_fraction, "above 0 and below 1", lambda x: 0 < x < 1)
+    if not is_whole(seed):
         raise UserError(f"dataset.split_seed must be a whole number; got dataset.split_seed={seed}")
     hashes = np.array([key(seed, "manifest", name) for name in names])
     classes = np.asarray(labels)

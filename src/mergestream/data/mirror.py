@@ -11,7 +11,7 @@ from PIL import Image
 from mergestream.data.archive import readable_name
 from mergestream.data.manifest import Record, split_by_name
 from mergestream.data.source import Split
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
 
 if TYPE_CHECKING:  # an optional dependency
     from datasets import Dataset
@@ -88,8 +88,8 @@ def _load_tables(mirror: str) -> Mapping[str, Dataset]:
     try:
         return load_dataset(mirror)
     except Exception as error:  # the library passes on whatever its readers and its HTTP client raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"dataset.mirror={mirror} must be a dataset on the Hugging Face Hub: {reason}") from error
+        rule = f"dataset.mirror={mirror} must be a dataset on the Hugging Face Hub"
+        raise UserError(f"{rule}: {first_line(error)}") from error
 
 
 def _columns(tables: Mapping[str, Dataset], mirror: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
 from mergestream.data.source import Source
 from mergestream.data.tasks import Task
 from mergestream.models.clip import Transforms
+from mergestream.runtime import processes
 from mergestream.runtime.seeding import key
 
 
@@ -96,7 +97,7 @@ class TaskStream(pl.LightningDataModule):
     def _train_loader(self, epoch: int, batch: int = 0) -> DataLoader:
         task_key = (self.seed, self.current)
         samples = self.tasks[self.current].train
-        batches = KeyedBatchSampler(samples, self.batch_size, (*task_key, "shuffle"), *self._rank())
+        batches = KeyedBatchSampler(samples, self.batch_size, (*task_key, "shuffle"), *processes.shard())
         batches.start_at(epoch, batch)
         images = TrainImages(self.source.train, self.transforms.train, (*task_key, "augmentation"))
         return DataLoader(images, batch_sampler=batches, **self._loader_options())
@@ -105,7 +106,7 @@ class TaskStream(pl.LightningDataModule):
         """Return this process's validation batches of the current task; none if ``stream.validation`` is 0."""
         if not len(self.tasks[self.current].validation):
             return []
-        return self.eval_dataloader("validation", *self._rank(), only=self.current)
+        return self.eval_dataloader("validation", *processes.shard(), only=self.current)
 
     def eval_dataloader(
         self, split: str = "test", rank: int = 0, world_size: int = 1, only: int | None = None
@@ -144,9 +145,6 @@ class TaskStream(pl.LightningDataModule):
                 for task in self.tasks
             ],
         }
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -124,7 +124,7 @@ class TensorFile:
                     raise ValueError(f"{name} does not lie within the file")
                 self.entries[name] = entry
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise UserError(f"{self.path} must be a sound .safetensors file: {error}") from error
+            raise UserError(f"{self.path} must be a valid .safetensors file: {error}") from error
 
     def _parse_pt(self) -> None:
         tensors = read_tensors(self.path, mapped=True)

@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
+from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
-from mergestream.runtime.rules import require_number
+from mergestream.runtime.rules import require_choice, require_number
 from mergestream.runtime.seeding import key
 
 MICRO_BATCH = 32  # samples whose gradients are in memory at once
@@ -46,8 +47,7 @@ def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> di
     Raises:
         UserError: if the estimator is unknown.
     """
-    if estimator not in ESTIMATORS:
-        raise UserError(f"method.estimator must be one of {', '.join(ESTIMATORS)}; got method.estimator={estimator}")
+    require_choice("method.estimator", estimator, ESTIMATORS)
     if estimator in ("reference", "batched"):
         return _of_batch_means(model, batches, accumulate=estimator == "reference")
     return _of_samples(model, batches, estimator)
@@ -122,7 +122,7 @@ def _of_batch_means(model: nn.Module, batches: Batches, accumulate: bool) -> dic
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
+    if processes.grouped():
         if dist.get_backend() == "nccl":
             value = value.cuda()
         dist.all_reduce(value)
@@ -173,10 +173,9 @@ class EWC(Method):
     ):
         require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
         require_number("method.decay", decay, "between 0 and 1", lambda x: 0 <= x <= 1)
-        choices = {"estimator": ESTIMATORS, "consolidation": CONSOLIDATIONS, "mode": ("eval", "train")}
-        for name, value in (("estimator", estimator), ("consolidation", consolidation), ("mode", mode)):
-            if value not in choices[name]:
-                raise UserError(f"method.{name} must be one of {', '.join(choices[name])}; got method.{name}={value}")
+        require_choice("method.estimator", estimator, ESTIMATORS)
+        require_choice("method.consolidation", consolidation, CONSOLIDATIONS)
+        require_choice("method.mode", mode, ("eval", "train"))
         super().__init__(id, start="previous", data="task")
         self.strength, self.estimator, self.consolidation = float(strength), estimator, consolidation
         self.decay, self.mode = decay, mode

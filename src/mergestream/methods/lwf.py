@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
-from mergestream.runtime.errors import UserError
-from mergestream.runtime.rules import require_number
+from mergestream.runtime.rules import require_choice, require_number
 
 EPSILON = 1e-5  # keeps the logarithm of the student finite, as published
 
@@ -54,8 +53,7 @@ class LwF(Method):
     def __init__(self, id: str = "lwf", strength: float = 0.3, temperature: float = 2.0, softmax: str = "union"):
         require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
         require_number("method.temperature", temperature, "positive", lambda x: x >= 1e-6)
-        if softmax not in ("union", "per_task"):
-            raise UserError(f"method.softmax must be one of union, per_task; got method.softmax={softmax}")
+        require_choice("method.softmax", softmax, ("union", "per_task"))
         super().__init__(id, start="previous", data="task")
         self.strength, self.temperature, self.softmax = float(strength), float(temperature), softmax
         # Kept on the callback and not on the module, so that DDP and the saved encoder do not see them.

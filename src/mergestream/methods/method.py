@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from mergestream.models.clip import TextHead
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_choice
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images, class ids)
 
@@ -32,9 +32,8 @@ class Method(pl.Callback):
     """
 
     def __init__(self, id: str, start: str = "previous", data: str = "task"):
-        for key, value, options in (("start", start, STARTS), ("data", data, DATA)):
-            if value not in options:
-                raise UserError(f"method.{key} must be one of {', '.join(options)}; got method.{key}={value}")
+        require_choice("method.start", start, STARTS)
+        require_choice("method.data", data, DATA)
         self.id, self.start, self.data = id, start, data
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:

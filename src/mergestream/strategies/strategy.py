@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,58 @@ class Strategy:
             known = ", ".join(f"strategy.{key}" for key in defaults) or "no options"
             raise UserError(f"strategy={self.name} takes {known}; got strategy.{unknown[0]}={options[unknown[0]]}")
         return {**defaults, **options}
+
+    def bind(self, options: Mapping[str, Any], seed: int | None = None) -> BoundStrategy:
+        """Return this strategy with all of its options.
+
+        Args:
+            options: those that differ from the defaults.
+            seed: the default of an option ``seed``; None is the strategy's own.
+
+        Raises:
+            UserError: if one is not an option of this strategy.
+        """
+        defaults = self.defaults()
+        if seed is not None and "seed" in defaults:
+            defaults["seed"] = seed
+        return BoundStrategy(self, self.check(dict(options)), defaults)
+
+    def require_running(self) -> None:
+        """Check that a running merge can continue this strategy task by task.
+
+        Raises:
+            UserError: if it needs all task vectors at once.
+        """
+        if not self.running:
+            raise UserError(
+                "merge_every_task=true needs a strategy that can be continued: magmax, average, task_arithmetic, ema; "
+                f"strategy={self.name} needs all task vectors at once"
+            )
+
+
+@dataclass(frozen=True)
+class BoundStrategy:
+    """A strategy with all of its options.
+
+    Args:
+        strategy: the strategy.
+        options: all of its options.
+        defaults: their default values.
+    """
+
+    strategy: Strategy
+    options: dict[str, Any]
+    defaults: dict[str, Any]
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        return {key: value for key, value in self.options.items() if value != self.defaults[key]}
+
+    def folder(self, scale: float | str) -> str:
+        """Return the name of a merge's folder: ``magmax-0.5``, with changed options in between."""
+        changed = [f"{key}={value}" for key, value in sorted(self.changed.items())]
+        return "-".join([self.strategy.name, *changed, scale if isinstance(scale, str) else f"{scale:.12g}"])
 
 
 def strategy(*, scale: float, **how: Any) -> Callable[[Callable[..., Tensor]], Strategy]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torchvision.datasets import DTD
 
-from mergestream.data.archive import archive_errors, check_partition, file_split, readable_name
+from mergestream.data.archive import archive_errors, file_split, readable_name
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
+from mergestream.runtime.rules import require_whole
 
 
 def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
@@ -19,7 +20,7 @@ def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
     Raises:
         UserError: if the archive is missing or damaged.
     """
-    check_partition(partition)
+    require_whole("dataset.partition", partition, 1, 10)
     with archive_errors(
         "dtd", Path(root) / "dtd/dtd", root,
         files="dtd-r1.0.1.tar.gz", size="625 MB", website="robots.ox.ac.uk/~vgg/data/dtd", download=download,

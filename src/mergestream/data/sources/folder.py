@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from mergestream.data.archive import file_split, readable_name
 from mergestream.data.manifest import split_by_name
 from mergestream.data.source import Source, prompts
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
 
 
 def folder(
@@ -61,7 +61,7 @@ def _classes(path: Path) -> ImageFolder:
     try:
         return ImageFolder(str(path))
     except (OSError, RuntimeError) as error:  # no folders at all, or one without a single image
-        raise UserError(f"dataset.path must hold images in every class: {str(error).splitlines()[0]}") from error
+        raise UserError(f"dataset.path must hold images in every class: {first_line(error)}") from error
 
 
 def _samples(found: ImageFolder) -> tuple[list[str], list[int]]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torchvision.datasets import SUN397
 
-from mergestream.data.archive import archive_errors, check_partition, file_split, readable_name
+from mergestream.data.archive import archive_errors, file_split, readable_name
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_whole
 
 
 def sun397(root: str, download: bool = False, partition: int = 1) -> Source:
@@ -23,7 +24,7 @@ def sun397(root: str, download: bool = False, partition: int = 1) -> Source:
     Raises:
         UserError: if the archive or the lists are missing or damaged.
     """
-    check_partition(partition)
+    require_whole("dataset.partition", partition, 1, 10)
     folder = Path(root) / "SUN397"
     with archive_errors(
         "sun397", folder, root,
