@@ -11,7 +11,7 @@ from mergestream.runtime.interrupt import Signals
 
 
 def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
-    from mergestream.compose.settings import training_settings
+    from mergestream.compose.training import training_settings
     from mergestream.training.launcher import launch
 
     settings = training_settings(cfg)
@@ -20,7 +20,7 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
 
 def _train_here(config: dict[str, Any], run: Any, signals: Signals) -> None:
     """Train in this process, which may be one of several; each builds its objects from the same config."""
-    from mergestream.compose.settings import training_settings
+    from mergestream.compose.training import training_settings
     from mergestream.training.run import train
 
     train(training_settings(DictConfig(config), run), signals)
