@@ -165,20 +165,20 @@ class Run:
 
     def keeps_tasks(self) -> bool:
         """Return whether the encoders of all tasks are kept."""
-        for index, _ in self.tasks():
+        for index, _ in self.started():
             with suppress(UserError):  # the record is missing or damaged
                 if self.record(index).get("dropped"):
                     return False
         return True
 
-    def tasks(self) -> list[tuple[int, Path]]:
+    def started(self) -> list[tuple[int, Path]]:
         """Return the number and the folder of every task that was started."""
         found = [path for path in self.path.glob("task-*") if re.fullmatch(r"task-\d+", path.name) and path.is_dir()]
         return sorted((int(path.name.removeprefix("task-")), path) for path in found)
 
     def encoders(self) -> list[Path]:
         """Return the saved encoders, in the order of the tasks."""
-        return [self.encoder(index) for index, _ in self.tasks() if self.encoder(index).is_file()]
+        return [self.encoder(index) for index, _ in self.started() if self.encoder(index).is_file()]
 
     def claim(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml, the last file before the training starts; it marks the directory as this config's."""
@@ -313,7 +313,7 @@ class Run:
 
     def begun(self) -> bool:
         """Return whether the directory holds anything that a training could continue from."""
-        return (self.path / "config.yaml").exists() or self.finished() or bool(self.tasks())
+        return (self.path / "config.yaml").exists() or self.finished() or bool(self.started())
 
     def finished(self) -> bool:
         """Return whether the training has finished."""
