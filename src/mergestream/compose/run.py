@@ -24,7 +24,7 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
     """
     names = {
         "dataset": str(cfg.dataset.name),
-        "stream": str(cfg.stream.name),
+        "stream_name": str(cfg.stream.name),
         "model": str(cfg.model.name),
         "method": str(cfg.method.id),
     }

@@ -42,7 +42,7 @@ class Run:
 
     Args:
         root: folder of all results.
-        dataset, stream, model, method: names of the options of these config groups.
+        dataset, stream_name, model, method: names of the options of these config groups.
         tasks: T.
         seed: of the run.
         tag: tells apart runs that agree in everything else of the path.
@@ -52,7 +52,7 @@ class Run:
 
     root: Path
     dataset: str
-    stream: str
+    stream_name: str
     tasks: int
     model: str
     method: str
@@ -68,7 +68,7 @@ class Run:
         return (
             self.root
             / self.dataset
-            / f"{self.stream}-{self.tasks}"
+            / f"{self.stream_name}-{self.tasks}"
             / self.model
             / self.method
             / (f"seed-{self.seed}{tag}")
@@ -79,7 +79,7 @@ class Run:
         """The command that starts or continues the run, for messages."""
         words = [f"dataset={self.options.get('dataset', self.dataset)}", f"tasks={self.tasks}"]
         words += [f"{group}={self.options.get(group, getattr(self, group))}" for group in ("method", "model")]
-        words += [f"seed={self.seed}"] + [f"stream={self.stream}"] * (self.stream != "class")
+        words += [f"seed={self.seed}"] + [f"stream={self.stream_name}"] * (self.stream_name != "class")
         words += [f"tag={self.tag}"] * (self.tag is not None) + [f"root={self.root}"] * (self.root != Path("runs"))
         return " ".join(["python train.py", *words, *self.extra])
 
