@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mergestream import __version__, strategies
-from mergestream.compose.checks import check_scale
 from mergestream.merging.output import Output, check_out, output
 from mergestream.merging.tensors import bytes_of
 from mergestream.merging.vectors import CHUNK, Block, Rows, TaskVectors
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_number
 from mergestream.strategies.strategy import Strategy
 
 TILE = 1 << 16  # elements of a block that a strategy sees at once, unless it takes rows or whole weights
@@ -76,7 +76,7 @@ def merge_checkpoints(
     several = isinstance(scale, Sequence) and not isinstance(scale, str)
     scales: list[Any] = [chosen.scale] if scale is None else [*scale] if several else [scale]  # type: ignore[misc]
     for value in scales:
-        check_scale(value)
+        require_number("lambda", value, "finite")
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"lambda must be different numbers; got lambda={scales}")
     options = chosen.check(options)
