@@ -19,8 +19,14 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
 
     settings = training_settings(cfg)
     devices = device_count(settings.devices, settings.fit.accelerator)
-    how = {"devices": devices, "max_restarts": settings.max_restarts, "signals": signals}
-    launch(_train_here, settings.config, settings.run, **how)
+    launch(
+        _train_here,
+        settings.config,
+        settings.run,
+        devices=devices,
+        max_restarts=settings.max_restarts,
+        signals=signals,
+    )
 
 
 def _train_here(config: dict[str, Any], run: Run, signals: Signals) -> None:

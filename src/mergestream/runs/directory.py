@@ -27,7 +27,7 @@ from mergestream import __version__
 from mergestream.runs.identity import config_hash, content_hash, deciding
 from mergestream.runs.results import Metrics, TaskRecord
 from mergestream.runtime import files
-from mergestream.runtime.errors import UserError, first_line
+from mergestream.runtime.errors import UserError, first_line, program
 from mergestream.runtime.processes import cores
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
@@ -74,7 +74,7 @@ class Run:
         words += [f"{group}={self.options.get(group, getattr(self, group))}" for group in ("method", "model")]
         words += [f"seed={self.seed}"] + [f"stream={self.stream_name}"] * (self.stream_name != "class")
         words += [f"tag={self.tag}"] * (self.tag is not None) + [f"root={self.root}"] * (self.root != Path("runs"))
-        return " ".join(["python train.py", *words, *self.extra])
+        return " ".join([program("train"), *words, *self.extra])
 
     def with_method(self, method: str) -> Run:
         """Return the run of another method that agrees in everything else."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def first_alone(work: Callable[[], T]) -> T:
     if not grouped():
         return work()
     # A group of its own: a download may take longer than the collectives of the training may.
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
     try:
         if not is_first():
             dist.barrier(group)

@@ -13,7 +13,7 @@ from mergestream.runs.directory import Run, readable
 from mergestream.runs.repair import damage, repair
 from mergestream.runs.results import TaskRecord, assemble
 from mergestream.runtime import files, processes
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.interrupt import Signals
 from mergestream.runtime.lock import held
 from mergestream.training import loggers
@@ -123,7 +123,7 @@ def _finish(session: Session, records: list[TaskRecord]) -> None:
 def _show_finished(settings: TrainingSettings) -> None:
     show(settings.run, "already finished, nothing to do")
     if settings.merge and not list(settings.run.path.glob("running/*.safetensors")):
-        print("the run was trained without merge_every_task; python merge.py prefixes=true gives the same merges")
+        print(f"the run was trained without merge_every_task; {program('merge')} prefixes=true gives the same merges")
 
 
 def show(run: Run, headline: str) -> None:
