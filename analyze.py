@@ -1,18 +1,6 @@
-"""What the task vectors of a run look like: ``python analyze.py analysis=pruning``; ``--help`` lists everything."""
+"""Draw a figure of a run: ``python analyze.py analysis=sign_conflicts``; ``--help`` lists every option."""
 
-import hydra
-from omegaconf import DictConfig
-
-from mergestream.cli import command
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="analyze")
-def main(cfg: DictConfig) -> None:
-    with command.job():
-        from mergestream.analysis import analyze
-
-        analyze(cfg)
-
+from mergestream.cli.analyze import main
 
 if __name__ == "__main__":
-    command.launch(main)
+    main()

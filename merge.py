@@ -1,18 +1,6 @@
-"""Merge a run: ``python merge.py strategy=magmax lambda=0.5``; ``--help`` lists everything."""
+"""Merge a run: ``python merge.py strategy=magmax lambda=0.5``; ``--help`` lists every option."""
 
-import hydra
-from omegaconf import DictConfig
-
-from mergestream.cli import command
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="merge")
-def main(cfg: DictConfig) -> None:
-    with command.job():
-        from mergestream.merging import merge
-
-        merge(cfg)
-
+from mergestream.cli.merge import main
 
 if __name__ == "__main__":
-    command.launch(main)
+    main()

@@ -1,4 +1,4 @@
-"""One pass over a split with one encoder: everything that is reported comes from the counts of its logits."""
+"""Evaluation of encoders: counts of correct predictions per task, from one pass over a split."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mergestream.data.stream import TaskStream
+from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
+from mergestream.runtime import processes
 
 
 class TaskAccuracy(Metric):
-    """Correct predictions per task, counted from one pass over the test set of all tasks.
-
-    Task-agnostic: argmax over all classes. Task-aware: argmax over the classes of the sample's own task. Seen:
-    samples and classes of the first `seen` tasks only. All states are integers, so that the sum over processes is
-    exact.
+    """Counts of correct predictions per task (see `Counts`), summed exactly over batches and processes.
 
     Args:
         task_classes: class ids of each task.
         num_classes: columns of the logits.
-        seen: how many tasks count as seen.
+        seen: number of tasks that count as seen.
     """
 
     full_state_update = False
@@ -47,7 +44,7 @@ class TaskAccuracy(Metric):
             self.add_state(name, torch.zeros(len(task_classes), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits_BC: Tensor, labels_B: Tensor, tasks_B: Tensor) -> None:
-        """Count a batch: logits [B, C], class ids [B], tasks [B]."""
+        """Add the counts of a batch: logits [B, C], class ids [B], tasks [B]."""
 
         def count(correct_B: Tensor) -> Tensor:
             return torch.bincount(tasks_B[correct_B], minlength=len(self.total))
@@ -61,12 +58,17 @@ class TaskAccuracy(Metric):
         if self.seen:
             self.seen_correct += count(correct(self.seen_C) & (tasks_B < self.seen))
 
-    def compute(self) -> dict[str, list[int]]:
-        """Counts per task: total, agnostic, aware, seen_correct."""
-        return {name: getattr(self, name).tolist() for name in ("total", "agnostic", "aware", "seen_correct")}
+    def compute(self) -> Counts:
+        """Return the counts of all batches and processes."""
+        return {
+            "total": self.total.tolist(),
+            "agnostic": self.agnostic.tolist(),
+            "aware": self.aware.tolist(),
+            "seen_correct": self.seen_correct.tolist(),
+        }
 
 
-@torch.no_grad()  # not inference_mode: moving the encoder here must leave weights that can be trained on
+@torch.no_grad()  # not inference_mode, which would make weights moved to the device here untrainable
 def evaluate(
     encoder: nn.Module,
     head: TextHead,
@@ -76,36 +78,34 @@ def evaluate(
     device: torch.device,
     split: str = "test",
     only: int | None = None,
-) -> dict[str, list[int]]:
-    """Counts of correct predictions per task (see `TaskAccuracy`), over all processes, each sample once.
+) -> Counts:
+    """Evaluate an encoder on all tasks of a stream, sharded over all processes.
 
     Args:
-        encoder: image tower; left in evaluation mode on `device`.
+        encoder: image tower; it stays on `device` in evaluation mode.
         head: text head over all classes.
-        stream: whose tasks are evaluated.
-        seen: how many tasks the encoder has been trained on.
+        stream: the tasks and their data.
+        seen: number of tasks that the encoder has been trained on.
         device: where to compute.
         split: test or validation.
-        only: one task; None is all of them.
+        only: index of a single task; by default all tasks.
     """
     encoder.to(device).eval()
     head.to(device)
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
-    for images, labels, tasks in stream.eval_dataloader(split, rank, world_size, only):
+    for images, labels, tasks in stream.eval_dataloader(split, *processes.shard(), only):
         metric.update(head(encoder(images.to(device))), labels.to(device), tasks.to(device))
     return metric.compute()
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What measures image towers one after the other.
+    """Evaluates encoders on one stream.
 
     Args:
-        clip: whose image tower takes their weights.
-        head: its text head over all classes of the stream.
-        stream: the test and validation data.
+        clip: the model whose image tower takes the weights to evaluate.
+        head: text head over all classes of the stream.
+        stream: the tasks and their data.
         device: where to compute.
     """
 
@@ -114,10 +114,8 @@ class Evaluator:
     stream: TaskStream
     device: torch.device
 
-    def counts(
-        self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None
-    ) -> dict[str, list[int]]:
-        """`evaluate` with the weights `theta`."""
+    def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
+        """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
         return evaluate(
             self.clip.encoder, self.head, self.stream, seen=seen, device=self.device, split=split, only=only

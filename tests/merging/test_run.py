@@ -222,7 +222,7 @@ def test_damaged_files_and_wrong_calls(tmp_path):
     save_file({"w": torch.zeros(2)}, good)
     (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-3])
     out = tmp_path / "M.safetensors"
-    with pytest.raises(UserError, match=r"cut.safetensors must be a sound"):
+    with pytest.raises(UserError, match=r"cut.safetensors must be a valid"):
         merge_checkpoints(good, [tmp_path / "cut.safetensors"], "magmax", out)
     with pytest.raises(UserError, match="at least one checkpoint"):
         merge_checkpoints(good, [], "magmax", out)

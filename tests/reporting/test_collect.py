@@ -58,7 +58,7 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
     assert len(reasons) == 16
     for path, reason in (
         (folders["truncated"] / "metrics.json", "cannot be read"),
-        (folders["altered"] / "metrics.json", "not as it was written"),
+        (folders["altered"] / "metrics.json", "was altered"),
         (folders["later"] / "metrics.json", "its schema_version is 2"),
         (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
         (folders["without"] / "metrics.json", "it has no seen"),

@@ -1,6 +1,6 @@
-"""What every entry script shares: errors as one line on stderr, and exit codes that a shell can use.
+"""What the commands share: where the configs are, errors as one line on stderr, and exit codes for the shell.
 
-Kept light: this module is imported before Hydra composes anything, so it imports no torch.
+Imports no torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -9,96 +9,116 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import hydra
 import omegaconf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.runtime import interrupt
 from mergestream.runtime.errors import UserError, one_line
-from mergestream.runtime.processes import rank
+from mergestream.runtime.interrupt import Signals, Stopped
+from mergestream.runtime.processes import environment, rank
 
-_reporting = False  # whether `launch` turns errors into lines
-_failed_jobs: list[str] = []
+DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Call a ``@hydra.main`` function; exit with 1 and one line when the command line or the config is wrong.
+def config_dir() -> Path:
+    """Return the folder of the YAML files: inside an installed package, at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parents[1] / "configs"
 
-    With ``HYDRA_FULL_ERROR=1`` in the environment nothing is caught, so the traceback shows.
+
+class Command:
+    """One command line: composes its config with Hydra and runs `work` for it, or for every config of a sweep.
+
+    Args:
+        name: the name of its config.
+        work: ``work(cfg, signals, shared)``, called for each job; `shared` is a dict that the jobs of a sweep share.
     """
-    if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
-        main()
-        return
-    global _reporting
-    _reporting = True
-    _failed_jobs.clear()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions instead of printing them
-    try:
-        main()
-    except (HydraException, OmegaConfBaseException) as error:
-        _print_error(_one_line(error))
-        sys.exit(1)
-    except Exception as error:
-        if one_line(error) is None and not _while_composing(error):
-            raise
-        _print_error(_one_line(error))
-        sys.exit(1)
-    except KeyboardInterrupt:  # before or after the job
-        sys.exit(130)
-    except interrupt.Stopped as stopped:
-        if rank() == 0:
-            print(stopped.message, file=sys.stderr)
-            if stopped.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
-                print(interrupt.requeue(), file=sys.stderr)
-        sys.exit(stopped.code)
-    finally:
-        _reporting = False
-        del os.environ["HYDRA_FULL_ERROR"]
-    if _failed_jobs:
-        sys.exit(1)
 
+    def __init__(self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None]):
+        self.name, self.work = name, work
+        self.one_line_errors = False
+        self.failed: list[str] = []
+        self.shared: dict[str, Any] = {}
 
-@contextmanager
-def job() -> Iterator[None]:
-    """Around the body of one Hydra job: a `UserError` ends a single run, or is reported and skipped in a sweep.
+    def __call__(self) -> None:
+        """Compose and run. Exit with 1 and one line per error that the user can fix.
 
-    Signals that ask to stop end the run and the sweep, with the work saved.
-    """
-    try:
-        with interrupt.watching():
-            yield
-    except (UserError, OmegaConfBaseException, OSError) as error:
-        if not _reporting or (one_line(error) is None and isinstance(error, OSError)):
-            raise
-        context = HydraConfig.get()
-        if context.mode == RunMode.MULTIRUN:
-            # The other jobs of a sweep are worth finishing; `launch` still exits with 1.
-            _print_error(f"job {context.job.num} ({context.job.override_dirname}): {_one_line(error)}")
-            _failed_jobs.append(context.job.override_dirname)
-        else:
-            _print_error(_one_line(error))
+        With ``HYDRA_FULL_ERROR=1`` in the environment, errors show their traceback instead.
+        """
+        main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=self.name)(self.run_job)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            main()
+            return
+        self.one_line_errors = True
+        try:
+            with environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them
+                self._run(main)
+        finally:
+            self.shared.clear()
+        if self.failed:
+            self.failed.clear()
             sys.exit(1)
 
+    def run_job(self, cfg: DictConfig) -> None:
+        """Run one job. A `UserError` ends a single run; in a sweep it is printed and the other jobs go on.
 
-def _while_composing(error: BaseException) -> bool:
-    """Whether Hydra itself stumbled: over an override of a kind that it does not foresee, such as ``GROUP=null``."""
+        A signal ends the run or the whole sweep, after the work is saved.
+        """
+        try:
+            with interrupt.watching() as signals:
+                self.work(cfg, signals, self.shared)
+        except (UserError, OmegaConfBaseException, OSError) as error:
+            if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):
+                raise
+            context = HydraConfig.get()
+            if context.mode != RunMode.MULTIRUN:
+                _exit_with(error)
+            _print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
+            self.failed.append(context.job.override_dirname)
+
+    def _run(self, main: Callable[[], None]) -> None:
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException) as error:
+            _exit_with(error)
+        except Exception as error:
+            if one_line(error) is None and not _raised_by_hydra(error):
+                raise
+            _exit_with(error)
+        except KeyboardInterrupt:  # before or after the job
+            sys.exit(130)
+        except Stopped as stopped:
+            if rank() == 0:
+                print(stopped.message, file=sys.stderr)
+                if stopped.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+                    print(interrupt.requeue(), file=sys.stderr)
+            sys.exit(stopped.code)
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Return whether Hydra or OmegaConf failed on an override that it does not foresee, such as ``GROUP=null``."""
     frames = traceback.extract_tb(error.__traceback__)
     packages = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (hydra, omegaconf))
     return bool(frames) and frames[-1].filename.startswith(packages)
 
 
-def _one_line(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
+    """Return the line that tells the user what is wrong."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group} must be one of {', '.join(error.options)}; got {group}={option}"
     if isinstance(error, OverrideParseException):
-        return f"an override is KEY=VALUE in Hydra's grammar; got {error.override}, which cannot be read. Quote it?"
+        return f"an override must be KEY=VALUE in Hydra's grammar; got {error.override}. Does it need quotes?"
     if (line := one_line(error)) is not None:
         return line
     cause = error.__cause__
@@ -106,10 +126,15 @@ def _one_line(error: BaseException) -> str:
     if (key := getattr(error, "full_key", None)) and str(key) not in text.splitlines()[0]:
         text = f"{key}: {text}"
     elif not isinstance(error, (HydraException, OmegaConfBaseException)) or "nterpolation" in text:
-        text = f"{text} (got {' '.join(sys.argv[1:])})"  # neither says where
-    # OmegaConf appends "full_key: …" and "object_type=…" lines; Hydra wraps its hints over several.
+        text = f"{text} (got {' '.join(sys.argv[1:])})"  # these errors do not say where
+    # OmegaConf appends "full_key: …" and "object_type=…" lines, and Hydra wraps its hints over several lines.
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def _exit_with(error: BaseException) -> None:
+    _print_error(_explain(error))
+    sys.exit(1)
 
 
 def _print_error(message: str) -> None:

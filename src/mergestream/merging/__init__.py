@@ -1,4 +1,3 @@
-"""Merging: from the encoders of a run, or any checkpoints, to one merged file."""
+"""Merging: checkpoints in, one merged checkpoint out."""
 
 from mergestream.merging.engine import merge_checkpoints as merge_checkpoints
-from mergestream.merging.run import merge as merge

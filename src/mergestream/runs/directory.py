@@ -1,8 +1,8 @@
-"""The run directory: where a config's results live, what it holds, and whether a run is what its config says.
+"""The run directory: which config leads to it, what it holds, and whether it still holds what was written.
 
 <root>/<dataset>/<stream>-<tasks>/<model>/<method>/seed-<seed>[-<tag>]/
   config.yaml  stream.json  base.json  metrics.json
-  task-00/encoder.safetensors  task-00/evaluation.json  …  (task-NN/checkpoint.safetensors while it is trained)
+  task-00/encoder.safetensors  task-00/evaluation.json  …  (task-NN/checkpoint.safetensors during training)
   merges/<strategy>-<scale>/merged.safetensors  metrics.json
 <root>/_base/<sha256>.safetensors
 """
@@ -15,143 +15,181 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mergestream import __version__
-from mergestream.runs.identity import config_hash, content_hash, deciding, option
+from mergestream.runs.identity import config_hash, content_hash, deciding
+from mergestream.runs.results import Metrics, TaskRecord
 from mergestream.runtime import files
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line, program
 from mergestream.runtime.processes import cores
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
+    from torch import Tensor
 
 SEAL = "# checksum: "  # of the lines above it in config.yaml
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory.
+    """One run directory, named by the values that tell runs apart.
 
     Args:
-        root: where results go.
-        path: the directory.
-        command: how to make it or to go on with it, for messages.
+        root: folder of all results.
+        dataset, stream_name, model, method: names of the options of these config groups.
+        tasks: T.
+        seed: of the run.
+        tag: tells apart runs that agree in everything else of the path.
+        options: by config group, the option that was typed where it differs from the name, as in ``dataset=folder``.
+        extra: overrides that the command needs besides those that name the run.
     """
 
     root: Path
-    path: Path
-    command: str
+    dataset: str
+    stream_name: str
+    tasks: int
+    model: str
+    method: str
+    seed: int
+    tag: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
-        """The run that a composed train or merge config names; `extra` overrides go into the command that makes it."""
-        stream = f"{cfg.stream.name}-{cfg.tasks}"
-        last = f"seed-{cfg.seed}" + (f"-{cfg.tag}" if cfg.tag is not None else "")
-        names = (cfg.dataset.name, stream, cfg.model.name, cfg.method.id, last)
-        path = Path(cfg.root).joinpath(*map(str, names))
-        words = [f"dataset={option('dataset', cfg.dataset.name)}", f"tasks={cfg.tasks}"]
-        words += [f"method={option('method', cfg.method.id)}", f"model={option('model', cfg.model.name)}"]
-        words += [f"seed={cfg.seed}"] + [f"stream={cfg.stream.name}"] * (cfg.stream.name != "class")
-        words += [f"tag={cfg.tag}"] * (cfg.tag is not None) + [f"root={cfg.root}"] * (cfg.root != "runs")
-        return cls(Path(cfg.root), path, " ".join(["python train.py", *words, *extra]))
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        last = f"seed-{self.seed}" + ("" if self.tag is None else f"-{self.tag}")
+        return self.root.joinpath(self.dataset, f"{self.stream_name}-{self.tasks}", self.model, self.method, last)
+
+    @property
+    def command(self) -> str:
+        """The command that starts or continues the run, for messages."""
+        words = [f"dataset={self.options.get('dataset', self.dataset)}", f"tasks={self.tasks}"]
+        words += [f"{group}={self.options.get(group, getattr(self, group))}" for group in ("method", "model")]
+        words += [f"seed={self.seed}"] + [f"stream={self.stream_name}"] * (self.stream_name != "class")
+        words += [f"tag={self.tag}"] * (self.tag is not None) + [f"root={self.root}"] * (self.root != Path("runs"))
+        return " ".join([program("train"), *words, *self.extra])
+
+    def with_method(self, method: str) -> Run:
+        """Return the run of another method that agrees in everything else."""
+        return replace(self, method=method, options={**self.options, "method": method})
+
+    def with_seed(self, seed: int) -> Run:
+        """Return the run of another seed that agrees in everything else."""
+        return replace(self, seed=seed)
 
     @property
     def metrics(self) -> Path:
+        """metrics.json, which marks a finished run."""
         return self.path / "metrics.json"
 
     def task(self, index: int) -> Path:
+        """The folder of task `index`, counted from 0."""
         return self.path / f"task-{index:02d}"
 
     def encoder(self, index: int) -> Path:
+        """The image tower after task `index`."""
         return self.task(index) / "encoder.safetensors"
 
     def method_state(self, index: int) -> Path:
+        """What the method keeps after task `index`."""
         return self.task(index) / "method.safetensors"
 
     def evaluation(self, index: int) -> Path:
+        """The record of task `index`, which marks it as finished."""
         return self.task(index) / "evaluation.json"
 
     def checkpoint(self, index: int) -> Path:
-        """The state inside a task, while it is trained."""
+        """The state inside task `index`, during its training."""
         return self.task(index) / "checkpoint.safetensors"
 
-    def record(self, index: int) -> dict[str, Any]:
-        """What is known of a finished task: its counts, its files and their checksums."""
-        return self.read(self.evaluation(index), "total", "agnostic", "aware", "seen_correct", "files", "seconds")
+    def record(self, index: int) -> TaskRecord:
+        """Return the record of a finished task: its counts, its files and their checksums."""
+        keys = ("total", "agnostic", "aware", "seen_correct", "files", "seconds")
+        return self.read(self.evaluation(index), *keys)  # type: ignore[return-value]
 
-    def stamp(self, cfg: DictConfig) -> dict[str, str]:
-        """What every file that the training writes belongs to."""
+    def result(self) -> Metrics:
+        """Return the content of metrics.json."""
+        keys = ("config", "accuracy", "summary", "timing", "provenance", "zero_shot", "test_samples")
+        return self.read(self.metrics, *keys)  # type: ignore[return-value]
+
+    def stamp(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Return the metadata of every file that the training writes: hashes of θ₀, config and data."""
         return {
             "base_sha256": self.base()["sha256"],
-            "config_sha256": config_hash(cfg),
+            "config_sha256": config_hash(config),
             "data_sha256": content_hash({key: self.stream()[key] for key in ("num_classes", "class_order", "tasks")}),
             "version": __version__,
         }
 
     def require_stamp(self, path: Path, stamp: Mapping[str, str]) -> None:
-        """
+        """Check that this run wrote a file.
+
         Raises:
-            UserError: if a file was written by a training from another θ₀, on other data, or with another config.
+            UserError: if it comes from a training with another θ₀, other data, or another config.
         """
         metadata = files.read_metadata(path)
         if wrong := [key for key, value in stamp.items() if key != "version" and metadata.get(key) != value]:
             raise UserError(
-                f"{readable(path)} belongs to another run (its {wrong[0]} differs). Delete {readable(path.parent)}, "
-                f"and type: {self.command}"
+                f"{readable(path)} belongs to another run (its {wrong[0]} differs). Delete {readable(path.parent)} and "
+                f"type: {self.command}"
             )
 
     def parent(self, index: int) -> str | None:
-        """Checksum of the encoder that the one of task `index` was fine-tuned from; None where it is gone."""
+        """Return the checksum of the encoder that task `index` started from; None if its own encoder is gone."""
         path = self.encoder(index)
         return files.read_metadata(path).get("parent") if path.is_file() else None
 
     def running(self, strategy: str) -> Path:
-        """The running merge of a strategy, see `RunningMerge`."""
+        """The running merge of a strategy; see `RunningMerge`."""
         return self.path / "running" / f"{strategy}.safetensors"
 
     def drop(self, index: int) -> None:
-        """Delete the encoder and the method's state of a task that a running merge stands in for, and say so."""
+        """Delete the encoder and the method's state of a task that a running merge covers, and record it."""
         files.write_json(self.evaluation(index), {**self.record(index), "dropped": True})
         self.method_state(index).unlink(missing_ok=True)
         self.encoder(index).unlink(missing_ok=True)
 
     def keeps_tasks(self) -> bool:
-        """Whether no task is known to have been dropped."""
-        for index, _ in self.tasks():
-            with suppress(UserError):  # of a record that is missing or damaged
+        """Return whether the encoders of all tasks are kept."""
+        for index, _ in self.task_folders():
+            with suppress(UserError):  # the record is missing or damaged
                 if self.record(index).get("dropped"):
                     return False
         return True
 
-    def tasks(self) -> list[tuple[int, Path]]:
-        """Number and folder of every task that was begun."""
+    def task_folders(self) -> list[tuple[int, Path]]:
+        """Return the number and the folder of every task that was started."""
         found = [path for path in self.path.glob("task-*") if re.fullmatch(r"task-\d+", path.name) and path.is_dir()]
         return sorted((int(path.name.removeprefix("task-")), path) for path in found)
 
     def encoders(self) -> list[Path]:
-        """The encoders that the run has saved, in the order of the tasks."""
-        return [self.encoder(index) for index, _ in self.tasks() if self.encoder(index).is_file()]
+        """Return the saved encoders, in the order of the tasks."""
+        return [self.encoder(index) for index, _ in self.task_folders() if self.encoder(index).is_file()]
 
-    def claim(self, cfg: DictConfig) -> None:
-        """Mark the directory as that of `cfg`; the last of the files that are written before the training begins."""
-        text = OmegaConf.to_yaml(cfg, resolve=True)
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml, the last file before the training starts; it marks the directory as this config's."""
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         with files.whole(self.path / "config.yaml") as partial:
             partial.write_text(f"{text}{SEAL}{_sha256(text)}\n")
 
-    def require_same(self, cfg: DictConfig, keys: Sequence[str] | None = None) -> None:
-        """
+    def require_same(self, config: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
+        """Check that the run was made with this config.
+
         Args:
-            cfg: a resolved config.
-            keys: compare these parts only; None compares all that decides the result.
+            config: a resolved config.
+            keys: parts to compare; None compares everything that decides the result.
 
         Raises:
             UserError: if the run was made with another config.
         """
-        here, there = deciding(cfg), deciding(self.config())
+        here, there = deciding(config), deciding(self.config())
         for key in sorted(here.keys() | there.keys()):
             if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
                 continue
@@ -159,29 +197,37 @@ class Run:
                 had, says = (f"{key}={d[key]}" if key in d else f"no {key}" for d in (there, here))
                 raise UserError(
                     f"a run directory holds one config; {readable(self.path)} has {had} where this command says "
-                    f"{says}. Use the run's own value, or write tag=NAME for a second run beside it."
+                    f"{says}. Use the run's own value, or write tag=NAME to start a second run beside it."
                 )
 
-    def config(self) -> DictConfig:
-        """The content of config.yaml."""
+    def config(self) -> dict[str, Any]:
+        """Return the content of config.yaml.
+
+        Raises:
+            UserError: if it is missing or was altered.
+        """
         path = self.path / "config.yaml"
         try:
             text, _, seal = path.read_text().rpartition(SEAL)
             if seal.strip() != _sha256(text):
-                raise UserError("it is not as it was written (its checksum differs)")
+                raise UserError("it was altered (its checksum differs)")
             config = OmegaConf.create(text)
         except (UserError, OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(
-                f"{readable(path)} must be the config of a run, but cannot be read: {_first(error)}. {self.advice}"
+                f"{readable(path)} must be the config of a run, but cannot be read: {first_line(error)}. {self.advice}"
             ) from error
-        assert isinstance(config, DictConfig)  # its checksum holds
-        return config
+        assert isinstance(config, DictConfig)  # its checksum is right
+        return OmegaConf.to_container(config)  # type: ignore[return-value]
 
     def read(self, path: Path, *keys: str) -> dict[str, Any]:
-        """The content of a JSON file of the run.
+        """Return the content of a JSON file of the run.
+
+        Args:
+            path: the file.
+            keys: keys that it must have.
 
         Raises:
-            UserError: if it is missing or not as it was written.
+            UserError: if it is missing or was altered.
         """
         try:
             return files.read_json(path, *keys, own=True)
@@ -190,37 +236,38 @@ class Run:
 
     @property
     def advice(self) -> str:
-        """What to type where a file of the run is damaged."""
+        """What to type when a file of the run is damaged."""
         return f"To repair it, type: {self.command} repair=true"
 
     def require_data(self, described: Mapping[str, Any]) -> None:
-        """
+        """Check that the data are those of the run.
+
         Args:
-            described: of the stream as it is now (`TaskStream.describe`).
+            described: the stream as it is now, from `TaskStream.describe`.
 
         Raises:
-            UserError: if the run was begun with other data.
+            UserError: if the run was started with other data.
         """
         begun = self.stream()
         if {key: begun.get(key) for key in described.keys() | {"notes"}} != {"notes": None, **described}:
             raise UserError(
-                f"the data are not those that {readable(self.path)} was begun with; compare its stream.json. Restore "
-                "them, or write tag=NAME for a second run beside it."
+                f"{readable(self.path)} was started with other data; compare its stream.json. Restore them, or write "
+                "tag=NAME to start a second run beside it."
             )
 
     def stream(self) -> dict[str, Any]:
-        """The content of stream.json."""
+        """Return the content of stream.json."""
         return self.read(self.path / "stream.json", "tasks")
 
     def base(self) -> dict[str, Any]:
-        """The content of base.json."""
+        """Return the content of base.json."""
         return self.read(self.path / "base.json", "sha256", "clip_parameters", "begun")
 
     def base_file(self) -> Path:
-        """θ₀ of the run, below the root that the run lies in.
+        """Return the file of θ₀, which all runs of a root share.
 
         Raises:
-            UserError: if it is missing or not what its name says.
+            UserError: if it is missing or was altered.
         """
         path = base_path(self.root, self.base()["sha256"])
         if not path.is_file() or files.sha256(path) != path.stem:
@@ -230,10 +277,10 @@ class Run:
         return path
 
     def trained_encoders(self, count: int) -> list[Path]:
-        """The files of the first `count` encoders, as they were written, and trained from this run's θ₀.
+        """Check and return the files of the first `count` encoders.
 
         Raises:
-            UserError: if one is missing, altered, or was trained from another θ₀.
+            UserError: if one is missing, was altered, or was trained from another θ₀.
         """
         sha256 = self.base()["sha256"]
         paths = [self.encoder(index) for index in range(count)]
@@ -244,7 +291,7 @@ class Run:
                     f"{readable(self.path)} was trained with keep_tasks=false, so only {kept} can be merged, with the "
                     "options of its training"
                 )
-        with ThreadPoolExecutor(cores()) as pool:  # hashing leaves the interpreter to the others
+        with ThreadPoolExecutor(cores()) as pool:  # hashing releases the interpreter lock
             checks = [pool.submit(files.verify, path) for path in paths]
         for index, (path, check) in enumerate(zip(paths, checks, strict=True)):
             try:
@@ -258,14 +305,16 @@ class Run:
         return paths
 
     def begun(self) -> bool:
-        """Whether there is anything that a run could be continued from."""
-        return (self.path / "config.yaml").exists() or self.finished() or bool(self.tasks())
+        """Return whether the directory holds anything that a training could continue from."""
+        return (self.path / "config.yaml").exists() or self.finished() or bool(self.task_folders())
 
     def finished(self) -> bool:
+        """Return whether the training has finished."""
         return self.metrics.is_file()
 
     def require_finished(self) -> None:
-        """
+        """Check that the training has finished.
+
         Raises:
             UserError: if the run does not exist or has not finished.
         """
@@ -278,8 +327,8 @@ class Run:
             )
 
 
-def store_base(root: Path, tensors: dict[str, Any]) -> tuple[Path, str]:
-    """Keep θ₀ once under ``<root>/_base/<sha256>.safetensors``; returns its path and hash."""
+def store_base(root: Path, tensors: Mapping[str, Tensor]) -> tuple[Path, str]:
+    """Write θ₀ to ``<root>/_base/<sha256>.safetensors``, once for all runs, and return its path and hash."""
     from safetensors.torch import save
 
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -293,10 +342,10 @@ def store_base(root: Path, tensors: dict[str, Any]) -> tuple[Path, str]:
 
 
 def base_path(root: Path, sha256: str) -> Path:
-    """Where θ₀ with this hash is kept.
+    """Return the file of the θ₀ with this hash.
 
     Raises:
-        UserError: if it is no hash, and might lead anywhere.
+        UserError: if it is no hash: a path from a file could lead anywhere.
     """
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise UserError(f"the sha256 of θ₀ must have 64 hexadecimal digits; got {sha256!r}")
@@ -304,15 +353,10 @@ def base_path(root: Path, sha256: str) -> Path:
 
 
 def readable(path: Path) -> str:
-    """A path as short as it can be typed: relative to here where it is below here."""
+    """Return a path as it is shortest to type: relative if it is below the current folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

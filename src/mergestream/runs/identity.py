@@ -1,4 +1,4 @@
-"""What of a config decides a result, and which words name the run that has it."""
+"""Which parts of a config decide a result, and hashes of them."""
 
 from __future__ import annotations
 
@@ -7,36 +7,30 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
-# Parts of a config that leave the result as it is: where it runs, where it is written, how it is watched.
+# Parts of a config that do not change the result: where it runs, where it is written, how it is watched.
 NEUTRAL: tuple[str, ...] = ("root", "tag", "devices", "accelerator", "logger", "data", "dataset.root")
 NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_tasks")
 NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
-# What `Run.of` says itself of a command.
-NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment", "repair")
 
 
-def deciding(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Dotted keys and values of a config, without what leaves the result as it is."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-    flat = _flatten(plain)
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys and values of a resolved config that decide the result."""
+    flat = _flatten(dict(config))
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """Short hash of the parts of a config that decide the result."""
-    return equal_hash(deciding(cfg))[:16]
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return a short hash of the parts of a resolved config that decide the result."""
+    return equal_hash(deciding(config))[:16]
 
 
 def content_hash(value: Any) -> str:
-    """sha256 of something that JSON can hold."""
+    """Return the sha256 of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def equal_hash(value: Any) -> str:
-    """`content_hash` that is the same for what Python finds equal, 1 and 1.0, and for null and nothing."""
+    """Return a `content_hash` that treats 1 and 1.0 as equal, and null like a missing key."""
 
     def alike(item: Any) -> Any:
         if isinstance(item, dict):
@@ -46,17 +40,6 @@ def equal_hash(value: Any) -> str:
         return int(item) if isinstance(item, bool) or (isinstance(item, float) and item.is_integer()) else item
 
     return content_hash(alike(value))
-
-
-def typed() -> list[tuple[str, str]]:
-    """(key, override) of everything on the command line; nothing in a process that a launcher has made."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [(word.lstrip("+~").split("=")[0], word) for word in words]
-
-
-def option(group: str, name: str) -> str:
-    """The option of a config group that was typed, which its `name` may differ from, as in ``model=open_clip``."""
-    return HydraConfig.get().runtime.choices.get(group, name) if HydraConfig.initialized() else name
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

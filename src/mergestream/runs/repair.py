@@ -1,4 +1,4 @@
-"""Damage to a run directory: found before anything of it is used, and repaired where ``repair=true`` says so."""
+"""Finds damage to a run directory before anything in it is used, and repairs it for ``repair=true``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mergestream.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what the run wrote.
+    """A file that is missing or differs from what the run wrote.
 
     Args:
         path: the file.
-        reason: what is wrong with it, naming it.
-        task: that it belongs to; None for what belongs to the whole run.
+        reason: what is wrong; names the file.
+        task: the task that it belongs to; None for a file of the whole run.
     """
 
     path: Path
@@ -28,23 +28,23 @@ class Damage:
 
 
 def damage(run: Run) -> list[Damage]:
-    """Everything in a run directory that is missing or not as it was written; each file is read once."""
+    """Return all damage in a run directory. Reads each file once."""
     return list(_damage(run)) if run.begun() else []
 
 
 def repair(run: Run, found: Sequence[Damage]) -> None:
-    """Delete what is damaged and what says that it is done, so that the training makes it again.
+    """Delete damaged files and the records that mark their tasks as finished, so that the training makes them again.
 
-    A task that is trained again gives the same bytes on the same machine, so the tasks after it stay; where it does
-    not, their record of the encoder that they started from no longer holds, and they are trained again too.
+    Training a task again gives the same bytes on the same machine, so later tasks stay. On another machine their record
+    of the encoder that they started from no longer matches, and they are trained again too.
     """
     doomed = {d.path for d in found} | {run.metrics}
     doomed |= {run.evaluation(d.task) for d in found if d.task is not None}
-    # A task may come out with other bits, so that no merge with it holds; one that is damaged is made anew from all.
+    # The task may get other bits, which invalidates every merge with it; a damaged merge is made again from all tasks.
     if any(d.path.parent not in (run.path, run.root / "_base") for d in found):
         doomed |= {*_running(run), *_rows(run)}
-        if not run.keeps_tasks():  # what it could be made from is gone
-            doomed |= {path for _, folder in run.tasks() for path in folder.iterdir()}
+        if not run.keeps_tasks():  # the encoders that it is made from are gone
+            doomed |= {path for _, folder in run.task_folders() for path in folder.iterdir()}
     for path in doomed:
         if not path.is_dir():
             path.unlink(missing_ok=True)
@@ -60,8 +60,8 @@ def _damage(run: Run) -> Iterator[Damage]:
         found = list(_unsound(run, run.metrics, partial(run.read, run.metrics, "spikes")))
         yield from found
         trained = 0 if found else len(run.read(run.metrics)["spikes"]["loss"])
-    # A task is finished if it was evaluated, and so is every task before it.
-    folders = [index for index, _ in run.tasks()]
+    # An evaluated task is finished, and so is every task before it.
+    folders = [index for index, _ in run.task_folders()]
     finished = max([trained, *(index + 1 for index in folders if run.evaluation(index).exists())])
     for index in range(finished):
         yield from _of_task(run, index)
@@ -73,7 +73,7 @@ def _damage(run: Run) -> Iterator[Damage]:
 
 
 def _unsound(run: Run, path: Path, read: Callable[[], object], task: int | None = None) -> Iterator[Damage]:
-    """That `path` is damaged, if reading it says so."""
+    """Yield damage to `path` if reading it fails."""
     try:
         read()
     except UserError as error:
@@ -87,8 +87,8 @@ def _of_task(run: Run, index: int) -> Iterator[Damage]:
         return
     record = run.record(index)
     known = (run.encoder(index).name, run.method_state(index).name)
-    if not isinstance(record["files"], dict) or set(record["files"]) - set(known):  # a path might lead anywhere
-        yield Damage(written, f"{readable(written)} names files of no task", index)
+    if not isinstance(record["files"], dict) or set(record["files"]) - set(known):  # a path in it could lead anywhere
+        yield Damage(written, f"{readable(written)} names files that no task has", index)
         return
     for name, checksum in record["files"].items():
         path = run.task(index) / name
@@ -97,7 +97,7 @@ def _of_task(run: Run, index: int) -> Iterator[Damage]:
         if found := list(_unsound(run, path, partial(files.verify, path), index)):
             yield from found
         elif files.verify(path) != checksum:
-            yield Damage(path, f"{readable(path)} is not what task {index + 1} was evaluated with", index)
+            yield Damage(path, f"{readable(path)} is not the file that task {index + 1} was evaluated with", index)
 
 
 def _of_running_merge(run: Run) -> Iterator[Damage]:
@@ -107,20 +107,22 @@ def _of_running_merge(run: Run) -> Iterator[Damage]:
     for path in rows:
         yield from _unsound(run, path, partial(files.read_json, path, own=True))
     for name in sorted({path.name for path in rows}):
-        known = [index for index, folder in run.tasks() if folder / name in rows]
+        known = [index for index, folder in run.task_folders() if folder / name in rows]
         if gaps := sorted(set(range(max(known) + 1)) - set(known)):
             path = run.task(gaps[0]) / name
             yield Damage(path, f"{readable(path)} is missing")
     if rows and not merges:
-        yield Damage(rows[0], f"{readable(rows[0])} is of a merge that is missing in {readable(run.path / 'running')}")
+        yield Damage(
+            rows[0], f"{readable(rows[0])} belongs to a merge that is missing in {readable(run.path / 'running')}"
+        )
 
 
 def _running(run: Run) -> list[Path]:
-    """The running merges of merge_every_task."""
+    """Return the running merges of ``merge_every_task``."""
     return sorted((run.path / "running").glob("*.safetensors"))
 
 
 def _rows(run: Run) -> list[Path]:
-    """What they were measured at, a file for each task."""
-    found = [path for _, folder in run.tasks() for path in folder.glob("*.json")]
+    """Return the evaluations of the running merges, one file for each task."""
+    found = [path for _, folder in run.task_folders() for path in folder.glob("*.json")]
     return sorted(path for path in found if path.name != "evaluation.json")

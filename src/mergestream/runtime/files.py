@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, and the two formats that the package writes: safetensors and JSON.
+"""Atomic file writing, and the two formats that the package writes: safetensors and JSON.
 
-Both carry a sha256 of their own content, which every reading checks: what a disk or a hand has altered is found.
+Both formats carry a sha256 of their own content. Every read checks it, so altered files are detected.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
 
-if TYPE_CHECKING:  # torch takes seconds to import, and who reads JSON alone needs none
+if TYPE_CHECKING:  # torch takes seconds to import, and reading JSON does not need it
     from torch import Tensor
 
 CHECKSUM = "checksum"
-UNKNOWN = "0" * 64  # stands where the checksum will, while it is computed
+UNKNOWN = "0" * 64  # placeholder for the checksum while it is computed
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there becomes `path` in one step when the block ends well.
+    """Yield a temporary path beside `path`; the file written there becomes `path` in one step when the block succeeds.
 
     Raises:
-        UserError: if the disk is full, or the file cannot be written for another reason.
+        UserError: if the file cannot be written, for example because the disk is full.
     """
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,22 +50,21 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        for folder in made:  # innermost first; another process may have put something into it
+        for folder in made:  # innermost first; another process may be using it
             with suppress(OSError):
                 folder.rmdir()
-        # What writes fail with names no file, or comes from the safetensors library.
+        # Errors of writing name no file, or come from the safetensors library.
         if isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.filename is None):
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
-                f"{path} cannot be written ({reason}); it is as it was before. Free some space, and type the same "
-                "command again."
+                f"cannot write {path} ({reason}); it is unchanged. Free some space and type the same command again."
             ) from error
         raise
 
 
 def _sync(folder: Path) -> None:
-    """Let a rename inside `folder` outlive a power cut."""
-    with suppress(OSError):  # not every file system lets a folder be opened or synced
+    """Make a rename inside `folder` survive a power cut."""
+    with suppress(OSError):  # some file systems cannot open or sync a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -74,15 +73,15 @@ def _sync(folder: Path) -> None:
 
 
 def remove_partials(folder: Path, hours: float = 0) -> None:
-    """Delete what writers that were killed have left below `folder`.
+    """Delete the temporary files of killed writers below `folder`.
 
     Args:
-        folder: whose only writer is this process, or one that others write into too.
-        hours: in the latter case, how long nobody must have touched a file.
+        folder: a folder that only this process writes into, unless `hours` is set.
+        hours: age from which a temporary file counts as abandoned, for folders with several writers.
     """
     for path in folder.rglob(".partial-*"):
         with suppress(OSError):
-            # Merges below a run have writers of their own.
+            # Merges below a run have their own writers.
             if (
                 path.is_file()
                 and "merges" not in path.relative_to(folder).parts
@@ -92,22 +91,22 @@ def remove_partials(folder: Path, hours: float = 0) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as JSON, with its checksum; NaN, which JSON has not, becomes null."""
+    """Write `value` as JSON with its checksum. NaN and infinities, which JSON lacks, become null."""
     plain = _plain(value)
     with whole(path) as partial:
         partial.write_text(json.dumps({**plain, CHECKSUM: _of_json(plain)}, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *keys: str, own: bool = False) -> dict[str, Any]:
-    """Read a JSON file that holds an object with at least `keys`.
+    """Read a JSON file that holds an object.
 
     Args:
         path: the file.
-        keys: it must hold.
-        own: whether it must be as `write_json` wrote it; other files may do without the checksum.
+        keys: keys that the object must have.
+        own: require the checksum that `write_json` adds; other files may lack it.
 
     Raises:
-        UserError: if it is not such a file.
+        UserError: if the file is missing, damaged, or lacks a key.
     """
     try:
         value = json.loads(path.read_text())
@@ -119,7 +118,7 @@ def read_json(path: Path, *keys: str, own: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} must hold a JSON object, but holds {type(value).__name__}")
     checksum = value.pop(CHECKSUM, None)
     if (own or checksum is not None) and checksum != _of_json(value):
-        raise UserError(f"{path} is not as it was written (its checksum differs)")
+        raise UserError(f"{path} was altered (its checksum differs)")
     if missing := [key for key in keys if key not in value]:
         raise UserError(f"{path} must hold {', '.join(keys)}; it has no {missing[0]}")
     return value
@@ -130,11 +129,7 @@ def _of_json(value: Mapping[str, Any]) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write tensors as safetensors, contiguous and on the CPU; the same content gives the same bytes.
-
-    Returns:
-        The checksum, which the file's metadata carry.
-    """
+    """Write tensors as safetensors and return the checksum. Equal content gives equal bytes."""
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -144,13 +139,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _seal(path: Path) -> str:
-    """Put the metadata of a new safetensors file, which come in an order of chance, in order, and its checksum in."""
+    """Sort the metadata of a new safetensors file, whose order is random, and fill in the checksum."""
     with path.open("rb+") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
         ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
         text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length  # the same characters as before, in another order
+        assert len(text) <= length  # the same characters in another order
         file.seek(8)
         file.write(text.ljust(length))
         file.seek(0)
@@ -162,10 +157,10 @@ def _seal(path: Path) -> str:
 
 
 def verify(path: Path) -> str:
-    """The checksum of a safetensors file that `write_tensors` wrote; remembered for as long as the file stays.
+    """Check a safetensors file that `write_tensors` wrote, and return its checksum; cached while the file is unchanged.
 
     Raises:
-        UserError: if its content is not what was written.
+        UserError: if the file is missing or its content was altered.
     """
     try:
         status = path.stat()
@@ -182,18 +177,18 @@ def _verify(path: Path, mtime_ns: int, size: int) -> str:
         header = file.read(struct.unpack("<Q", start)[0])
         unsealed = header.replace(checksum.encode(), UNKNOWN.encode(), 1)
         if len(checksum) != len(UNKNOWN) or _digest(file, start + unsealed) != checksum:
-            raise UserError(f"{path} is not as it was written (its checksum differs)")
+            raise UserError(f"{path} was altered (its checksum differs)")
     return checksum
 
 
 def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
-    """Read a .safetensors file, or a .pt file with tensors only (no pickled code runs).
+    """Read a .safetensors file, or a .pt file that holds only tensors; no pickled code runs.
 
-    A .pt file may hold the state dict itself or have it under "state_dict", "model_state_dict" or "model".
+    A .pt file may hold the state dict itself, or nest it under "state_dict", "model_state_dict" or "model".
 
     Args:
         path: the file.
-        mapped: leave the tensors of a .pt file on the disk, where its format allows, until they are touched.
+        mapped: memory-map the tensors of a .pt file where its format allows it.
 
     Raises:
         UserError: if the file is missing, damaged, or holds anything but tensors.
@@ -208,11 +203,10 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
             if CHECKSUM in read_metadata(path):
                 verify(path)
             return load_file(path)
-        mmap = mapped and zipfile.is_zipfile(path)  # what torch.save wrote before 1.6 is no archive
+        mmap = mapped and zipfile.is_zipfile(path)  # torch.save before 1.6 wrote no archive
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} must be a sound .safetensors or tensors-only .pt file: {reason}") from error
+        raise UserError(f"{path} must be a valid .safetensors or tensors-only .pt file: {first_line(error)}") from error
     state = loaded
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -224,7 +218,7 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content; remembered for as long as the file stays as it is."""
+    """Return the sha256 of a file's content; cached while the file is unchanged."""
     status = path.stat()
     return _sha256(path, status.st_mtime_ns, status.st_size)
 
@@ -236,7 +230,7 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def _digest(file: BinaryIO, start: bytes = b"") -> str:
-    """sha256 of `start` and of what follows in the file."""
+    """Return the sha256 of `start` and the rest of the file."""
     digest = hashlib.sha256(start)
     while piece := file.read(1 << 20):
         digest.update(piece)
@@ -244,7 +238,7 @@ def _digest(file: BinaryIO, start: bytes = b"") -> str:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading its tensors.
+    """Return the metadata of a safetensors file without reading its tensors.
 
     Raises:
         UserError: if the file is damaged.
@@ -253,7 +247,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} must be a sound .safetensors file: {error}") from error
+        raise UserError(f"{path} must be a valid .safetensors file: {error}") from error
 
 
 def _plain(value: Any) -> Any:

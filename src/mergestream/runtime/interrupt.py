@@ -1,6 +1,6 @@
-"""What Ctrl-C, SIGTERM and SLURM's SIGUSR1 do: stop at once, or at the next place where the work can be saved.
+"""What Ctrl-C, SIGTERM and SLURM's SIGUSR1 do: stop at once, or as soon as the work is saved.
 
-Kept light: imported before torch.
+Imports no torch, since the commands import this module before anything else.
 """
 
 from __future__ import annotations
@@ -13,93 +13,91 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill, and pre-emption; SLURM, before its time limit
-
-_requested: signal.Signals | None = None
-_deferring = False
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill and pre-emption; SLURM before its time limit
 
 
 class Stopped(BaseException):
-    """A signal asked this process to stop; no `Exception`, so that nothing on the way takes it for a failure.
+    """A signal asked this process to stop. It is no `Exception`, so that no handler takes it for a failure.
 
     Args:
         signum: the signal.
-        message: what became of the work, for people.
+        message: what became of the work.
     """
 
     def __init__(self, signum: int, message: str = ""):
         self.signum = signal.Signals(signum)
         self.message = message or (
-            f"stopped by {self.signum.name}; type the same command again to continue after what is saved"
+            f"stopped by {self.signum.name}; type the same command again to continue from what is saved"
         )
         super().__init__(self.message)
 
     @property
     def code(self) -> int:
-        """Exit code, as a shell reports a process that the signal ended."""
+        """The exit code that a shell reports for a process that the signal ended."""
         return 128 + self.signum
 
 
+class Signals:
+    """Receives the signals that ask to stop: raises `Stopped`, or remembers the request while `deferred`."""
+
+    def __init__(self) -> None:
+        self._requested: signal.Signals | None = None
+        self._deferring = False
+
+    @property
+    def requested(self) -> int:
+        """The number of the signal that asked to stop; 0 for none."""
+        return 0 if self._requested is None else int(self._requested)
+
+    def listen(self) -> None:
+        """Install the handlers, again if somebody else has replaced them, as Lightning does."""
+        if _in_main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only remember signals within the block; raise `Stopped` when it ends."""
+        self._deferring, self._requested = True, None
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self._requested is not None:
+            raise Stopped(self._requested)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        repeated, self._requested = self._requested is not None, signal.Signals(number)
+        # Whoever presses Ctrl-C twice wants out now. A worker gets each signal twice: from its launcher and from the
+        # terminal.
+        impatient = repeated and number == signal.SIGINT and "LOCAL_RANK" not in os.environ
+        if not self._deferring or impatient:
+            raise Stopped(number)
+
+
 @contextmanager
-def watching() -> Iterator[None]:
-    """Within the block, the signals raise `Stopped`, or wait while `deferred`; as before it, after it."""
-    if not _settable():
-        yield
-        return
+def watching() -> Iterator[Signals]:
+    """Receive signals within the block, and restore the handlers afterwards."""
+    signals = Signals()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    listen()
+    signals.listen()
     try:
-        yield
+        yield signals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if _in_main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def listen() -> None:
-    """Take the signals; also after somebody else has taken them, as Lightning does."""
-    if _settable():
-        for number in SIGNALS:
-            signal.signal(number, _receive)
-
-
-def _settable() -> bool:
-    """Python lets the main thread alone set handlers."""
+def _in_main_thread() -> bool:
+    """Python lets only the main thread set handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
-@contextmanager
-def deferred() -> Iterator[None]:
-    """Within the block the signals only leave a request, which `requested` tells."""
-    global _deferring, _requested
-    _deferring, _requested = True, None
-    try:
-        yield
-    finally:
-        _deferring = False
-    if _requested is not None:
-        raise Stopped(_requested)
-
-
-def requested() -> int:
-    """Number of the signal that asked to stop, 0 for none."""
-    return 0 if _requested is None else int(_requested)
-
-
-def _receive(number: int, frame: FrameType | None) -> None:
-    global _requested
-    repeated, _requested = _requested is not None, signal.Signals(number)
-    # Whoever presses Ctrl-C twice wants out now. A worker is sent the signal by its launcher and by the terminal.
-    if not _deferring or (repeated and number == signal.SIGINT and "LOCAL_RANK" not in os.environ):
-        raise Stopped(number)
-
-
 def requeue() -> str:
-    """Ask SLURM to start this job again.
+    """Ask SLURM to run this job again, and return SLURM's answer.
 
-    What Lightning's SLURM plugin does on the signal, without its checkpoint: it would be taken in the middle of a step.
-
-    Returns:
-        What SLURM said, for people.
+    Lightning's SLURM plugin would do the same, but it saves a checkpoint in the middle of a step.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):

@@ -1,6 +1,6 @@
-"""One writer for a directory, on any file system: a lock file made in one step, and a heartbeat.
+"""A lock that gives a directory one writer on any file system: a lock file created atomically, and a heartbeat.
 
-No flock: over NFS it holds on some servers, on others for one machine only, and on some not at all.
+Not flock: over NFS it works on some servers, on others within one machine only, and on some not at all.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 from mergestream.runtime.errors import UserError
 
 NAME = ".lock"
-HEARTBEAT = 10.0  # seconds between signs of life
-STALE = 60.0  # seconds without one, after which a process on another machine counts as dead
+HEARTBEAT = 10.0  # seconds between two touches of the file
+STALE = 60.0  # seconds without a touch, after which a holder on another machine counts as dead
 
 
 class Lock:
-    """A held lock; its thread touches the file until it is released.
+    """A held lock. A thread touches its file until it is released.
 
     Args:
         path: the lock file.
-        token: that tells it from all other locks.
+        token: a unique mark of this lock.
     """
 
     def __init__(self, path: Path, token: str):
@@ -38,18 +38,20 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """
+        """Check that this process still holds the lock.
+
         Raises:
-            UserError: if somebody has taken the lock over, as when this machine slept.
+            UserError: if another process took it over, for example while this machine was suspended.
         """
         held = _read(self.path)
         if held is None or held.get("token") != self.token:
             raise UserError(
-                f"{self.path.parent} was taken over by {_owner(held) if held else 'another process'} while this one "
-                "was not running; nothing more is written here"
+                f"{self.path.parent} was taken over by {_holder(held) if held else 'another process'} while this one "
+                "was suspended; this process writes nothing more there"
             )
 
     def release(self) -> None:
+        """Stop the heartbeat and remove the lock file."""
         self._over.set()
         self._thread.join()
         if (_read(self.path) or {}).get("token") == self.token:
@@ -63,10 +65,10 @@ class Lock:
 
 @contextmanager
 def held(folder: Path) -> Iterator[Lock]:
-    """Make `folder` if need be, and be its only writer within the block; folders that stay empty go again.
+    """Be the only writer of `folder` within the block. Creates the folder, and removes it if it stays empty.
 
     Raises:
-        UserError: if another process is, naming it.
+        UserError: if another process holds the lock; the message names it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = _acquire(folder)
@@ -80,7 +82,7 @@ def held(folder: Path) -> Iterator[Lock]:
 
 
 def _acquire(folder: Path) -> Lock:
-    """Locks are numbered. Who finds none alive links his own to the next number, which one process alone can do."""
+    """Create the lock with the next free number, if no live process holds one. Only one process can link a number."""
     token = uuid.uuid4().hex
     content = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
     content |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
@@ -89,32 +91,32 @@ def _acquire(folder: Path) -> Lock:
         found = _locks(folder)
         if alive := [other for path, other in found.items() if _alive(other, path)]:
             raise UserError(
-                f"a run directory has one writer; {folder} is being written by {_owner(alive[0])}. Wait for it, or "
-                "write tag=NAME for a second run beside it."
+                f"a run directory has one writer; {folder} is being written by {_holder(alive[0])}. Wait for it, or "
+                "write tag=NAME to start a second run beside it."
             )
         path = folder / f"{NAME}-{1 + max((_number(path) for path in found), default=-1)}"
-        # A file of our own, linked to the lock's name: one step on every file system, and never seen half-written.
+        # Linking a finished file to the name of the lock is atomic on every file system.
         own = folder / f"{NAME}-{token}"
         try:
             own.write_text(json.dumps(content))
             os.link(own, path)
         except (FileExistsError, FileNotFoundError):
-            continue  # somebody was faster, or has removed the folder
+            continue  # another process was faster, or removed the folder
         finally:
             own.unlink(missing_ok=True)
         others = {other: held for other, held in _locks(folder).items() if other != path}
         if any(_alive(held, other) for other, held in others.items()):
-            # It looked before we linked, and started to count anew. Both step back; one comes first next time.
+            # It looked before we linked, and started from 0. Both step back, and one comes first next time.
             path.unlink(missing_ok=True)
             time.sleep(random.uniform(0, 0.2))
             continue
-        for other in others:  # dead; nobody makes one with a number below ours
+        for other in others:  # dead; no process creates a number below ours
             other.unlink(missing_ok=True)
         return Lock(path, token)
 
 
 def _locks(folder: Path) -> dict[Path, dict]:
-    """The locks of a folder, and what they hold."""
+    """Return the locks of a folder and their contents."""
     paths = [path for path in folder.glob(f"{NAME}-*") if path.name.removeprefix(f"{NAME}-").isdecimal()]
     contents = {path: _read(path) for path in paths if len(path.name) < 20}  # tokens are longer
     return {path: content for path, content in contents.items() if content is not None}
@@ -134,15 +136,15 @@ def _read(path: Path) -> dict | None:
     return content if isinstance(content, dict) else {}
 
 
-def _owner(content: dict) -> str:
+def _holder(content: dict) -> str:
     return f"process {content.get('pid', '?')} on {content.get('host', '?')} since {content.get('since', '?')}"
 
 
 def _alive(content: dict, path: Path) -> bool:
-    """Whether the process that holds a lock still runs: known at once on its machine, by its heartbeat from others."""
+    """Return whether the holder of a lock still runs: by its process on this machine, by its heartbeat on others."""
     if content.get("machine") == _machine():
         return content.get("born") is not None and _born(content.get("pid", 0)) == content["born"]
-    # The file server's clock, not ours: the age is the difference to a file that it makes now.
+    # Compare with a new file, so that only the clock of the file server counts.
     probe = path.with_name(f"{NAME}-{uuid.uuid4().hex}")
     try:
         probe.touch()
@@ -154,7 +156,7 @@ def _alive(content: dict, path: Path) -> bool:
 
 
 def _machine() -> str:
-    """This machine since it was started; containers with processes of their own count as machines."""
+    """Return an id of this machine since its boot; a container with its own process ids is a machine of its own."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -164,10 +166,10 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """When a process of this machine was started, so that a number that is used again is not taken for it."""
+    """Return when a process of this machine started, which tells it from a later process with the same id."""
     try:
         fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # a zombie writes nothing any more
+        return None if fields[0] in "ZX" else fields[19]  # a zombie no longer writes
     except (OSError, ValueError, IndexError):
         pass
     if Path("/proc/self/stat").exists():

@@ -1,15 +1,97 @@
-"""What this process may use of the machine."""
+"""Which process this is, among how many, and what they do together."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def cores() -> int:
-    """CPU cores that this process may run on, which a cluster's share of a node can make fewer than there are."""
+    """Return the number of CPU cores that this process may use; on a cluster that can be a share of the node."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rank() -> int:
-    """Number of this process among all of a launcher's; 0 without one."""
+    """Return the number of this process among all that its launcher started; 0 without a launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def local_rank() -> int:
+    """Return the number of this process on its node."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+
+
+def world() -> tuple[int, int]:
+    """Return (processes per node, nodes) as the launcher of this process says; (1, 1) without a launcher."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:  # elastic launch, torchrun
+        local = int(env["LOCAL_WORLD_SIZE"])
+        return local, int(env["WORLD_SIZE"]) // local
+    # Lightning, too, takes an interactive shell for no launcher.
+    if "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(env.get("SLURM_NNODES", 1))
+        return int(env.get("SLURM_NTASKS", 1)) // nodes, nodes
+    return 1, 1
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable within the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def grouped() -> bool:
+    """Return whether this process has joined a process group."""
+    import torch.distributed as dist  # takes seconds, and a report needs no torch
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def shard() -> tuple[int, int]:
+    """Return (rank, world size) in the process group; (0, 1) without a group."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if grouped() else (0, 1)
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes files and prints."""
+    return shard()[0] == 0
+
+
+def barrier() -> None:
+    """Wait until every process of the group is here."""
+    import torch.distributed as dist
+
+    if grouped():
+        dist.barrier()
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """Return the result of `work` on every process. The others start when the first has finished or failed."""
+    import torch.distributed as dist
+
+    if not grouped():
+        return work()
+    # A group of its own: a download may take longer than the collectives of the training may.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    try:
+        if not is_first():
+            dist.barrier(group)
+        return work()
+    finally:
+        if is_first():
+            dist.barrier(group)

@@ -1,4 +1,4 @@
-"""Random draws by explicit key: the same (seed, task, epoch, sample) draws the same numbers everywhere."""
+"""Random draws from explicit keys: the same (seed, task, epoch, sample) gives the same numbers everywhere."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit integer from `parts`; changing any part changes it beyond recognition."""
+    """Return a 63-bit integer that identifies `parts`; different parts give unrelated integers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_draws(seed: int) -> None:
-    """Seed every global generator: torch's on all devices, Python's, and NumPy's."""
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch (on all devices), Python and NumPy."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 def permutation(length: int, *parts: int | str) -> np.ndarray:
-    """The permutation of 0…length-1 that belongs to `parts`, int64 [length]."""
+    """Return the permutation of 0…length-1 that `parts` determine, int64 [length]."""
     return np.random.Generator(np.random.Philox(key=key(*parts))).permutation(length)

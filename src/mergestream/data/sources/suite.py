@@ -1,46 +1,40 @@
-"""Several datasets as one, each a domain with classes of its own: what dataset-incremental streams are cut from."""
+"""Several datasets as one, each a domain with its own classes, for dataset-incremental streams."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from mergestream.compose import targets
 from mergestream.data.source import Source, Split
 from mergestream.runtime.errors import UserError
-
-_RULE = "dataset.datasets must be names of the dataset group, or package.module.function; got {}"
 
 
 def suite(
     root: str,
-    datasets: Sequence[str],
+    datasets: Mapping[str, Callable[..., Source]],
     download: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Source:
-    """The union of the label sets; every class keeps the prompts of its own dataset.
+    """Return the union of several datasets. Every class keeps the prompts of its own dataset.
 
     Args:
-        root: where each of them is looked for.
-        datasets: names of files in this folder, or dotted paths of functions elsewhere (``package.module.function``).
-        download: passed on to those that can.
-        options: other arguments of a dataset's function, by its name.
+        root: folder that holds the datasets.
+        datasets: the function that loads each dataset, by name.
+        download: passed on to the functions that can download.
+        options: further arguments of a dataset's function, by name.
 
     Raises:
-        UserError: if one is unknown or missing.
+        UserError: if a dataset is missing, or an option does not fit its function.
     """
-    if len(set(datasets)) < max(len(datasets), 1):
-        raise UserError(f"dataset.datasets must be different datasets, at least one; got {list(datasets)}")
     options = options or {}
     if unknown := sorted(options.keys() - set(datasets)):
         raise UserError(f"dataset.options must be of {', '.join(datasets)}; got dataset.options.{unknown[0]}")
     sources = []
-    for name in datasets:
-        function = _function(name)
+    for name, function in datasets.items():
         signature = inspect.signature(function)
         shared = {"root": root, "download": download}
         own = {key: value for key, value in shared.items() if key in signature.parameters} | dict(options.get(name, {}))
@@ -56,7 +50,7 @@ def suite(
 
     def union(part: str) -> Split:
         splits: list[Split] = [getattr(source, part) for source in sources]
-        joined = Split.join(splits)
+        joined = Split.concat(splits)
         offsets = np.repeat(starts[:-1], [len(s) for s in splits])
         return Split(
             joined.images, joined.labels + offsets, np.repeat(np.arange(len(splits)), [len(s) for s in splits])
@@ -71,11 +65,3 @@ def suite(
         domain_classes=[list(range(low, high)) for low, high in pairwise(starts.tolist())],
         notes={name: dict(source.notes) for name, source in zip(datasets, sources, strict=True) if source.notes},
     )
-
-
-def _function(name: str) -> Callable[..., Source]:
-    dotted = "." in str(name)
-    try:
-        return targets.locate(name if dotted else f"mergestream.data.sources.{name}.{name}")
-    except UserError as error:
-        raise UserError(f"{_RULE.format(name)}" + (f": {error}" if dotted else "")) from error

@@ -1,0 +1,99 @@
+"""The data and the weights that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mergestream.compose import targets
+from mergestream.compose.build import build, device_of
+from mergestream.data.integrity import check_images
+from mergestream.data.source import Source
+from mergestream.data.stream import TaskStream
+from mergestream.evaluation import Evaluator
+from mergestream.models.clip import Clip, Transforms, text_head
+from mergestream.runs.identity import content_hash
+from mergestream.runtime.errors import UserError
+
+# Configs that agree in these parts are evaluated alike.
+EVALUATED = ("dataset", "stream", "tasks", "seed", "model", "data", "batch_size", "accelerator", "root")
+
+
+class Inputs:
+    """Loads the CLIP, the dataset and the stream of a config, each when it is asked for.
+
+    Args:
+        cfg: a resolved and checked config.
+        shared: keeps the evaluator for the next jobs of a sweep.
+    """
+
+    def __init__(self, cfg: DictConfig, shared: dict[str, Any] | None = None):
+        self._cfg = cfg
+        self._shared = {} if shared is None else shared
+
+    def device(self, local_rank: int = 0) -> torch.device:
+        """Return the device of the process with this rank on its node."""
+        return device_of(self._cfg.accelerator, local_rank)
+
+    def clip(self) -> Clip:
+        """Return the CLIP of the ``model`` group."""
+        return build(self._cfg.model, self._cfg.allow_targets, without=("name",))
+
+    def source(self) -> Source:
+        """Return the dataset of the ``dataset`` group, with every image file checked."""
+        cfg = self._cfg
+        node = cfg.dataset.copy()
+        if "root" in node:
+            node.root = str(Path(node.root).expanduser())  # neither Hydra nor the readers expand ~
+        suite = {"datasets": self._datasets()} if "datasets" in node else {}
+        without = ("name", "domains", "order", *suite)  # `domains` and `order` are for the stream
+        source = build(node, cfg.allow_targets, without=without, **suite)
+        return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
+
+    def stream(self, transforms: Transforms, source: Source) -> TaskStream:
+        """Return `source`, divided into tasks as the ``stream`` group says."""
+        cfg = self._cfg
+        how = {"source": source, "tasks": cfg.tasks, "seed": cfg.seed}
+        tasks = build(cfg.stream, cfg.allow_targets, without=("name",), **how)
+        loading = {"batch_size": cfg.batch_size, "seed": cfg.seed, "num_workers": cfg.data.num_workers}
+        return TaskStream(source, tasks, transforms, **loading)
+
+    def evaluator(self) -> Evaluator:
+        """Return the CLIP, its text head and the stream, ready to evaluate encoders.
+
+        Jobs of a sweep that agree in `EVALUATED` share one.
+        """
+        plain: Any = OmegaConf.to_container(self._cfg, resolve=True)
+        key = content_hash([plain[name] for name in EVALUATED])
+        if key in self._shared:
+            return self._shared[key]
+        self._shared.clear()  # before the next one is loaded
+        source, clip, device = self.source(), self.clip(), self.device()
+        stream = self.stream(clip.transforms, source)
+        clip.model.to(device)
+        evaluator = Evaluator(clip, text_head(clip, source.prompts), stream, device)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            self._shared[key] = evaluator
+        return evaluator
+
+    def _datasets(self) -> dict[str, Callable[..., Source]]:
+        """Return the functions that ``dataset.datasets`` names."""
+        names = list(self._cfg.dataset.datasets)
+        if len(set(names)) < max(len(names), 1):
+            raise UserError(f"dataset.datasets must be different datasets, at least one; got {names}")
+        return {name: self._dataset(str(name)) for name in names}
+
+    def _dataset(self, name: str) -> Callable[..., Source]:
+        dotted = "." in name
+        try:
+            path = name if dotted else f"mergestream.data.sources.{name}.{name}"
+            return targets.locate(path, self._cfg.allow_targets)
+        except UserError as error:
+            rule = f"dataset.datasets must be names of the dataset group, or package.module.function; got {name}"
+            raise UserError(f"{rule}: {error}" if dotted else rule) from error
