@@ -1,6 +1,6 @@
-"""A Hydra sweeper over several grids, so that a table whose rows differ in more than one key is one experiment.
+"""A Hydra sweeper over several grids, so that one experiment can hold a table whose rows differ in several keys.
 
-Hydra accepts sweepers from this namespace only.
+Hydra loads sweepers only from this namespace.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class Grids(BasicSweeper):
-    """Hydra's own sweeper, run once for each grid that the config has for the entry script; once if it has none.
+    """Hydra's basic sweeper, run once for each grid that the config has for the command, or once without grids.
 
     Args:
-        max_batch_size, params: as of Hydra's sweeper; `params` belong to every grid.
+        max_batch_size, params: as in Hydra's sweeper; `params` apply to every grid.
         train, merge: grids of train.py and merge.py by name, each a dict of overrides such as ``tasks: 5,10,20``.
     """
 
@@ -30,7 +30,7 @@ class Grids(BasicSweeper):
         self.grids = {"train": train or {}, "merge": merge or {}}
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch the jobs of every grid; what is typed on the command line wins over all of them."""
+        """Run the jobs of every grid. Overrides on the command line win over all grids."""
         assert self.config is not None  # Hydra calls `setup` first
         common, results = dict(self.params), []
         for grid in self.grids.get(self.config.hydra.job.config_name, {}).values() or [{}]:

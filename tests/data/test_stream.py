@@ -12,7 +12,7 @@ from mergestream.compose.build import load_clip, load_stream
 from mergestream.data.sampling import KeyedBatchSampler, TrainImages
 from mergestream.data.source import Source, Split
 from mergestream.data.sources.digits import digits
-from mergestream.data.sources.glyphs import CHARACTERS, DOMAINS, FONTS, glyphs, master
+from mergestream.data.sources.glyphs import CHARACTERS, DOMAINS, FONTS, glyphs, render
 from mergestream.data.tasks import domain_incremental
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json
@@ -181,15 +181,15 @@ def test_glyphs_are_the_same_every_time_and_cover_classes_and_domains():
 
 
 def test_every_font_draws_every_character():
-    empty = {font: master("\U0010fffd", font).tobytes() for font in FONTS}  # a code point that no font has
+    empty = {font: render("\U0010fffd", font).tobytes() for font in FONTS}  # a code point that no font has
     for font in FONTS:
-        drawings = {master(character, font).tobytes() for character in CHARACTERS}
+        drawings = {render(character, font).tobytes() for character in CHARACTERS}
         assert len(drawings) == len(CHARACTERS), font
         assert empty[font] not in drawings
 
 
 def test_a_split_with_unequal_lengths_is_refused():
-    with pytest.raises(ValueError, match="equally many, got \\[2, 3\\]"):
+    with pytest.raises(ValueError, match="have the same length, got \\[2, 3\\]"):
         Split([None, None], np.zeros(3, dtype=np.int64))
     assert Source(["a"], [["a"]], Split([], np.zeros(0)), Split([], np.zeros(0))).num_classes == 1
 
@@ -296,7 +296,7 @@ def test_every_dataset_has_its_own_number_of_epochs(tmp_path):
     drawn = {0: set(), 1: set()}
 
     def recorded(self, draws, original=TrainImages.__getitems__):
-        drawn[self.parts[1]].update(draw.epoch for draw in draws)
+        drawn[self.key_parts[1]].update(draw.epoch for draw in draws)
         return original(self, draws)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,7 @@ from mergestream.runtime.interrupt import Signals
 
 def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     from mergestream.analysis.run import analyze
-    from mergestream.compose.settings import analysis_settings
+    from mergestream.compose.analysis import analysis_settings
 
     analyze(analysis_settings(cfg, shared))
 

@@ -9,8 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mergestream.runtime import interrupt
 from mergestream.runtime.errors import UserError, one_line
 from mergestream.runtime.interrupt import Signals, Stopped
-from mergestream.runtime.processes import rank
+from mergestream.runtime.processes import environment, rank
 
 DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
@@ -62,7 +61,7 @@ class Command:
             return
         self.one_line_errors = True
         try:
-            with _environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them
+            with environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them
                 self._run(main)
         finally:
             self.shared.clear()
@@ -104,20 +103,6 @@ class Command:
                 if stopped.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                     print(interrupt.requeue(), file=sys.stderr)
             sys.exit(stopped.code)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable within the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

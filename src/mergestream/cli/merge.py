@@ -11,7 +11,7 @@ from mergestream.runtime.interrupt import Signals
 
 
 def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
-    from mergestream.compose.settings import FileMerge, merge_settings
+    from mergestream.compose.merging import FileMerge, merge_settings
     from mergestream.merging.run import merge_files, merge_run
 
     settings = merge_settings(cfg, shared)

@@ -11,7 +11,7 @@ from mergestream.runtime.interrupt import Signals
 
 
 def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
-    from mergestream.compose.settings import report_settings
+    from mergestream.compose.report import report_settings
     from mergestream.reporting.run import report
 
     report(report_settings(cfg))

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose.overrides import typed
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
     is_whole,
@@ -72,7 +72,7 @@ def check_analysis(cfg: DictConfig) -> None:
 def check_report(cfg: DictConfig) -> None:
     """Check the keys of report.yaml."""
     if not isinstance(cfg.root, str) or not Path(cfg.root).is_dir():
-        raise UserError(f"root must be a folder with runs; got root={cfg.root}. Type: python train.py")
+        raise UserError(f"root must be a folder with runs; got root={cfg.root}. Type: {program('train')}")
     _folder("out", cfg.out)
 
 

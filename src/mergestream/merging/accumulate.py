@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from mergestream import __version__
 from mergestream.merging.engine import merged_task_vector
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
-from mergestream.strategies.strategy import Strategy
+from mergestream.strategies.strategy import BoundStrategy
 from mergestream.strategies.task_arithmetic import task_arithmetic
 
 
@@ -27,23 +26,17 @@ class RunningMerge:
 
     Args:
         path: the file.
-        strategy: a strategy with `running`.
-        options: all of its options.
+        bound: a strategy with `running`, and its options.
 
     Raises:
         UserError: if the strategy needs all task vectors at once.
     """
 
     path: Path
-    strategy: Strategy
-    options: dict[str, Any]
+    bound: BoundStrategy
 
     def __post_init__(self) -> None:
-        if not self.strategy.running:
-            raise UserError(
-                f"merge_every_task=true needs a strategy that can be continued: magmax, average, task_arithmetic, ema; "
-                f"strategy={self.strategy.name} needs all task vectors at once"
-            )
+        self.bound.strategy.require_running()
 
     @property
     def tasks(self) -> int:
@@ -74,10 +67,10 @@ class RunningMerge:
         result = {}
         for name, row in tau.items():
             rows = torch.stack([past[name], row] if past else [row])
-            result[name] = self.strategy.function(rows, **self.options)
+            result[name] = self.bound.strategy.function(rows, **self.bound.options)
         inputs = [*(self._inputs() or [of_base]), of_encoder]
         metadata = {
-            "strategy": self.strategy.name,
+            "strategy": self.bound.strategy.name,
             "options": self._options(),
             "tasks": str(task + 1),
             "inputs": json.dumps(inputs),
@@ -88,8 +81,8 @@ class RunningMerge:
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """The merged task vector of all tasks in it, and the content hashes of θ₀ and of every encoder that went in."""
         result, tasks = self._read(), self.tasks
-        if self.strategy.finish:
-            result = {name: self.strategy.finish(tau, tasks) for name, tau in result.items()}
+        if self.bound.strategy.finish:
+            result = {name: self.bound.strategy.finish(tau, tasks) for name, tau in result.items()}
         return result, self._inputs()
 
     def _read(self) -> dict[str, Tensor]:
@@ -99,4 +92,4 @@ class RunningMerge:
         return json.loads(files.read_metadata(self.path)["inputs"]) if self.path.is_file() else []
 
     def _options(self) -> str:
-        return json.dumps(self.options, sort_keys=True)
+        return json.dumps(self.bound.options, sort_keys=True)

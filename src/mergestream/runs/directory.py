@@ -27,7 +27,7 @@ from mergestream import __version__
 from mergestream.runs.identity import config_hash, content_hash, deciding
 from mergestream.runs.results import Metrics, TaskRecord
 from mergestream.runtime import files
-from mergestream.runtime.errors import UserError, first_line
+from mergestream.runtime.errors import UserError, first_line, program
 from mergestream.runtime.processes import cores
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
@@ -42,7 +42,7 @@ class Run:
 
     Args:
         root: folder of all results.
-        dataset, stream, model, method: names of the options of these config groups.
+        dataset, stream_name, model, method: names of the options of these config groups.
         tasks: T.
         seed: of the run.
         tag: tells apart runs that agree in everything else of the path.
@@ -52,7 +52,7 @@ class Run:
 
     root: Path
     dataset: str
-    stream: str
+    stream_name: str
     tasks: int
     model: str
     method: str
@@ -64,24 +64,17 @@ class Run:
     @property
     def path(self) -> Path:
         """The directory."""
-        tag = "" if self.tag is None else f"-{self.tag}"
-        return (
-            self.root
-            / self.dataset
-            / f"{self.stream}-{self.tasks}"
-            / self.model
-            / self.method
-            / (f"seed-{self.seed}{tag}")
-        )
+        last = f"seed-{self.seed}" + ("" if self.tag is None else f"-{self.tag}")
+        return self.root.joinpath(self.dataset, f"{self.stream_name}-{self.tasks}", self.model, self.method, last)
 
     @property
     def command(self) -> str:
         """The command that starts or continues the run, for messages."""
         words = [f"dataset={self.options.get('dataset', self.dataset)}", f"tasks={self.tasks}"]
         words += [f"{group}={self.options.get(group, getattr(self, group))}" for group in ("method", "model")]
-        words += [f"seed={self.seed}"] + [f"stream={self.stream}"] * (self.stream != "class")
+        words += [f"seed={self.seed}"] + [f"stream={self.stream_name}"] * (self.stream_name != "class")
         words += [f"tag={self.tag}"] * (self.tag is not None) + [f"root={self.root}"] * (self.root != Path("runs"))
-        return " ".join(["python train.py", *words, *self.extra])
+        return " ".join([program("train"), *words, *self.extra])
 
     def with_method(self, method: str) -> Run:
         """Return the run of another method that agrees in everything else."""
@@ -165,20 +158,20 @@ class Run:
 
     def keeps_tasks(self) -> bool:
         """Return whether the encoders of all tasks are kept."""
-        for index, _ in self.tasks():
+        for index, _ in self.task_folders():
             with suppress(UserError):  # the record is missing or damaged
                 if self.record(index).get("dropped"):
                     return False
         return True
 
-    def tasks(self) -> list[tuple[int, Path]]:
+    def task_folders(self) -> list[tuple[int, Path]]:
         """Return the number and the folder of every task that was started."""
         found = [path for path in self.path.glob("task-*") if re.fullmatch(r"task-\d+", path.name) and path.is_dir()]
         return sorted((int(path.name.removeprefix("task-")), path) for path in found)
 
     def encoders(self) -> list[Path]:
         """Return the saved encoders, in the order of the tasks."""
-        return [self.encoder(index) for index, _ in self.tasks() if self.encoder(index).is_file()]
+        return [self.encoder(index) for index, _ in self.task_folders() if self.encoder(index).is_file()]
 
     def claim(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml, the last file before the training starts; it marks the directory as this config's."""
@@ -313,7 +306,7 @@ class Run:
 
     def begun(self) -> bool:
         """Return whether the directory holds anything that a training could continue from."""
-        return (self.path / "config.yaml").exists() or self.finished() or bool(self.tasks())
+        return (self.path / "config.yaml").exists() or self.finished() or bool(self.task_folders())
 
     def finished(self) -> bool:
         """Return whether the training has finished."""

@@ -44,7 +44,7 @@ def repair(run: Run, found: Sequence[Damage]) -> None:
     if any(d.path.parent not in (run.path, run.root / "_base") for d in found):
         doomed |= {*_running(run), *_rows(run)}
         if not run.keeps_tasks():  # the encoders that it is made from are gone
-            doomed |= {path for _, folder in run.tasks() for path in folder.iterdir()}
+            doomed |= {path for _, folder in run.task_folders() for path in folder.iterdir()}
     for path in doomed:
         if not path.is_dir():
             path.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ def _damage(run: Run) -> Iterator[Damage]:
         yield from found
         trained = 0 if found else len(run.read(run.metrics)["spikes"]["loss"])
     # An evaluated task is finished, and so is every task before it.
-    folders = [index for index, _ in run.tasks()]
+    folders = [index for index, _ in run.task_folders()]
     finished = max([trained, *(index + 1 for index in folders if run.evaluation(index).exists())])
     for index in range(finished):
         yield from _of_task(run, index)
@@ -107,7 +107,7 @@ def _of_running_merge(run: Run) -> Iterator[Damage]:
     for path in rows:
         yield from _unsound(run, path, partial(files.read_json, path, own=True))
     for name in sorted({path.name for path in rows}):
-        known = [index for index, folder in run.tasks() if folder / name in rows]
+        known = [index for index, folder in run.task_folders() if folder / name in rows]
         if gaps := sorted(set(range(max(known) + 1)) - set(known)):
             path = run.task(gaps[0]) / name
             yield Damage(path, f"{readable(path)} is missing")
@@ -124,5 +124,5 @@ def _running(run: Run) -> list[Path]:
 
 def _rows(run: Run) -> list[Path]:
     """Return the evaluations of the running merges, one file for each task."""
-    found = [path for _, folder in run.tasks() for path in folder.glob("*.json")]
+    found = [path for _, folder in run.task_folders() for path in folder.glob("*.json")]
     return sorted(path for path in found if path.name != "evaluation.json")

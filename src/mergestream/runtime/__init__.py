@@ -1,1 +1,1 @@
-"""What every package uses and that knows nothing of the project: errors, rules, files, locks, signals, processes, seeds."""
+"""What all packages share and what knows nothing of the project: errors, rules, files, locks, signals, processes."""

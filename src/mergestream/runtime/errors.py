@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import errno
+import sys
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the limit on a file's size
 
 
 class UserError(Exception):
     """An error that the user can fix. Its message is one line: the rule, what arrived, what to type, the config key."""
+
+
+def program(name: str) -> str:
+    """Return how the user starts a command: ``python train.py`` in a checkout, ``mergestream-train`` if installed."""
+    in_checkout = sys.argv and sys.argv[0].endswith(".py")
+    return f"python {name}.py" if in_checkout else f"mergestream-{name}"
 
 
 def first_line(error: BaseException) -> str:

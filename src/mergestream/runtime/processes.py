@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -36,6 +37,20 @@ def world() -> tuple[int, int]:
         nodes = int(env.get("SLURM_NNODES", 1))
         return int(env.get("SLURM_NTASKS", 1)) // nodes, nodes
     return 1, 1
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable within the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def grouped() -> bool:
@@ -72,7 +87,7 @@ def first_alone(work: Callable[[], T]) -> T:
     if not grouped():
         return work()
     # A group of its own: a download may take longer than the collectives of the training may.
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
     try:
         if not is_first():
             dist.barrier(group)

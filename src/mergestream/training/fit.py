@@ -1,4 +1,4 @@
-"""Lightning's part: the training of one task."""
+"""Trains one task with Lightning."""
 
 from __future__ import annotations
 
@@ -7,55 +7,54 @@ import warnings
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
+from mergestream.compose.training import FitSettings
 from mergestream.data.stream import TaskStream
-from mergestream.runtime import interrupt
+from mergestream.runtime import processes
 from mergestream.runtime.seeding import key
-from mergestream.training import launcher
 from mergestream.training.callbacks.checkpoint import Checkpointing, SafetensorsIO
 from mergestream.training.learner import Learner
 
 
-def fit(
+def fit_task(
     learner: Learner,
     stream: TaskStream,
-    cfg: DictConfig,
+    settings: FitSettings,
     epochs: int,
+    callbacks: Sequence[pl.Callback],
     saving: Checkpointing,
     marks: dict[str, str],
-    callbacks: Sequence[pl.Callback],
     logger: Logger | None,
 ) -> None:
     """Train the stream's current task, from its checkpoint if there is one.
 
     Args:
         learner: encoder, head, optimizer and method.
-        stream: at the task.
-        cfg: of the training.
+        stream: the data, at the task.
+        settings: how to train.
         epochs: of this task.
-        saving: keeps the checkpoint, and is called after the other callbacks.
-        marks: what the checkpoint belongs to, see `Run.stamp`.
-        callbacks: that watch.
-        logger: None on all processes but the first.
+        callbacks: called at every step.
+        saving: saves the task in progress; called after the other callbacks.
+        marks: metadata that the checkpoint must carry; see `Run.stamp`.
+        logger: of the curves; None on all processes but the first.
     """
-    local_size, nodes = launcher.world()
-    pl.seed_everything(key(cfg.seed, stream.current) % 2**32, workers=True, verbose=False)
-    trainer = pl.Trainer(  # a fresh one: a second `fit` on one Trainer would train 0 steps
-        accelerator=cfg.accelerator,
+    local_size, nodes = processes.world()
+    pl.seed_everything(key(settings.seed, stream.current) % 2**32, workers=True, verbose=False)
+    trainer = pl.Trainer(  # a new one for each task: a second `fit` on one Trainer would train 0 steps
+        accelerator=settings.accelerator,
         devices=local_size,
         num_nodes=nodes,
-        # Buffers are the frozen head: equal on all ranks, and broadcasting them would wait on uneven shards.
+        # The only buffers are the frozen head, equal on all ranks; broadcasting them would wait on uneven shards.
         strategy=DDPStrategy(forward_sync_buffers=False) if local_size * nodes > 1 else "auto",
         plugins=[SafetensorsIO(marks)],
         default_root_dir=saving.path.parent,  # where Lightning looks for a checkpoint of SLURM's
         max_epochs=epochs,
-        precision=cfg.precision,
-        gradient_clip_val=cfg.gradient_clip,
+        precision=settings.precision,  # type: ignore[arg-type]
+        gradient_clip_val=settings.gradient_clip,
         logger=logger or False,
-        log_every_n_steps=min(10, len(stream.train_dataloader())),  # a short task leaves a row too
+        log_every_n_steps=min(10, len(stream.train_dataloader())),  # so that a short task leaves a row
         callbacks=[*callbacks, saving],
         use_distributed_sampler=False,  # the stream shards by rank itself
         num_sanity_val_steps=0,
@@ -63,7 +62,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with interrupt.deferred():
+    with saving.signals.deferred():
         trainer.fit(learner, datamodule=stream, ckpt_path=saving.path if saving.path.exists() else None)
 
 
@@ -75,7 +74,7 @@ def silence_lightning() -> None:
         r".*does not have many workers.*",  # data.num_workers is the user's choice
         r".*have no `val_dataloader`.*|.*across ranks is zero.*",  # stream.validation=0
         r".*The number of training batches.*",  # small tasks are normal here
-        r".*your dataloader is not resumable.*",  # the stream begins where the checkpoint says
+        r".*your dataloader is not resumable.*",  # the stream starts where the checkpoint says
         r".*Checkpoint directory.*|.*already configured with model summary.*|.*`isinstance\(treespec, LeafSpec\)`.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,7 +1,7 @@
-"""DDP from inside a Hydra job: N processes by torch's elastic launch, for single runs and for every job of a sweep.
+"""DDP from inside a Hydra job: starts N processes for a single run, and for every job of a sweep.
 
-Lightning's own launcher starts the script again in every child, and with it the whole sweep; here only `function`
-runs in the children, and Lightning finds the process group's environment set.
+Lightning's own launcher would start the whole script again in every child, and with it the whole sweep. Here the
+children run only one function, and Lightning finds the environment of the process group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -25,19 +25,56 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from mergestream.runtime import interrupt, processes
-from mergestream.runtime.errors import UserError, one_line
-from mergestream.runtime.processes import cores
+from mergestream.runtime.errors import UserError, first_line, one_line
+from mergestream.runtime.interrupt import Signals, Stopped
+from mergestream.runtime.processes import cores, world
+
+# The agent must leave the other signals to us.
+AGENT_SIGNALS = "SIGHUP,SIGQUIT"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a process ended; crosses to the parent as JSON.
+
+    Args:
+        kind: ``user`` for a `UserError`, ``stopped`` by a signal, ``lost`` contact with another process, or ``bug``.
+        text: the message, or the traceback of a bug.
+        signum: the signal, if one stopped the process.
+    """
+
+    kind: str
+    text: str
+    signum: int = 0
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Return the failure that an exception of a worker means."""
+        if isinstance(error, Stopped):
+            return cls("stopped", error.message, int(error.signum))
+        if (line := one_line(error)) is not None:
+            return cls("user", line)
+        if _lost_contact(error):
+            return cls("lost", first_line(error))
+        return cls("bug", traceback.format_exc())
+
+    @classmethod
+    def read(cls, message: str) -> Failure:
+        """Return the failure in a message of the agent; one that a worker did not write is a bug."""
+        try:
+            return cls(**json.loads(message))
+        except (ValueError, TypeError):
+            return cls("bug", message)
 
 
 def device_count(devices: int | str, accelerator: str) -> int:
-    """Number of processes that ``devices`` means on this machine.
+    """Return the number of processes that ``devices`` means on this machine.
 
     Raises:
-        UserError: if there are not that many, or the value is no positive number.
+        UserError: if there are not that many devices, or the value is not a positive number.
     """
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and not gpus:
@@ -53,47 +90,70 @@ def device_count(devices: int | str, accelerator: str) -> int:
     return devices
 
 
-def launch(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int, max_restarts: int = 0) -> None:
-    """Call ``function(cfg)`` here, or in `devices` new processes of one process group.
+def launch(
+    function: Callable[..., None], *arguments: Any, devices: int, max_restarts: int = 0, signals: Signals
+) -> None:
+    """Call ``function(*arguments, signals)`` here, or in `devices` new processes of one process group.
 
-    Under a launcher that has already made the processes (torchrun, srun), call it here.
+    Under a launcher that has already started the processes (torchrun, srun), it is called here.
 
     Args:
-        function: called in every process; it goes on from what is on disk.
-        cfg: its argument.
+        function: runs in every process, and continues from what is on disk.
+        arguments: picklable.
         devices: number of processes.
-        max_restarts: how often all of them are started again after one has died, or has kept the others waiting.
+        max_restarts: how often all processes are started again after one died or hung.
+        signals: those of this process; each new process gets its own.
 
     Raises:
-        UserError: the one that a process raised.
-        Stopped: if a signal asked to stop.
+        UserError: if a process raised one.
+        Stopped: if a signal arrived.
         RuntimeError: if a process failed in another way.
     """
     if devices == 1 or world() != (1, 1):
-        function(cfg)
+        function(*arguments, signals)
         return
-    # A failure is raised below, once, with the message of the process; the agent would print its own story of it.
+    # Failures are raised below, with the message of the process; the agent would print its own report as well.
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for restarts in range(max_restarts + 1):
-        lost = _attempt(function, cfg, devices)
+        lost = _attempt(function, arguments, devices)
         if lost is None:
             return
         if restarts < max_restarts:
             print(f"{lost}; starting all {devices} again ({restarts + 1} of {max_restarts})", file=sys.stderr)
-    raise UserError(f"{lost}, after {max_restarts} restarts (launcher.max_restarts). What was saved is kept.")
+    raise UserError(f"{lost}, after {max_restarts} restarts (launcher.max_restarts). Saved work is kept.")
 
 
-def _attempt(function: Callable[[DictConfig], None], cfg: DictConfig, devices: int) -> str | None:
-    """One start of all processes; what happened if one was lost, None if they did their work.
+def join(device: torch.device, timeout_minutes: float) -> None:
+    """Join the process group, if there is more than one process; Lightning takes it over.
 
-    A fresh launch each time, rather than the agent's own restart: that would meet the addresses of dead processes.
+    Args:
+        device: of this process.
+        timeout_minutes: how long a process may keep the others waiting before it counts as hung.
+    """
+    local, nodes = world()
+    if local * nodes == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "MASTER_ADDR" not in os.environ:  # srun sets none, and Lightning knows how to derive one
+        slurm = SLURMEnvironment()
+        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, rank=processes.rank(), world_size=local * nodes, timeout=timeout)
+
+
+def _attempt(function: Callable[..., None], arguments: tuple[Any, ...], devices: int) -> str | None:
+    """Start all processes once. Return None if they succeeded, or what happened if one was lost.
+
+    Each attempt is a new launch, since a restart by the agent would meet the addresses of dead processes.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    known = {field.name for field in fields(LaunchConfig)}  # older ones read the environment
-    signals: dict[str, Any] = {"signals_to_handle": "SIGHUP,SIGQUIT"} if "signals_to_handle" in known else {}
+    known = {field.name for field in fields(LaunchConfig)}  # older versions read the environment
+    options: dict[str, Any] = {"signals_to_handle": AGENT_SIGNALS} if "signals_to_handle" in known else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -103,33 +163,42 @@ def _attempt(function: Callable[[DictConfig], None], cfg: DictConfig, devices: i
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        **signals,
+        **options,
     )
     try:
-        with _forwarding() as asked:
-            elastic_launch(config, _worker)(function, OmegaConf.to_container(cfg), cores() // devices)
+        with _forwarding() as received:
+            elastic_launch(config, _worker)(function, arguments, cores() // devices)
         return None
     except ChildFailedError as error:
-        failures = [(rank, failure.exitcode, str(failure.message)) for rank, failure in error.failures.items()]
-    # One process takes others with it: what it says counts, before what they say about it.
-    for kind, make in (("UserError: ", UserError), ("Stopped: ", _stopped)):
-        for _, _, message in failures:
-            if message.startswith(kind):
-                raise make(message.removeprefix(kind)) from None
-    if asked:  # they were still starting
-        raise interrupt.Stopped(asked[-1])
+        failures = [(rank, f.exitcode, Failure.read(str(f.message))) for rank, f in error.failures.items()]
+    return _explain(failures, received, devices)
+
+
+def _explain(failures: list[tuple[int, int, Failure]], received: list[int], devices: int) -> str:
+    """Raise the error of the process that failed first, or return how a process was lost.
+
+    A failing process takes others with it, so its own message counts before what they say about it.
+
+    Args:
+        failures: (rank, exit code, failure) of each process that failed.
+        received: the signals that this process received.
+        devices: number of processes.
+    """
+    for _, _, failure in failures:
+        if failure.kind == "user":
+            raise UserError(failure.text) from None
+    for _, _, failure in failures:
+        if failure.kind == "stopped":
+            raise Stopped(failure.signum, failure.text) from None
+    if received:  # while the processes were still starting
+        raise Stopped(received[-1]) from None
     for rank, code, _ in failures:
         if code < 0:
             return f"process {rank} of {devices} was ended by {signal.Signals(-code).name}"
-    for rank, _, message in failures:
-        if not message.startswith("Lost: "):
-            raise RuntimeError(f"process {rank} of {devices} failed:\n{message}") from None
-    return f"a process of {devices} does not answer any more ({failures[0][2].removeprefix('Lost: ')})"
-
-
-def _stopped(message: str) -> interrupt.Stopped:
-    number, _, text = message.partition(" ")
-    return interrupt.Stopped(int(number), text)
+    for rank, _, failure in failures:
+        if failure.kind != "lost":
+            raise RuntimeError(f"process {rank} of {devices} failed:\n{failure.text}") from None
+    return f"a process of {devices} no longer answers ({failures[0][2].text})"
 
 
 @contextmanager
@@ -137,101 +206,48 @@ def _forwarding() -> Iterator[list[int]]:
     """Pass signals on to the processes, which save their work and say so; the agent would give them 30 seconds.
 
     Yields:
-        The signals that have come.
+        The list of signals that have arrived.
     """
-    asked: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
 
     def forward(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        received.append(number)
         if not (children := multiprocessing.active_children()):
-            raise interrupt.Stopped(number)
+            raise Stopped(number)
         for child in children:
             if child.pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 
     before = {number: signal.signal(number, forward) for number in interrupt.SIGNALS}
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
-    try:
-        yield asked
-    finally:
-        os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with processes.environment("TORCHELASTIC_SIGNALS_TO_HANDLE", AGENT_SIGNALS):  # what older versions of torch read
+        try:
+            yield received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def world() -> tuple[int, int]:
-    """(processes per node, nodes) of the launcher that started this process; (1, 1) without one."""
-    env = os.environ
-    if "LOCAL_WORLD_SIZE" in env:  # elastic launch, torchrun
-        local = int(env["LOCAL_WORLD_SIZE"])
-        return local, int(env["WORLD_SIZE"]) // local
-    if "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in (
-        "bash",
-        "interactive",
-    ):  # srun, as Lightning reads it
-        nodes = int(env.get("SLURM_NNODES", 1))
-        return int(env.get("SLURM_NTASKS", 1)) // nodes, nodes
-    return 1, 1
-
-
-def local_rank() -> int:
-    """Number of this process on its node."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-
-
-def join(device: torch.device, timeout_minutes: float) -> tuple[int, int]:
-    """(rank, world size) of this process, in a process group if there is more than one; Lightning takes it over.
-
-    Args:
-        device: of this process.
-        timeout_minutes: after which a process that the others wait for counts as hung.
-    """
-    local, nodes = world()
-    if local * nodes == 1:
-        return 0, 1
-    rank = processes.rank()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        if "MASTER_ADDR" not in os.environ:  # srun sets none; Lightning knows how to make one
-            slurm = SLURMEnvironment()
-            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        timeout = timedelta(minutes=timeout_minutes)
-        dist.init_process_group(backend, rank=rank, world_size=local * nodes, timeout=timeout)
-    return rank, local * nodes
-
-
-def _worker(function: Callable[[DictConfig], None], config: dict[str, Any], threads: int) -> None:
+def _worker(function: Callable[..., None], arguments: tuple[Any, ...], threads: int) -> None:
+    """Run `function` in a new process, and leave a `Failure` for the parent if it raises."""
     torch.set_num_threads(max(1, threads))
     try:
-        with interrupt.watching():
-            function(OmegaConf.create(config))
+        with interrupt.watching() as signals:
+            function(*arguments, signals)
     except BaseException as error:
-        # The agent kills the other processes as soon as this one ends; what it reads about it is in this file.
-        if isinstance(error, interrupt.Stopped):
-            _report(f"Stopped: {int(error.signum)} {error.message}")
-        elif (plain := one_line(error)) is not None:
-            _report(f"UserError: {plain}")
-        elif _is_lost(error):
-            _report(f"Lost: {str(error).strip().splitlines()[0]}")
-        else:
-            _report(traceback.format_exc())
+        # The agent reads this file, and kills the other processes as soon as this one ends.
+        if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            message = json.dumps(asdict(Failure.of(error)))
+            Path(path).write_text(json.dumps({"message": message, "timestamp": 0}))
         sys.exit(1)
 
 
-def _is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another process has died or hangs; gloo has no class for it."""
+def _lost_contact(error: BaseException) -> bool:
+    """Return whether a collective failed because another process died or hangs; gloo has no class for it."""
     if isinstance(error, dist.DistError):
         return True
     words = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "NCCL")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def _report(text: str) -> None:
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(path).write_text(json.dumps({"message": text, "timestamp": 0}))

@@ -16,12 +16,12 @@ from torchmetrics import MeanMetric
 
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
-from mergestream.runtime.seeding import key, seed_draws
+from mergestream.runtime.seeding import key, seed_all
 from mergestream.training.schedule import warmup_cosine
 
 
 class Learner(pl.LightningModule):
-    """Image tower and frozen text head over the classes of the task; only the tower has parameters.
+    """The image tower and a frozen text head over the classes of the task. Only the tower has parameters.
 
     Args:
         encoder: the image tower, trained in place.
@@ -30,8 +30,8 @@ class Learner(pl.LightningModule):
         optimizer: parameters → optimizer.
         warmup: warm-up steps if an integer, a fraction of all steps if a float.
         method: adds its penalty to the loss.
-        first_step: optimizer steps before this task, so that a log of the whole stream has one x axis.
-        parts: what the random draws of a step are keyed by, besides the epoch and the batch.
+        first_step: optimizer steps before this task, which give the log of a stream one x axis.
+        parts: key of the random draws of a step, besides the epoch and the batch.
     """
 
     columns: Tensor
@@ -60,14 +60,15 @@ class Learner(pl.LightningModule):
         self.validation_accuracy = MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes of the task] of images [B, 3, H, W]."""
+        """Return logits [B, classes of the task] of images [B, 3, H, W]."""
         return self.head(self.encoder(images))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed every generator for this step alone: dropout and the like draw the same after an interruption."""
-        seed_draws(key(*self.parts, "step", self.trainer.current_epoch, batch_idx, self.global_rank))
+        """Seed every generator for this step, so that dropout draws the same after an interruption."""
+        seed_all(key(*self.parts, "step", self.trainer.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the weighted cross-entropy of a batch (images, labels, weights), plus the method's penalty."""
         images, labels, weights = batch
         features = self.encoder(images)
         logits, targets = self.head(features), self.columns[labels]
@@ -81,6 +82,7 @@ class Learner(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Log the accuracy of a batch among the classes of the task."""
         images, labels, _ = batch
         self.validation_accuracy((self(images).argmax(-1) == self.columns[labels]).float())
         self._log({"validation_accuracy": self.validation_accuracy}, on_epoch=True, on_step=False, sync_dist=True)
@@ -88,9 +90,9 @@ class Learner(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Zero the gradient of the attention's key bias, which is zero in exact arithmetic.
 
-        A key bias adds the same number to all logits of a query, which softmax ignores. What arrives here is rounding
-        noise, and Adam would scale it up to full steps: weights that no result depends on would differ between one
-        process and two by more than everything else together, and would enter the task vectors.
+        A key bias adds the same number to all logits of a query, which softmax ignores. Its computed gradient is
+        rounding noise, and Adam would scale that up to full steps: weights without effect would differ between one
+        process and two by more than all others together, and would enter the task vectors.
         """
         for module in self.encoder.modules():
             bias = module.in_proj_bias if isinstance(module, nn.MultiheadAttention) else None
@@ -100,10 +102,11 @@ class Learner(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the norm, as Lightning would, and keep what it was."""
+        """Clip the gradient norm as Lightning would, and keep its value before clipping."""
         self.gradient_norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), float(gradient_clip_val))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimizer and its schedule, which both start anew with every task."""
         optimizer = self.make_optimizer(self.encoder.parameters())
         total = int(self.trainer.estimated_stepping_batches)
         warmup = self.warmup if isinstance(self.warmup, int) else round(self.warmup * total)

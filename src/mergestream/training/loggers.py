@@ -1,4 +1,4 @@
-"""Where the curves of training go: one function per option of the ``logger`` group."""
+"""Loggers of the training curves: one function per option of the ``logger`` group."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mergestream.runtime.errors import UserError
 
 
 def none(path: Path, config: dict[str, Any]) -> None:
-    """No log."""
+    """Log nothing."""
 
 
 def csv(path: Path, config: dict[str, Any]) -> Logger:
-    """``logs/metrics.csv``: one row every few steps, all tasks on one x axis; a continued run writes ``logs-2``."""
+    """Log to ``logs/metrics.csv``, a row every few steps, all tasks on one x axis. A continued run adds ``logs-2``."""
     parts = len(list(path.glob("logs*")))
     return CSVLogger(path, name="", version=f"logs-{parts + 1}" if parts else "logs")
 
 
 def tensorboard(path: Path, config: dict[str, Any]) -> Logger:
-    """TensorBoard event files in ``logs``.
+    """Log to TensorBoard event files in ``logs``.
 
     Raises:
         UserError: if tensorboard is not installed.
@@ -34,22 +34,22 @@ def tensorboard(path: Path, config: dict[str, Any]) -> Logger:
 
 
 def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **options: Any) -> Logger:
-    """Weights & Biases, online when a key is there and offline otherwise; never a prompt.
+    """Log to Weights & Biases: online if a key is configured, offline otherwise, without ever prompting.
 
     Args:
-        path: the run directory; offline runs lie in ``wandb`` below it.
+        path: the run directory; offline runs go to ``wandb`` below it.
         config: the resolved config, shown beside the curves.
         project: W&B project.
-        options: anything else that ``wandb.init`` takes (entity, group, tags, …).
+        options: further arguments of ``wandb.init`` (entity, group, tags, …).
     """
     import wandb as client
 
-    if client.run is not None:  # of an earlier job of the sweep, which failed before it could close it
+    if client.run is not None:  # left open by a job of the sweep that failed
         client.finish()
     try:
         online = client.login(prompt=False)
     except (client.errors.AuthenticationError, client.errors.CommError, client.errors.UsageError) as error:
-        print(f"wandb: not reachable or not accepted ({error}); logging offline", file=sys.stderr)
+        print(f"wandb: cannot log in ({error}); logging offline", file=sys.stderr)
         online = False
     mode = options.pop("mode", "online" if online else "offline")
     settings = client.Settings(silent=True, console="off")
@@ -59,7 +59,7 @@ def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **op
 
 
 def close(logger: Logger | None) -> None:
-    """The stream has ended: the next job of a sweep must not log into this one's run."""
+    """Close the logger, so that the next job of a sweep does not log into this run."""
     if logger is not None:
         logger.finalize("success")
     if isinstance(logger, WandbLogger):
@@ -67,5 +67,5 @@ def close(logger: Logger | None) -> None:
 
 
 def _name(path: Path) -> str:
-    """The run's directory below the root, which says dataset, stream, model, method and seed."""
+    """Return the run directory below the root: dataset, stream, model, method and seed."""
     return "/".join(path.parts[-5:])

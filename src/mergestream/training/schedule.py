@@ -6,12 +6,18 @@ import math
 
 
 def warmup_cosine(step: int, *, base_lr: float, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to 0.
+    """Return the learning rate of optimizer step `step`, from 0: linear warm-up, then half a cosine down to 0.
 
     lr = base · (step + 1) / warmup                                        for step < warmup
     lr = base · ½ (1 + cos(π · (step − warmup) / (total − warmup)))        otherwise
 
-    A warm-up longer than the whole training never reaches `base_lr`; so it is in the published schedule.
+    A warm-up that is longer than the training never reaches `base_lr`, as in the published schedule of
+    Marczak et al. 2024.
+
+    Args:
+        step: number of the step, from 0.
+        base_lr: the highest rate.
+        warmup_steps, total_steps: in optimizer steps.
     """
     if step < warmup_steps:
         return base_lr * (step + 1) / warmup_steps

@@ -1,10 +1,10 @@
-"""The state inside a task: when it is saved, and how a Lightning checkpoint becomes a safetensors file."""
+"""Saves the task in progress: when, and how a Lightning checkpoint becomes a safetensors file."""
 
 from __future__ import annotations
 
 import json
+import signal
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,44 @@ import torch.distributed as dist
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
-from mergestream.runtime import files, interrupt
+from mergestream.compose.training import FitSettings
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.interrupt import Signals, Stopped
+from mergestream.runtime.lock import Lock
 from mergestream.training.callbacks.health import Health
 
-SHARE = 0.02  # of the time that may go into saving at the ends of epochs
+SHARE = 0.02  # of the time may be spent on saving at the ends of epochs
 
 
 class Checkpointing(pl.Callback):
-    """Saves the task under way at the ends of epochs, every few minutes inside them, and when a signal asks to stop.
+    """Saves the task in progress at the ends of epochs, every few minutes within them, and when a signal arrives.
 
-    An epoch that is shorter than 50 times what saving takes is passed over: at most 2 % of the time go into these.
-    Processes decide together, and the first writes.
+    An epoch that is shorter than 50 times the last save is not saved, so that saving takes at most 2 % of the time.
+    The processes decide together, and the first one writes.
 
     Args:
         path: of the file.
-        task: for people, such as "task 2 of 5".
-        every_epochs: epochs between two saves; None saves none at their ends.
-        every_minutes: minutes between two saves inside an epoch; None saves none there.
-        timeout_minutes: after which a process that the others wait for counts as hung.
-        health: must hold before anything is saved.
-        check: called before a save on the process that writes, raising where it must not; None on the others.
+        task: the label for messages, such as "task 2 of 5".
+        settings: how often to save, and how long to wait for a process.
+        health: checked before each save.
+        signals: that may ask to stop.
+        lock: held by the process that writes; None on the others.
     """
 
     def __init__(
         self,
         path: Path,
         task: str,
-        every_epochs: int | None,
-        every_minutes: float | None,
-        timeout_minutes: float,
+        settings: FitSettings,
         health: Health,
-        check: Callable[[], None] | None,
+        signals: Signals,
+        lock: Lock | None,
     ):
-        self.path, self.task, self.health, self.check = path, task, health, check
-        self.timeout_minutes = timeout_minutes
-        self.every_epochs = every_epochs
-        self.every_seconds = None if every_minutes is None else 60 * every_minutes
+        self.path, self.task, self.health, self.signals, self.lock = path, task, health, signals, lock
+        self.timeout = timedelta(minutes=settings.timeout_minutes)
+        self.every_epochs = settings.every_epochs
+        self.every_seconds = None if settings.every_minutes is None else 60 * settings.every_minutes
         self.cost = 0.0  # seconds that the last save took
         self.before = 0.0  # seconds that earlier processes have trained this task
         self.began = self.saved = time.monotonic()
@@ -59,7 +60,7 @@ class Checkpointing(pl.Callback):
 
     @property
     def seconds(self) -> float:
-        """How long this task has been trained, over all processes that have worked on it."""
+        """How long this task has been trained, by this and earlier processes."""
         return self.before + time.monotonic() - self.began
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,10 +70,10 @@ class Checkpointing(pl.Callback):
         self.before = state["seconds"]
 
     def on_fit_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        interrupt.listen()  # Lightning has put its own handlers in place, which end a step in the middle
+        self.signals.listen()  # Lightning has just installed its own handlers, which end a step in the middle
         if trainer.world_size > 1:
-            # On the CPU, so that no step waits for the device.
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=self.timeout_minutes))
+            # On the CPU, so that steps do not wait for the device.
+            self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.saved = time.monotonic()
 
     def on_fit_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
@@ -80,43 +81,42 @@ class Checkpointing(pl.Callback):
             dist.destroy_process_group(self.group)
 
     def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
-        if trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:  # the last is for the end of the epoch
+        if trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches:  # the end of the epoch handles the last batch
             waited = time.monotonic() - self.saved
-            self._consider(trainer, learner, self.every_seconds is not None and waited >= self.every_seconds)
+            self._save_if(trainer, learner, self.every_seconds is not None and waited >= self.every_seconds)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
         due = self.every_epochs is not None and (trainer.current_epoch + 1) % self.every_epochs == 0
-        self._consider(trainer, learner, due and SHARE * (time.monotonic() - self.saved) >= self.cost)
+        self._save_if(trainer, learner, due and SHARE * (time.monotonic() - self.saved) >= self.cost)
 
-    def _consider(self, trainer: pl.Trainer, learner: pl.LightningModule, due: bool) -> None:
-        wishes = torch.tensor([interrupt.requested(), int(due)])
+    def _save_if(self, trainer: pl.Trainer, learner: pl.LightningModule, due: bool) -> None:
+        """Save if a save is due or a signal has arrived, on any process; then stop for the signal."""
+        wishes = torch.tensor([self.signals.requested, int(due)])
         if self.group is not None:
             dist.all_reduce(wishes, dist.ReduceOp.MAX, self.group)
         stop, save = wishes.tolist()
         if stop or save:
             started = time.monotonic()
             self.health.check(learner)
-            if self.check is not None:
-                self.check()
+            if self.lock is not None:
+                self.lock.check()
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
             self.cost = self.saved - started
         if stop:
             where = f"{self.task}, epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
-            name = interrupt.signal.Signals(stop).name
-            raise interrupt.Stopped(
-                stop, f"stopped by {name} at {where}; type the same command again to continue there"
-            )
+            name = signal.Signals(stop).name
+            raise Stopped(stop, f"stopped by {name} at {where}; type the same command again to continue there")
 
 
 class SafetensorsIO(CheckpointIO):
-    """Lightning's checkpoints without pickle: tensors as safetensors, the rest as JSON in its metadata.
+    """Stores Lightning's checkpoints without pickle: tensors as safetensors, the rest as JSON in the metadata.
 
     Args:
-        stamp: what the file must belong to; see `Run.stamp`.
+        stamp: metadata that tells whose checkpoint it is; see `Run.stamp`.
 
     Raises:
-        UserError: if something is neither a tensor nor plain, or the file was altered or belongs to something else.
+        UserError: if a value is neither a tensor nor plain, or a file was altered or belongs to another run.
     """
 
     def __init__(self, stamp: dict[str, str]):
@@ -131,7 +131,9 @@ class SafetensorsIO(CheckpointIO):
         files.verify(Path(path))
         metadata = files.read_metadata(Path(path))
         if wrong := [key for key, value in self.stamp.items() if key != "version" and metadata.get(key) != value]:
-            raise UserError(f"{path} belongs to another run (its {wrong[0]} differs). Delete it to train its task anew")
+            raise UserError(
+                f"{path} belongs to another run (its {wrong[0]} differs). Delete it to train the task again"
+            )
         return _unpack(json.loads(metadata["state"]), files.read_tensors(Path(path)))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -139,19 +141,19 @@ class SafetensorsIO(CheckpointIO):
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, with its tensors moved to `tensors`."""
+    """Return `value` as JSON, with its tensors moved to `tensors`."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value
         return {"tensor": name}
-    if isinstance(value, dict):  # of which JSON would turn keys into strings
+    if isinstance(value, dict):  # JSON would turn its keys into strings
         return {"dict": [[_pack(key, tensors), _pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return {type(value).__name__: [_pack(item, tensors) for item in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UserError(
-        f"what a checkpoint holds must be tensors, numbers, texts, lists and dicts; got {type(value).__name__}. "
+        f"a checkpoint holds tensors, numbers, texts, lists and dicts; got {type(value).__name__}. "
         "Change state_dict() of the method."
     )
 

@@ -1,4 +1,4 @@
-"""Whether the numbers of the training are sound: NaN and infinity stop it, spikes are counted."""
+"""Watches loss and gradients: NaN and infinity stop the training, spikes are counted."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 
 from mergestream.runtime.errors import UserError
 
-EVERY = 50  # steps between two looks at the device
-DECAY = 0.98  # of the mean that a step is compared with
-SPIKE = 5.0  # times the mean
-SETTLING = 20  # steps of a task before which nothing counts as a spike
+EVERY = 50  # steps between two checks, each of which waits for the device
+DECAY = 0.98  # of the exponential mean that a step is compared with
+SPIKE = 5.0  # a spike exceeds the mean by this factor
+SETTLING = 20  # the first steps of a task are no spikes
 
 
 class Health(pl.Callback):
-    """Looks at loss and gradient norm of every step, a few steps at a time, so that no step waits for the device.
+    """Checks the loss and the gradient norm of every step, 50 steps at a time, so that single steps do not wait.
 
     A spike is a step, after the first 20 of a task, whose value is more than 5 times the exponential mean (decay 0.98)
-    of the steps before it. Both values are of the global batch, and the gradient's norm is that before clipping.
+    of the steps before it. Both values belong to the global batch; the gradient norm is taken before clipping.
 
     Args:
-        task: for people, such as "task 2 of 5".
+        task: the label for messages, such as "task 2 of 5".
     """
 
     def __init__(self, task: str):
         self.task = task
         self.pending: list[tuple[int, int, Tensor, Tensor]] = []
-        self.scaled = False  # whether a scaler skips the steps whose gradient is infinite, as with 16-mixed
+        self.scaled = False  # whether a scaler skips steps with an infinite gradient, as with 16-mixed
         self.steps = 0
         self.means = {"loss": 0.0, "gradient_norm": 0.0}
         self.spikes = {"loss": 0, "gradient_norm": 0}
@@ -53,7 +53,10 @@ class Health(pl.Callback):
         self.check(learner)
 
     def check(self, learner: pl.LightningModule | None = None) -> None:
-        """Look at the steps since the last time, and at the weights that they have made, which are to be saved.
+        """Check the steps since the last check, and the weights of `learner` before they are saved.
+
+        Args:
+            learner: the module whose weights are checked; None checks the steps alone.
 
         Raises:
             UserError: if a loss, a gradient or a weight is not finite.
@@ -68,7 +71,7 @@ class Health(pl.Callback):
     def _check_steps(self) -> None:
         values = torch.stack([torch.stack([loss, norm.to(loss)]) for _, _, loss, norm in self.pending]).double()
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(values)  # NaN and infinity stay, so that all processes stop together
+            dist.all_reduce(values)  # NaN and infinity survive the sum, so that all processes stop together
             values /= dist.get_world_size()
         for (epoch, step, _, _), row in zip(self.pending, values.tolist(), strict=True):
             for name, value in zip(self.means, row, strict=True):
@@ -85,11 +88,12 @@ class Health(pl.Callback):
 
 
 def require_finite(tensors: Mapping[str, Tensor], what: str, task: str) -> None:
-    """
+    """Check tensors before they are saved.
+
     Args:
-        tensors: that are about to be saved.
-        what: they are, for people.
-        task: such as "task 2 of 5".
+        tensors: by name.
+        what: what they are, for the message.
+        task: the label for the message, such as "task 2 of 5".
 
     Raises:
         UserError: if a value is NaN or infinite.
@@ -102,7 +106,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str, task: str) -> None:
 def _message(what: str, value: float | str, where: str) -> str:
     it = "they are" if what == "weights" else "it is"
     return (
-        f"the {what.removeprefix('the ')} must be finite; {it} {value} at {where}. The usual causes: a "
-        "learning rate too high (optimizer.lr), 16-bit numbers (write precision=32-true), or images or weights that "
-        "hold NaN (data.root, model.pretrained). What was saved before it is kept."
+        f"the {what.removeprefix('the ')} must be finite; {it} {value} at {where}. Usual causes are a high learning "
+        "rate (optimizer.lr), 16-bit numbers (write precision=32-true), and images or weights with NaN (data.root, "
+        "model.pretrained). Earlier saves are kept."
     )

@@ -1,4 +1,4 @@
-"""One progress display for the whole stream."""
+"""The progress display of a whole stream."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class StreamProgress(pl.Callback):
-    """A bar over the optimizer steps of all tasks: task k of T, epoch, loss, accuracy, remaining time.
+    """A bar over the optimizer steps of all tasks, with task, epoch, loss, accuracy and remaining time.
 
-    Quiet where nobody watches (no terminal, or CI): then `finished` alone prints, a line per task.
+    Without a terminal, or on CI, there is no bar: `finish` prints one line per task.
 
     Args:
-        total_steps: optimizer steps of all tasks that are still to be trained.
+        steps: optimizer steps of all tasks that are still to be trained.
         epochs: epochs of each task.
-        visible: whether this process prints at all (rank 0).
+        visible: whether this process prints.
     """
 
-    def __init__(self, total_steps: int, epochs: Sequence[int], visible: bool = True):
+    def __init__(self, steps: int, epochs: Sequence[int], visible: bool = True):
         self.console = Console(quiet=not visible, highlight=False, soft_wrap=True)
         self.tasks, self.epochs = len(epochs), epochs
         self.current = 0
@@ -39,7 +39,7 @@ class StreamProgress(pl.Callback):
             transient=True,
             disable=not visible or not self.console.is_terminal or bool(os.environ.get("CI")),
         )
-        self.line = self.bar.add_task("training", total=total_steps)
+        self.line = self.bar.add_task("training", total=steps)
 
     def __enter__(self) -> StreamProgress:
         self.bar.start()
@@ -49,16 +49,20 @@ class StreamProgress(pl.Callback):
         self.bar.stop()
 
     def start(self, task: int) -> None:
-        """Task `task` (from 0) begins."""
+        """Show that task `task`, counted from 0, begins."""
         self.current, self.began = task, time.monotonic()
 
-    def finished(self, overall: float) -> None:
-        """The current task is trained and evaluated."""
+    def extend(self, steps: int) -> None:
+        """Add the optimizer steps of a task that has to be trained again."""
+        self.bar.update(self.line, total=(self.bar.tasks[self.line].total or 0) + steps)
+
+    def finish(self, overall: float) -> None:
+        """Show the accuracy over all test images after the current task."""
         seconds = time.monotonic() - self.began
         self.console.print(f"task {self.current + 1}/{self.tasks}  overall accuracy {overall:.3f}  {seconds:.1f} s")
 
     def on_train_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        self.bar.advance(self.line, trainer.global_step)  # steps that an earlier process has done
+        self.bar.advance(self.line, trainer.global_step)  # steps of an earlier process
 
     def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: Any) -> None:
         self.bar.advance(self.line)

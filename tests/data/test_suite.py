@@ -1,10 +1,10 @@
-"""Several data sets as one."""
+"""Several datasets as one."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from archives import WRITERS, codes, cut, load, refusal
+from archives import WRITERS, codes, error_line, load, truncate
 
 from mergestream.data.sources.digits import digits
 from mergestream.data.sources.suite import suite
@@ -13,7 +13,7 @@ from mergestream.runtime.errors import UserError
 pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
-def test_a_suite_joins_datasets_and_keeps_their_prompts(archives):
+def test_suite_concatenates_datasets_and_keeps_their_prompts(archives):
     root = archives("mnist", "svhn", "cars", "eurosat")
     names = ["mnist", "eurosat", "cars", "svhn"]
     parts = {name: load(name, root) for name in names}
@@ -38,7 +38,7 @@ def test_a_suite_joins_datasets_and_keeps_their_prompts(archives):
     assert len(joined) == 10 + 10 + 196 + 10
 
 
-def test_a_suite_takes_functions_by_their_path(archives):
+def test_suite_takes_functions_by_dotted_path(archives):
     root = archives("mnist")
     source = suite(str(root), ["mnist", "mergestream.data.sources.digits.digits"])
     assert source.domain_names == ["mnist", "mergestream.data.sources.digits.digits"]
@@ -46,15 +46,17 @@ def test_a_suite_takes_functions_by_their_path(archives):
     assert source.prompts[10:] == digits().prompts
 
 
-def test_a_suite_in_which_an_image_is_corrupt(tmp_path, capsys):
+def test_corrupt_images_of_a_suite_are_left_out(tmp_path, capsys):
     for name in ("eurosat", "mnist", "gtsrb"):
         WRITERS[name](tmp_path)
     bad = tmp_path / "gtsrb/GTSRB/Training/00007/00000_00000.ppm"
-    cut(bad)
+    truncate(bad)
     values = ["dataset.datasets=[mnist,eurosat,gtsrb]", "dataset.domains=3"]
-    assert refusal("eight_datasets", tmp_path, *values).startswith(f"{bad} is no sound image (")
+    assert error_line("eight_datasets", tmp_path, *values).startswith(f"{bad} is not a readable image (")
     source = load("eight_datasets", tmp_path, *values, "data.skip_corrupt=true")
-    assert "left out 1 corrupt image files of 186" in capsys.readouterr().err  # 100 + 86; those of MNIST are no files
+    assert (
+        "left out 1 corrupt image files of 186" in capsys.readouterr().err
+    )  # 100 + 86; the images of MNIST have no files of their own
     assert len(source.train) == 20 + 90 + 42
     starts = [0, 10, 20]
     for split in (source.train, source.test):
@@ -65,23 +67,23 @@ def test_a_suite_in_which_an_image_is_corrupt(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "given",
-    ["nothing", "images", "archive.official", "5", "mergestream.data.sources.glyphs.FONTS", "''", "os.system"],
+    ["nothing", "images", "archive.archive_errors", "5", "mergestream.data.sources.glyphs.FONTS", "''", "os.system"],
 )
-def test_a_suite_refuses_what_is_no_dataset(given, tmp_path):
-    said = refusal("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
+def test_error_for_something_other_than_a_dataset(given, tmp_path):
+    said = error_line("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
     assert said.startswith("dataset.datasets must be names of the dataset group, or package.module.function; got ")
     assert said.split("; got ")[1].split(":")[0] == given.strip("'")
 
 
-def test_a_suite_refuses_duplicates_and_what_needs_more_than_a_root(tmp_path):
+def test_errors_for_duplicates_and_for_datasets_that_need_more_than_a_root(tmp_path):
     for given in ("[digits,glyphs,digits]", "[]"):
-        said = refusal("eight_datasets", tmp_path, f"dataset.datasets={given}")
+        said = error_line("eight_datasets", tmp_path, f"dataset.datasets={given}")
         assert "dataset.datasets must be different datasets, at least one; got [" in said
-    assert "folder" in refusal("eight_datasets", tmp_path, "dataset.datasets=[digits,folder]")
-    assert "dataset=mnist needs " in refusal("eight_datasets", tmp_path, "dataset.datasets=[digits,mnist]")
+    assert "folder" in error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,folder]")
+    assert "dataset=mnist needs " in error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,mnist]")
 
 
-def test_options_of_one_dataset_of_a_suite(tmp_path):
+def test_options_for_one_dataset_of_a_suite(tmp_path):
     WRITERS["eurosat"](tmp_path)
     options = {"eurosat": {"test_fraction": 0.5}}
     half, plain = (
@@ -90,7 +92,7 @@ def test_options_of_one_dataset_of_a_suite(tmp_path):
     )
     assert half.notes["eurosat"]["test_fraction"] == 0.5
     assert len(half.test) > len(plain.test)
-    with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME for a copy"):
+    with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME to use a copy on the"):
         suite(str(tmp_path), ["eurosat", "cars"])
     with pytest.raises(UserError, match="dataset.options must be of digits; got dataset.options.cars"):
         suite(str(tmp_path), ["digits"], options={"cars": {"mirror": "a/b"}})

@@ -1,0 +1,146 @@
+"""The settings of merge.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from mergestream.compose import checks
+from mergestream.compose.build import build, device_of
+from mergestream.compose.inputs import Inputs
+from mergestream.compose.overrides import MERGE_KEYS
+from mergestream.compose.run import recorded, trained_run
+from mergestream.compose.strategy import bound_strategy, scales_of
+from mergestream.methods.method import Method
+from mergestream.runs.directory import Run
+from mergestream.runtime.errors import UserError
+from mergestream.strategies.strategy import BoundStrategy
+
+
+@dataclass(frozen=True)
+class RunMerge:
+    """What merge.py needs to merge a run.
+
+    Args:
+        run: the run directory.
+        config: the resolved config, for the record.
+        inputs: data and weights.
+        method: the method of the training.
+        bound: the strategy and its options.
+        scales: values of λ; empty to select one on validation data.
+        candidates: the values of λ to select from, in ascending order.
+        prefixes: whether the merges of the first t tasks are evaluated, for every t.
+        export: the format of an exported CLIP, or None.
+        device: where to merge.
+        compared: keys in which the run's config must agree with this one.
+    """
+
+    run: Run
+    config: dict[str, Any]
+    inputs: Inputs
+    method: Method
+    bound: BoundStrategy
+    scales: list[float]
+    candidates: list[float]
+    prefixes: bool
+    export: str | None
+    device: torch.device
+    compared: list[str]
+
+
+@dataclass(frozen=True)
+class FileMerge:
+    """What merge.py needs to merge files that this project did not write.
+
+    Args:
+        inputs: the CLIP to export.
+        bound: the strategy and its options.
+        base, checkpoints, out: paths.
+        scales: values of λ.
+        several: whether each λ gets a path of its own, see `merge_checkpoints`.
+        dtype, on_mismatch, device: see `merge_checkpoints`.
+        export: the format of an exported CLIP, or None.
+    """
+
+    inputs: Inputs
+    bound: BoundStrategy
+    base: str
+    checkpoints: list[str]
+    out: str
+    scales: list[float]
+    several: bool
+    dtype: str | None
+    on_mismatch: str
+    device: torch.device
+    export: str | None
+
+
+def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMerge:
+    """Check a config of merge.yaml and return its settings.
+
+    Args:
+        cfg: the composed config.
+        shared: see `Inputs`.
+
+    Raises:
+        UserError: if a value breaks its rule.
+    """
+    OmegaConf.resolve(cfg)
+    checks.check_merge(cfg)
+    bound = bound_strategy(cfg)
+    paths = ("base", "checkpoints", "out")
+    given = [key for key in paths if cfg[key] is not None]
+    if given:
+        if missing := [key for key in paths if key not in given]:
+            raise UserError(f"base, checkpoints and out go together; got {given[0]} without {missing[0]}")
+        return _file_merge(cfg, bound, shared)
+    for key in ("dtype", "on_mismatch"):
+        if cfg[key] not in (None, "error"):
+            raise UserError(
+                f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}"
+            )
+    checks.check_stream(cfg)
+    run, compared = trained_run(cfg, MERGE_KEYS)
+    return RunMerge(
+        run=run,
+        config=recorded(cfg),
+        inputs=Inputs(cfg, shared),
+        method=build(cfg.method, cfg.allow_targets),
+        bound=bound,
+        scales=scales_of(cfg),
+        candidates=sorted(map(float, cfg.candidates)) if cfg["lambda"] == checks.SELECT else [],
+        prefixes=cfg.prefixes,
+        export=cfg.export,
+        device=_merging_device(cfg),
+        compared=compared,
+    )
+
+
+def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -> FileMerge:
+    scales, several = scales_of(cfg), isinstance(cfg["lambda"], ListConfig)
+    if not scales:
+        raise UserError("lambda=select needs the validation data of a run; for base and checkpoints give a number")
+    if cfg.export is not None and (several or Path(cfg.out).suffix != ".safetensors"):
+        raise UserError(f"export needs one merged file, out=….safetensors; got out={cfg.out}, lambda={cfg['lambda']}")
+    return FileMerge(
+        inputs=Inputs(cfg, shared),
+        bound=bound,
+        base=cfg.base,
+        checkpoints=list(cfg.checkpoints),
+        out=cfg.out,
+        scales=scales,
+        several=several,
+        dtype=cfg.dtype,
+        on_mismatch=cfg.on_mismatch,
+        device=_merging_device(cfg),
+        export=cfg.export,
+    )
+
+
+def _merging_device(cfg: DictConfig) -> torch.device:
+    """Merging is bound by reading, so it takes a GPU only where one is asked for."""
+    return device_of("gpu") if cfg.accelerator == "gpu" else torch.device("cpu")

@@ -1,0 +1,44 @@
+"""The run that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mergestream.compose.overrides import NAMING_KEYS, chosen, typed
+from mergestream.runs.directory import Run
+
+# What a merge and its run must agree in, besides what was typed.
+COMPARED = ("dataset", "stream", "model", "method", "tasks", "seed")
+
+
+def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
+    """Return the run that a config names.
+
+    Args:
+        cfg: a composed config of train.yaml, merge.yaml or analyze.yaml.
+        extra: overrides that its command needs besides those that name the run.
+    """
+    names = {
+        "dataset": str(cfg.dataset.name),
+        "stream_name": str(cfg.stream.name),
+        "model": str(cfg.model.name),
+        "method": str(cfg.method.id),
+    }
+    options = {group: chosen(group, names[group]) for group in ("dataset", "model", "method")}
+    tag = None if cfg.tag is None else str(cfg.tag)
+    return Run(Path(cfg.root), **names, tasks=cfg.tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
+
+
+def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str]]:
+    """Return the finished run that a config names, and the keys in which both must agree."""
+    run = run_of(cfg, [word for _, word in typed(without=(*own_keys, *NAMING_KEYS))])
+    return run, [*COMPARED, *(key for key, _ in typed(without=own_keys))]
+
+
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """Return a resolved config as it is written into files."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]

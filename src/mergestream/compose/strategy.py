@@ -1,0 +1,29 @@
+"""The merge strategy and the values of λ that a config names."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from mergestream.compose import checks
+from mergestream.compose.build import build
+from mergestream.strategies.strategy import BoundStrategy
+
+
+def bound_strategy(cfg: DictConfig) -> BoundStrategy:
+    """Return the strategy of the ``strategy`` group with its options."""
+    bound: partial[Any] = build(cfg.strategy, cfg.allow_targets, without=("scale",))
+    strategy: Any = bound.func
+    return strategy.bind(bound.keywords, seed=cfg.seed)
+
+
+def scales_of(cfg: DictConfig) -> list[float]:
+    """Return λ: the given values, or the strategy's own; none where it is to be selected."""
+    value = cfg["lambda"]
+    if value == checks.SELECT:
+        return []
+    if value is None:
+        return [float(cfg.strategy.scale)]
+    return [float(v) for v in value] if isinstance(value, ListConfig) else [float(value)]

@@ -1,0 +1,148 @@
+"""The settings of train.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch.optim import Optimizer
+
+from mergestream.compose import checks
+from mergestream.compose.build import build
+from mergestream.compose.inputs import Inputs
+from mergestream.compose.overrides import NAMING_KEYS, typed
+from mergestream.compose.run import recorded, run_of
+from mergestream.compose.strategy import bound_strategy, scales_of
+from mergestream.methods.method import Method
+from mergestream.runs.directory import Run
+from mergestream.runtime.errors import UserError
+from mergestream.strategies.strategy import BoundStrategy
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How each task is trained.
+
+    Args:
+        seed: keys every random draw.
+        epochs: of every task, or one number for each task.
+        batch_size: samples in a global batch, all processes together.
+        optimizer: parameters → optimizer.
+        warmup: warm-up steps if an integer, a fraction of all steps if a float.
+        gradient_clip: the largest norm of a gradient.
+        precision, accelerator: as Lightning names them.
+        every_epochs, every_minutes: how often the task in progress is saved; None is never.
+        timeout_minutes: how long a process may keep the others waiting.
+    """
+
+    seed: int
+    epochs: int | list[int]
+    batch_size: int
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+    warmup: int | float
+    gradient_clip: float
+    precision: str
+    accelerator: str
+    every_epochs: int | None
+    every_minutes: float | None
+    timeout_minutes: float
+
+
+@dataclass(frozen=True)
+class RunningMergeSettings:
+    """The merge that a training keeps up to date.
+
+    Args:
+        bound: the strategy and its options.
+        scale: λ.
+        keep_tasks: whether the encoders of all tasks are kept.
+    """
+
+    bound: BoundStrategy
+    scale: float
+    keep_tasks: bool
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What train.py needs.
+
+    Args:
+        run: the run directory.
+        config: the resolved config, for the record.
+        inputs: data and weights.
+        method: the continual-learning method.
+        fit: how each task is trained.
+        merge: the merge to keep up to date; None is none.
+        repair: whether damaged files are trained again.
+        logger: (path, config) → logger of Lightning, or None.
+        devices: processes, or ``auto``.
+        max_restarts: how often lost processes are started again.
+    """
+
+    run: Run
+    config: dict[str, Any]
+    inputs: Inputs
+    method: Method
+    fit: FitSettings
+    merge: RunningMergeSettings | None
+    repair: bool
+    logger: Callable[..., Any]
+    devices: int | str
+    max_restarts: int
+
+
+def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettings:
+    """Check a config of train.yaml and return its settings; neither data nor weights are touched.
+
+    Args:
+        cfg: the composed config.
+        run: the run, for a process that cannot see the command line; None takes it from `cfg`.
+
+    Raises:
+        UserError: if a value breaks its rule.
+    """
+    OmegaConf.resolve(cfg)
+    checks.check_training(cfg)
+    allowed = cfg.allow_targets
+    method: Method = build(cfg.method, allowed)
+    fit = FitSettings(
+        seed=cfg.seed,
+        epochs=list(cfg.epochs) if isinstance(cfg.epochs, ListConfig) else cfg.epochs,
+        batch_size=cfg.batch_size,
+        optimizer=build(cfg.optimizer, allowed),
+        warmup=cfg.schedule.warmup,
+        gradient_clip=cfg.gradient_clip,
+        precision=cfg.precision,
+        accelerator=cfg.accelerator,
+        every_epochs=cfg.checkpoint.every_epochs,
+        every_minutes=cfg.checkpoint.every_minutes,
+        timeout_minutes=cfg.launcher.timeout_minutes,
+    )
+    return TrainingSettings(
+        run=run or run_of(cfg, [word for _, word in typed(without=NAMING_KEYS)]),
+        config=recorded(cfg),
+        inputs=Inputs(cfg),
+        method=method,
+        fit=fit,
+        merge=_running_merge(cfg, method) if cfg.merge_every_task else None,
+        repair=cfg.repair,
+        logger=partial(build, cfg.logger, allowed),
+        devices=cfg.devices,
+        max_restarts=cfg.launcher.max_restarts,
+    )
+
+
+def _running_merge(cfg: DictConfig, method: Method) -> RunningMergeSettings:
+    if method.data != "task":
+        raise UserError(
+            f"merge_every_task=true needs a method with an encoder for each task; got method={cfg.method.id}"
+        )
+    bound = bound_strategy(cfg)
+    bound.strategy.require_running()
+    (scale,) = scales_of(cfg)
+    return RunningMergeSettings(bound, scale, cfg.keep_tasks)

@@ -1,0 +1,92 @@
+"""``merge_every_task=true``: after every task, merge the tasks so far, evaluate the merge, and drop old encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mergestream.compose.training import RunningMergeSettings
+from mergestream.merging.accumulate import RunningMerge
+from mergestream.merging.encoder import apply, describe, write_merged
+from mergestream.metrics import Counts
+from mergestream.runs.directory import Run, readable
+from mergestream.runs.results import assemble
+from mergestream.runtime import files, processes
+from mergestream.runtime.errors import UserError
+
+Measure = Callable[[Mapping[str, Tensor], int], Counts]
+
+
+class RunningEvaluation:
+    """Keeps a merge of all tasks so far, and its evaluation. Every process calls it; the first writes files.
+
+    An encoder is deleted only when the next one, the merge with it and its evaluation are on disk, so a run that is
+    interrupted anywhere continues to the same bytes.
+
+    Args:
+        run: the run directory.
+        config: of the training, for the record.
+        settings: strategy, λ, and whether all encoders are kept.
+    """
+
+    def __init__(self, run: Run, config: Mapping[str, Any], settings: RunningMergeSettings):
+        self.run, self.config, self.settings = run, config, settings
+        bound = settings.bound
+        self.merge = RunningMerge(run.running(bound.strategy.name), bound)
+        self.folder = run.path / "merges" / bound.folder(settings.scale)
+        self.rows: list[Counts] = []
+
+    def follow(self, index: int, measure: Measure) -> None:
+        """Add task `index` to the merge and evaluate the result.
+
+        Args:
+            index: the task, from 0.
+            measure: ``measure(weights, seen)`` returns counts, computed by all processes together.
+        """
+        path = self._row(index)
+        if path.is_file():
+            self.rows.append(files.read_json(path, *Counts.__annotations__))  # type: ignore[arg-type]
+        else:
+            if processes.is_first():
+                self._merge(index)
+            processes.barrier()
+            self.rows.append(measure(files.read_tensors(self.folder / "merged.safetensors"), index + 1))
+            processes.barrier()
+            if processes.is_first():
+                files.write_json(path, self.rows[-1])
+        if processes.is_first() and not self.settings.keep_tasks and index:
+            self.run.drop(index - 1)
+
+    def finish(self, zero_shot: Counts, timing: Mapping[str, float], devices: int, hashes: Mapping[str, str]) -> None:
+        """Write metrics.json of the merge, as ``merge.py prefixes=true`` would.
+
+        Args:
+            zero_shot: counts of θ₀.
+            timing: seconds by stage.
+            devices: processes that took part.
+            hashes: of θ₀ and data, for the provenance.
+        """
+        seen = list(range(1, len(self.rows) + 1))
+        metrics = assemble("merge", self.config, zero_shot, self.rows, seen, timing, devices)
+        metrics["merge"] = describe(self.settings.bound, self.settings.scale, {})
+        metrics["provenance"] |= hashes
+        files.write_json(self.folder / "metrics.json", metrics)
+
+    def _merge(self, index: int) -> None:
+        base, bound, scale = self.run.base_file(), self.settings.bound, self.settings.scale
+        self.merge.add(index, base, self.run.encoder(index))
+        if self.merge.tasks != index + 1:
+            raise UserError(
+                f"the merge of the first {index + 1} tasks was not evaluated with this lambda or strategy, and "
+                f"{readable(self.merge.path)} already holds {self.merge.tasks}. Use the values that the run was "
+                "started with."
+            )
+        tau, inputs = self.merge.task_vector()
+        theta = apply(files.read_tensors(base), tau, scale)
+        write_merged(self.folder / "merged.safetensors", theta, bound, scale, inputs)
+
+    def _row(self, index: int) -> Path:
+        return self.run.task(index) / f"{self.folder.name}.json"

@@ -1,0 +1,220 @@
+"""What is open while a run is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import torch
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+
+from mergestream.compose.training import TrainingSettings
+from mergestream.data.stream import TaskStream
+from mergestream.data.tasks import Task
+from mergestream.evaluation import evaluate
+from mergestream.metrics import Counts
+from mergestream.models.clip import Clip, TextHead, text_head
+from mergestream.runs.directory import Run, readable, store_base
+from mergestream.runs.results import TaskRecord, circumstances
+from mergestream.runtime import files, processes
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.interrupt import Signals
+from mergestream.runtime.lock import Lock
+from mergestream.training.merge_every_task import RunningEvaluation
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass
+class TaskPlan:
+    """How one task of the run is trained.
+
+    Args:
+        index: number of the task, from 0.
+        task: its classes and samples.
+        epochs: how often its samples are seen.
+        steps: optimizer steps of the task.
+        first_step: optimizer steps of all tasks before it.
+        seen: how many tasks of the stream count as seen after it.
+        finished: whether an earlier process has finished it.
+    """
+
+    index: int
+    task: Task
+    epochs: int
+    steps: int
+    first_step: int
+    seen: int
+    finished: bool
+
+
+@dataclass
+class Session:
+    """A run in training, as one of its processes sees it.
+
+    Args:
+        settings: of the run.
+        signals: the signals that may stop this process.
+        device: of this process.
+        lock: held by the process that writes; None on the others.
+        logger: on the process that writes.
+        stream: the data of all tasks, for evaluation.
+        training: the stream that is trained on: `stream`, or all of it as one task.
+        encoder: the image tower, trained in place.
+        head: the frozen text head over all classes.
+        base: θ₀, on the CPU.
+        stamp: metadata of every file of the run; see `Run.stamp`.
+        plans: the tasks to train.
+        merging: keeps a merge up to date; None without ``merge_every_task``.
+        zero_shot: counts of θ₀.
+        setup_seconds: how long opening took.
+    """
+
+    settings: TrainingSettings
+    signals: Signals
+    device: torch.device
+    lock: Lock | None
+    logger: Logger | None
+    stream: TaskStream
+    training: TaskStream
+    encoder: nn.Module
+    head: TextHead
+    base: dict[str, Tensor]
+    stamp: dict[str, str]
+    plans: list[TaskPlan]
+    merging: RunningEvaluation | None
+    zero_shot: Counts
+    setup_seconds: float
+
+    @classmethod
+    def open(cls, settings: TrainingSettings, signals: Signals, device: torch.device, lock: Lock | None) -> Session:
+        """Load data and weights, and write the first files of the run; nothing is written if data or weights fail."""
+        began = time.monotonic()
+        run, inputs = settings.run, settings.inputs
+        logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
+        source = processes.first_alone(inputs.source)  # downloads and decodes what is new
+        clip = inputs.clip()
+        stream = inputs.stream(clip.transforms, source)
+        training = stream.joined() if settings.method.data == "all" else stream
+        clip.model.to(device)
+        head = text_head(clip, stream.source.prompts)
+        base = {name: tensor.detach().cpu().clone() for name, tensor in clip.encoder.state_dict().items()}
+        if lock is not None:
+            _write_start(settings, stream, clip, base)
+        processes.barrier()
+        stamp = run.stamp(settings.config)
+        return cls(
+            settings=settings,
+            signals=signals,
+            device=device,
+            lock=lock,
+            logger=logger,
+            stream=stream,
+            training=training,
+            encoder=clip.encoder,
+            head=head,
+            base=base,
+            stamp=stamp,
+            plans=_plans(settings, training, len(stream), stamp["base_sha256"]),
+            merging=RunningEvaluation(run, settings.config, settings.merge) if settings.merge else None,
+            zero_shot=evaluate(clip.encoder, head, stream, seen=0, device=device),
+            setup_seconds=time.monotonic() - began,
+        )
+
+    @property
+    def run(self) -> Run:
+        """The run directory."""
+        return self.settings.run
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.lock is not None
+
+    def on_first(self, write: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T | None:
+        """Call `write` on the process that writes, if it still holds the lock; return None on the others.
+
+        Raises:
+            UserError: if another process took the run over.
+        """
+        if self.lock is None:
+            return None
+        self.lock.check()
+        return write(*arguments, **keywords)
+
+    def measure(self, weights: Mapping[str, Tensor], seen: int) -> Counts:
+        """Return the counts of other weights than those in training, which stay as they are."""
+        own = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
+        self.encoder.load_state_dict(weights)
+        counts = evaluate(self.encoder, self.head, self.stream, seen=seen, device=self.device)
+        self.encoder.load_state_dict(own)
+        return counts
+
+    def steps_left(self) -> int:
+        """Return the optimizer steps of the tasks that are not finished."""
+        return sum(plan.steps for plan in self.plans if not plan.finished)
+
+    def continues(self, plan: TaskPlan, parent: str) -> bool:
+        """Return whether the encoder of a finished task was trained from the one with the checksum `parent`."""
+        return self.run.parent(plan.index) in (None, parent)  # None: dropped, so that only its merge remains
+
+    def parent_of_next(self, record: TaskRecord, plan: TaskPlan, parent: str) -> str:
+        """Return the checksum of the encoder that the task after `plan` starts from."""
+        return _next_parent(self.settings, record, plan.index, parent)
+
+
+def _next_parent(settings: TrainingSettings, record: TaskRecord, index: int, parent: str) -> str:
+    return record["files"][settings.run.encoder(index).name] if settings.method.start == "previous" else parent
+
+
+def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int, base_sha256: str) -> list[TaskPlan]:
+    """Return the tasks that the method trains, and which of them are finished."""
+    run, fit = settings.run, settings.fit
+    tasks = [] if settings.method.data == "none" else training.tasks
+    plans: list[TaskPlan] = []
+    parent: str | None = base_sha256  # None: unknown until the task before is trained
+    for index, task in enumerate(tasks):
+        epochs = fit.epochs[index] if isinstance(fit.epochs, list) else fit.epochs
+        finished = run.evaluation(index).is_file() and (parent is None or run.parent(index) in (None, parent))
+        plans.append(
+            TaskPlan(
+                index=index,
+                task=task,
+                epochs=epochs,
+                steps=epochs * -(-len(task.train) // fit.batch_size),
+                first_step=sum(plan.steps for plan in plans),
+                seen=stream_length if settings.method.data == "all" else index + 1,
+                finished=finished,
+            )
+        )
+        if settings.method.start == "previous":
+            parent = _next_parent(settings, run.record(index), index, base_sha256) if finished else None
+    return plans
+
+
+def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, base: Mapping[str, Tensor]) -> None:
+    """Write what is known before the training, or check that it agrees with what the run was started with."""
+    run, model = settings.run, settings.run.model
+    described = {"stream": run.stream_name, **stream.describe()}
+    if (run.path / "stream.json").exists():
+        run.require_data(described)
+    else:
+        files.write_json(run.path / "stream.json", described)
+    _, sha256 = store_base(run.root, base)
+    if (run.path / "base.json").exists():
+        if (begun := run.base()["sha256"]) != sha256:
+            raise UserError(
+                f"θ₀ must stay the one that {readable(run.path)} was started with, sha256 {begun[:12]}…; the weights "
+                f"of model={model} are now {sha256[:12]}…. Restore them, or write tag=NAME to start a second run."
+            )
+    else:
+        known = {"name": model, "source": clip.source, "sha256": sha256}
+        parameters = sum(p.numel() for p in clip.model.parameters())
+        begun_in = circumstances(processes.shard()[1])
+        files.write_json(run.path / "base.json", {**known, "begun": begun_in, "clip_parameters": parameters})
+    if not (run.path / "config.yaml").exists():
+        run.claim(settings.config)

@@ -1,0 +1,143 @@
+"""The steps of one task: restore it, or fit, consolidate, save, evaluate and record it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergestream import evaluation
+from mergestream.metrics import Counts
+from mergestream.runtime import files, processes
+from mergestream.runtime.seeding import key, seed_all
+from mergestream.training.callbacks.checkpoint import Checkpointing
+from mergestream.training.callbacks.health import Health, require_finite
+from mergestream.training.callbacks.progress import StreamProgress
+from mergestream.training.fit import fit_task
+from mergestream.training.learner import Learner
+from mergestream.training.session import Session, TaskPlan
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained task.
+
+    Args:
+        label: such as "task 2 of 5".
+        marks: metadata of its files.
+        seconds: how long it was trained.
+        spikes: how many steps had a spike in the loss or the gradient norm.
+    """
+
+    label: str
+    marks: dict[str, str]
+    seconds: float
+    spikes: dict[str, int]
+
+
+def restore(session: Session, plan: TaskPlan) -> None:
+    """Load what a finished task left behind: the encoder and the state of the method."""
+    run, index, method = session.run, plan.index, session.settings.method
+    is_last = index + 1 == len(session.plans) or not session.plans[index + 1].finished
+    kept = run.encoder(index).is_file()
+    if kept or is_last:
+        run.require_stamp(run.encoder(index), {**session.stamp, "task": str(index)})
+        session.encoder.load_state_dict(files.read_tensors(run.encoder(index)))
+    state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
+    # With keep_tasks=false only the files of the last finished task are there, and they are enough.
+    if state or is_last or kept or not _last_state_exists(session):
+        method.restore(state, session.encoder, session.head, plan.task.classes)
+    session.on_first(run.checkpoint(index).unlink, missing_ok=True)  # of a process killed while evaluating
+
+
+def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress) -> Fitted:
+    """Train the task, from its checkpoint if there is one.
+
+    Args:
+        session: of the run.
+        plan: the task.
+        parent: checksum of the encoder that it starts from.
+        progress: shows every step.
+    """
+    settings, run, index = session.settings, session.run, plan.index
+    if settings.method.start == "base":
+        session.encoder.load_state_dict(session.base)
+    session.encoder.train()
+    learner = Learner(
+        session.encoder,
+        session.head,
+        plan.task.classes,
+        settings.fit.optimizer,
+        settings.fit.warmup,
+        settings.method,
+        plan.first_step,
+        parts=(settings.fit.seed, index),
+    )
+    label, marks = f"task {index + 1} of {len(session.plans)}", {**session.stamp, "task": str(index), "parent": parent}
+    health = Health(label)
+    saving = Checkpointing(run.checkpoint(index), label, settings.fit, health, session.signals, session.lock)
+    session.on_first(_remove_stale_checkpoint, session, index, parent)
+    processes.barrier()
+    callbacks = [progress, health, settings.method]
+    fit_task(learner, session.training, settings.fit, plan.epochs, callbacks, saving, marks, session.logger)
+    return Fitted(label, marks, saving.seconds, health.spikes)
+
+
+def consolidate(session: Session, plan: TaskPlan) -> None:
+    """Let the method keep what later tasks need of this one."""
+    session.encoder.to(session.device).eval()
+    session.head.to(session.device)
+    # Its draws do not depend on whether the training was interrupted.
+    seed_all(key(session.settings.fit.seed, plan.index, "consolidate", processes.rank()))
+    session.settings.method.consolidate(session.encoder, session.head, plan.task.classes, _samples(session))
+
+
+def save(session: Session, plan: TaskPlan, fitted: Fitted) -> dict[str, str]:
+    """Write the encoder and the state of the method; return the checksums of the files by name."""
+    run, method = session.run, session.settings.method
+    encoder, state_file = run.encoder(plan.index), run.method_state(plan.index)
+    weights = {name: tensor.float() for name, tensor in session.encoder.state_dict().items()}
+    written = {encoder.name: files.write_tensors(encoder, weights, fitted.marks)}
+    if state := method.state():
+        require_finite(state, f"the state of method={method.id}", fitted.label)
+        written[state_file.name] = files.write_tensors(state_file, state, fitted.marks)
+    return written
+
+
+def evaluate(session: Session, plan: TaskPlan) -> tuple[Counts, float]:
+    """Return the counts of the encoder on all tasks, and how many seconds that took."""
+    began = time.monotonic()
+    counts = evaluation.evaluate(session.encoder, session.head, session.stream, seen=plan.seen, device=session.device)
+    return counts, time.monotonic() - began
+
+
+def record(
+    session: Session, plan: TaskPlan, fitted: Fitted, written: dict[str, str] | None, counts: Counts, seconds: float
+) -> None:
+    """Write the record that marks the task as finished, and remove its checkpoint."""
+    spent = {"training": fitted.seconds, "evaluation": seconds}
+    known = {**counts, "files": written, "spikes": fitted.spikes, "seconds": spent}
+    files.write_json(session.run.evaluation(plan.index), known)
+    session.run.checkpoint(plan.index).unlink(missing_ok=True)
+
+
+def _last_state_exists(session: Session) -> bool:
+    """Return whether the last finished task left a state of the method."""
+    finished = [plan.index for plan in session.plans if plan.finished]
+    return bool(finished) and session.run.method_state(finished[-1]).exists()
+
+
+def _remove_stale_checkpoint(session: Session, index: int, parent: str) -> None:
+    """Remove the checkpoint of a task if an earlier task was trained again since, and came out different."""
+    saved = session.run.checkpoint(index)
+    if saved.exists() and files.read_metadata(saved).get("parent") != parent:
+        saved.unlink()
+
+
+def _samples(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this process's share of the task, without the samples of weight 0 that only keep processes in step."""
+    for images, labels, weights in session.training.consolidation_dataloader():
+        real = weights > 0
+        yield images[real].to(session.device), labels[real].to(session.device)
