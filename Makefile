@@ -38,7 +38,7 @@ demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='
 	@echo "picture in $(DEMO)/_report/digits-class-5-tiny-curves.png: accuracy and forgetting after each task"
 	@echo "next: make demo STRATEGIES='glob(*)' merges with every strategy; docs/getting-started.md explains the commands"
 
-demo/%:
+$(TRAININGS:%=demo/%): demo/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py -m $(STREAM) method=$* logger=none > /dev/null
 
 benchmark: setup ## every method and strategy on the embedded streams, five seeds, and their report; continues where it stopped
