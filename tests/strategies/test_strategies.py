@@ -43,7 +43,7 @@ def test_ties_by_hand():
         ballot, limits = Ballot(frozenset("w"), majority=majority), {"w": [1.0, 1.0, 1.0]}
         tau = ties(ABC.flatten(1).clone(), name="w", start=0, thresholds=limits, ballot=ballot)
         assert ballot.votes == 2 - 1  # +1.5 and +2.5 against −2
-        assert ballot.open["w", 0].tolist() == [0]
+        assert ballot.undecided["w", 0].tolist() == [0]
         return tau.view(2, 3).tolist()
 
     assert merged(1.0) == [[1.0, 1.5, 0.0], [0.0, 2.5, -2.0]]
@@ -114,4 +114,4 @@ def test_unknown_names_and_options(tmp_path):
     with pytest.raises(UserError, match=r"must be one of average, breadcrumbs, .*; got strategy=magmin"):
         strategies.get("magmin")
     with pytest.raises(UserError, match=r"takes strategy.density, strategy.scope; got strategy.top=1"):
-        strategies.get("ties").check({"top": 1})
+        strategies.get("ties").bind({"top": 1})
