@@ -11,7 +11,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from archives import WRITERS, composed, error_line, grey, load, remove_line, save, truncate, save_lines
+from archives import WRITERS, composed, error_line, grey, load, remove_line, save, save_lines, truncate
 from helpers import files_below
 
 pytestmark = pytest.mark.usefixtures("any_checksum")

@@ -9,9 +9,9 @@ import pytest
 from archives import SPLIT_BY_NAME, WRITERS, codes, load
 from helpers import config
 
-from mergestream.compose.build import load_stream
+from mergestream.compose.inputs import Inputs
 from mergestream.data.manifest import split_by_name
-from mergestream.models import tiny
+from mergestream.models.tiny import tiny
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.seeding import key
 
@@ -71,7 +71,8 @@ def test_dataset_without_a_split_is_split_by_name(name, archives, tmp_path):
 
 def test_stream_description_has_the_hash_of_the_manifest(archives):
     values = ["dataset=eurosat", f"data.root={archives('eurosat')}", f"root={archives()}/results", "model=tiny"]
-    description = load_stream(config("train", *values), tiny.tiny().transforms).describe()
+    inputs = Inputs(config("train", *values))
+    description = inputs.stream(tiny().transforms, inputs.source()).describe()
     assert description["notes"]["test"] == 10
     assert len(description["notes"]["manifest_sha256"]) == 64
 

@@ -17,9 +17,9 @@ from archives import (
     idx,
     load,
     save,
+    save_lines,
     style,
     wnid,
-    save_lines,
 )
 from helpers import ROOT
 from PIL import Image

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from archives import WRITERS, codes, error_line, load, truncate
 
+from mergestream.data.sources.cars import cars
 from mergestream.data.sources.digits import digits
+from mergestream.data.sources.eurosat import eurosat
 from mergestream.data.sources.suite import suite
 from mergestream.runtime.errors import UserError
 
@@ -39,9 +41,10 @@ def test_suite_concatenates_datasets_and_keeps_their_prompts(archives):
 
 
 def test_suite_takes_functions_by_dotted_path(archives):
-    root = archives("mnist")
-    source = suite(str(root), ["mnist", "mergestream.data.sources.digits.digits"])
-    assert source.domain_names == ["mnist", "mergestream.data.sources.digits.digits"]
+    names = ["mnist", "mergestream.data.sources.digits.digits"]
+    values = [f"dataset.datasets=[{','.join(names)}]", "dataset.domains=2"]
+    source = load("eight_datasets", archives("mnist"), *values)
+    assert source.domain_names == names
     assert source.num_classes == 20
     assert source.prompts[10:] == digits().prompts
 
@@ -54,9 +57,8 @@ def test_corrupt_images_of_a_suite_are_left_out(tmp_path, capsys):
     values = ["dataset.datasets=[mnist,eurosat,gtsrb]", "dataset.domains=3"]
     assert error_line("eight_datasets", tmp_path, *values).startswith(f"{bad} is not a readable image (")
     source = load("eight_datasets", tmp_path, *values, "data.skip_corrupt=true")
-    assert (
-        "left out 1 corrupt image files of 186" in capsys.readouterr().err
-    )  # 100 + 86; the images of MNIST have no files of their own
+    # 100 + 86 files: the images of MNIST have none of their own.
+    assert capsys.readouterr().err == "left out 1 corrupt image files of 186 (data.skip_corrupt=true)\n"
     assert len(source.train) == 20 + 90 + 42
     starts = [0, 10, 20]
     for split in (source.train, source.test):
@@ -70,29 +72,31 @@ def test_corrupt_images_of_a_suite_are_left_out(tmp_path, capsys):
     ["nothing", "images", "archive.archive_errors", "5", "mergestream.data.sources.glyphs.FONTS", "''", "os.system"],
 )
 def test_error_for_something_other_than_a_dataset(given, tmp_path):
-    said = error_line("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
-    assert said.startswith("dataset.datasets must be names of the dataset group, or package.module.function; got ")
-    assert said.split("; got ")[1].split(":")[0] == given.strip("'")
+    message = error_line("eight_datasets", tmp_path, f"dataset.datasets=[digits,{given}]")
+    rule = "dataset.datasets must be names of the dataset group, or package.module.function; got "
+    assert message.split(": ")[0] == rule + given.strip("'")
 
 
 def test_errors_for_duplicates_and_for_datasets_that_need_more_than_a_root(tmp_path):
-    for given in ("[digits,glyphs,digits]", "[]"):
-        said = error_line("eight_datasets", tmp_path, f"dataset.datasets={given}")
-        assert "dataset.datasets must be different datasets, at least one; got [" in said
-    assert "folder" in error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,folder]")
-    assert "dataset=mnist needs " in error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,mnist]")
+    rule = "dataset.datasets must be different datasets, at least one; got "
+    for given, names in (("[digits,glyphs,digits]", ["digits", "glyphs", "digits"]), ("[]", [])):
+        assert error_line("eight_datasets", tmp_path, f"dataset.datasets={given}") == f"{rule}{names}"
+    message = error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,folder]")
+    assert message == (
+        "dataset.options.folder must be what folder takes and needs: missing a required argument: 'path'"
+    )
+    message = error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,mnist]")
+    assert message.startswith(f"dataset=mnist needs {tmp_path}/MNIST/raw, which does not exist. ")
 
 
 def test_options_for_one_dataset_of_a_suite(tmp_path):
     WRITERS["eurosat"](tmp_path)
     options = {"eurosat": {"test_fraction": 0.5}}
-    half, plain = (
-        suite(str(tmp_path), ["eurosat", "digits"], options=options),
-        suite(str(tmp_path), ["eurosat", "digits"]),
-    )
+    datasets = {"eurosat": eurosat, "digits": digits}
+    half, plain = suite(str(tmp_path), datasets, options=options), suite(str(tmp_path), datasets)
     assert half.notes["eurosat"]["test_fraction"] == 0.5
     assert len(half.test) > len(plain.test)
     with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME to use a copy on the"):
-        suite(str(tmp_path), ["eurosat", "cars"])
-    with pytest.raises(UserError, match="dataset.options must be of digits; got dataset.options.cars"):
-        suite(str(tmp_path), ["digits"], options={"cars": {"mirror": "a/b"}})
+        suite(str(tmp_path), {"eurosat": eurosat, "cars": cars})
+    with pytest.raises(UserError, match="^dataset.options must be of digits; got dataset.options.cars$"):
+        suite(str(tmp_path), {"digits": digits}, options={"cars": {"mirror": "a/b"}})

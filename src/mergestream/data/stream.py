@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from mergestream.runtime.seeding import key
 
 
 class TaskStream(pl.LightningDataModule):
-    """A stream of T tasks. While you iterate over it, the train loader serves the current task.
+    """A stream of T tasks, whose train and validation loaders serve the task with index `current`.
 
     Args:
         source: the dataset.
@@ -51,11 +51,6 @@ class TaskStream(pl.LightningDataModule):
 
     def __len__(self) -> int:
         return len(self.tasks)
-
-    def __iter__(self) -> Iterator[Task]:
-        for index, task in enumerate(self.tasks):
-            self.current = index
-            yield task
 
     def joined(self) -> TaskStream:
         """Return the same data as a stream with a single task."""
