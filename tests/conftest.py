@@ -32,7 +32,7 @@ def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     accept_checksums(monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A root where every archive is written once, when it is asked for; no test changes them."""
     from archives import WRITERS
