@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torchvision.datasets import ImageFolder
 
 from mergestream.data.archive import file_split, readable_name
-from mergestream.data.manifest import split_by_name
+from mergestream.data.manifest import Record, split_by_name
 from mergestream.data.source import Source, prompts
 from mergestream.runtime.errors import UserError, first_line
 
@@ -34,7 +33,7 @@ def folder(
         raise UserError(f"dataset.templates must each have a {{}} for the class name; got {list(templates)}")
     train = top / "train"
     test = next((top / name for name in ("test", "val") if (top / name).is_dir()), None)
-    record: dict[str, Any] = {}
+    record: Record = {}
     if train.is_dir() and test is not None:
         found, held_out = _classes(train), _classes(test)
         if strange := [name for name in held_out.classes if name not in found.class_to_idx]:
