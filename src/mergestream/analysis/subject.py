@@ -154,9 +154,7 @@ class Subject:
     def merged(self, bound: BoundStrategy) -> dict[str, Tensor]:
         """Return the merged task vector of all tasks, before λ."""
         parameters = self.run.base()["clip_parameters"]
-        return merged_task_vector(
-            self.base_file, self.encoders, bound.strategy, bound.options, clip_parameters=parameters
-        )[0]
+        return merged_task_vector(self.base_file, self.encoders, bound, clip_parameters=parameters)[0]
 
     def require_several(self) -> None:
         """Check that the run has more than one encoder.

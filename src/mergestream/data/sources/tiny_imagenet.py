@@ -1,4 +1,4 @@
-"""Tiny ImageNet, read from the official archive; its validation images are the test, whose own labels are secret."""
+"""Tiny ImageNet, read from the official archive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.utils import download_and_extract_archive
 
-from mergestream.data.archive import file_split, official
+from mergestream.data.archive import archive_errors, file_split
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, prompts
 
@@ -16,19 +16,21 @@ MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 def tiny_imagenet(root: str, download: bool = False) -> Source:
-    """100,000 + 10,000 photos of 64 px in 200 classes of ImageNet.
+    """Return Tiny ImageNet: 100,000 training and 10,000 test photos of 64 px in 200 classes of ImageNet.
+
+    The test images are the official validation set, because the labels of the official test set are not public.
 
     Args:
-        root: holds ``tiny-imagenet-200`` with train, val, wnids.txt and words.txt.
-        download: fetch it.
+        root: has the folder ``tiny-imagenet-200`` with train, val, wnids.txt and words.txt.
+        download: whether to download a missing archive.
 
     Raises:
         UserError: if the archive is missing or damaged.
     """
     folder = Path(root) / "tiny-imagenet-200"
-    with official(
+    with archive_errors(
         "tiny_imagenet", folder, root,
-        archive="tiny-imagenet-200.zip", size="248 MB", place="cs231n.stanford.edu", download=download,
+        files="tiny-imagenet-200.zip", size="248 MB", website="cs231n.stanford.edu", download=download,
     ):  # fmt: skip
         if download and not folder.exists():
             download_and_extract_archive(URL, root, md5=MD5)
