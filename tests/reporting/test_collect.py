@@ -1,4 +1,4 @@
-"""What is found under a root, and what is named and left out."""
+"""Which results under a root are used, and why others are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergestream.reporting.collect import collect
 from mergestream.runtime import files
 
 
-def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
+def test_unusable_results_are_reported_and_left_out(made_up_root, monkeypatch):
     folders = {
         name: write(made_up_root, name, 1)
         for name in ("truncated", "altered", "later", "lacking", "without", "empty", "ragged", "seenless")
@@ -60,11 +60,11 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
         (folders["truncated"] / "metrics.json", "cannot be read"),
         (folders["altered"] / "metrics.json", "was altered"),
         (folders["later"] / "metrics.json", "its schema_version is 2"),
-        (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
+        (folders["lacking"] / "metrics.json", "it is not a metrics.json of this version"),
         (folders["without"] / "metrics.json", "it has no seen"),
         (folders["empty"] / "metrics.json", "KeyError: 'final_accuracy'"),
-        (folders["ragged"] / "metrics.json", "task_agnostic is no matrix of 2 rows"),
-        (folders["seenless"] / "metrics.json", "seen is not of 2 steps"),
+        (folders["ragged"] / "metrics.json", "task_agnostic is not a matrix of 2 rows"),
+        (folders["seenless"] / "metrics.json", "seen does not have 2 steps"),
         (copy / "metrics.json", "a seed has one result"),
         (of_empty / "metrics.json", "its training is left out"),
         (orphan / "metrics.json", "its training has not finished"),
@@ -85,7 +85,7 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
     assert len(pd.read_csv(made_up_root / "_report/runs.csv")) == 30
 
 
-def test_roots_within_the_root_are_their_own(made_up_root):
+def test_a_root_inside_the_root_is_left_out(made_up_root):
     inner = made_up_root / "demo"
     write(inner, "ewc", 1)
     (inner / "_base").mkdir()
@@ -97,16 +97,16 @@ def test_roots_within_the_root_are_their_own(made_up_root):
     assert len(pd.read_csv(inner / "_report/runs.csv")) == 1
 
 
-def test_a_copy_does_not_take_the_place_of_a_run(made_up_root):
+def test_a_copy_does_not_replace_the_run(made_up_root):
     shutil.copytree(made_up_root / "digits", made_up_root / "backup")
     found = collect(made_up_root)
     assert len(found.runs) == len(found.left_out) == 30
     assert all(path.startswith(f"{made_up_root}/digits/") for path in found.runs["path"])
     assert all(item.path.is_relative_to(made_up_root / "backup") for item in found.left_out)
-    assert [content["config"]["seed"] for content in found.contents] == list(found.runs["seed"])
+    assert [content["config"]["seed"] for content in found.metrics] == list(found.runs["seed"])
 
 
-def test_any_name_that_a_run_can_have_is_found(made_up_root, monkeypatch):
+def test_folders_with_reserved_names_are_searched(made_up_root, monkeypatch):
     write(made_up_root, "logs", 1)
     write(made_up_root, "task-free", 1)
     assert {"logs", "task-free"} <= set(collect(made_up_root).runs["method"])
@@ -123,7 +123,7 @@ def test_any_name_that_a_run_can_have_is_found(made_up_root, monkeypatch):
     assert problem.reason == "it cannot be read (Permission denied)"
 
 
-def test_half_finished_runs_are_no_failure(made_up_root):
+def test_unfinished_runs_are_no_error(made_up_root):
     (made_up_root / "digits/class-2/tiny/seq/seed-9").mkdir()
     for name in ("config.yaml", "stream.json"):
         (made_up_root / "digits/class-2/tiny/seq/seed-9" / name).write_text("")
@@ -153,7 +153,7 @@ def test_only_runs_of_one_protocol_are_averaged(tmp_path):
     assert "seed 1 has epochs=3, seed 3 has epochs=4" in outcome.err
 
 
-def test_a_value_is_the_same_however_it_is_written(tmp_path):
+def test_equal_numbers_are_the_same_protocol(tmp_path):
     write(tmp_path, seed=1, gradient_clip=1.0, watched=None)
     write(tmp_path, seed=2, gradient_clip=1, accuracy=0.7)
     outcome = command("report.py", f"root={tmp_path}")
@@ -161,7 +161,7 @@ def test_a_value_is_the_same_however_it_is_written(tmp_path):
     assert "60.00 ± 14.14" in outcome.out
 
 
-def test_merges_selected_from_other_candidates_are_not_averaged(tmp_path):
+def test_only_merges_with_the_same_candidates_are_averaged(tmp_path):
     for seed, candidates in ((1, [0.5]), (2, [0.5, 1.0])):
         write(tmp_path, seed=seed)
         path = write(tmp_path, seed=seed, strategy="magmax") / "metrics.json"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,25 +50,20 @@ def report(root: Path, out: Path, baseline: str | None) -> None:
     Raises:
         UserError: if there are no results, no row has the name of the baseline, or results had to be left out.
     """
-    with _no_garbage_collection():
-        found = collect(root)
-        runs, refused = split_by_protocol(found.runs, found.protocols)
-        runs = runs.assign(name=row_names(runs)).sort_values(BENCHMARK, kind="stable")
-        left_out = [*found.left_out, *refused]
-        if runs.empty:
-            why = (
-                f" that it can use ({left_out[0].path}: {left_out[0].reason})"
-                if left_out
-                else ". Type: python train.py"
-            )
-            raise UserError(f"a report needs finished runs; root={root} has none{why}")
-        if baseline is not None:
-            _require_row(baseline, list(runs["name"].unique()))
-        with_bounds = borrow_bounds(runs)
-        table = compare(with_bounds, aggregate(with_bounds), baseline).sort_values(BENCHMARK, kind="stable")
-        title = f"mergestream: results under {root}"
-        heading = Heading(title, str(root.resolve()), now(), baseline or "MagMax")
-        _write(out, runs, found.metrics, table, left_out, heading)
+    found = collect(root)
+    runs, refused = split_by_protocol(found.runs, found.protocols)
+    runs = runs.assign(name=row_names(runs)).sort_values(BENCHMARK, kind="stable")
+    left_out = [*found.left_out, *refused]
+    if runs.empty:
+        why = f" that it can use ({left_out[0].path}: {left_out[0].reason})" if left_out else ". Type: python train.py"
+        raise UserError(f"a report needs finished runs; root={root} has none{why}")
+    if baseline is not None:
+        _require_row(baseline, list(runs["name"].unique()))
+    with_bounds = borrow_bounds(runs)
+    table = compare(with_bounds, aggregate(with_bounds), baseline).sort_values(BENCHMARK, kind="stable")
+    title = f"mergestream: results under {root}"
+    heading = Heading(title, str(root.resolve()), now(), baseline or "MagMax")
+    _write(out, runs, found.metrics, table, left_out, heading)
     _print(table, heading.baseline)
     for benchmark in without_baseline(table) if baseline is None else []:
         print(
@@ -82,16 +75,6 @@ def report(root: Path, out: Path, baseline: str | None) -> None:
     if unexpected := [item for item in left_out if not item.expected]:
         more = f" ({len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
         raise UserError(f"the report is written, without {readable(unexpected[0].path)}: {unexpected[0].reason}{more}")
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Disable garbage collection: each one would walk all results."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _require_row(baseline: str, names: Sequence[str]) -> None:
