@@ -63,7 +63,7 @@ UNEVEN = ("batch_size=53", "accelerator=cpu")
 
 
 @pytest.mark.parametrize("words", ["method=ewc", "method=ewc method.estimator=sample", "method=lwf"])
-def test_two_processes_train_as_one_does(words, fork_server, tmp_path):
+def test_two_processes_train_as_one_does(words, tmp_path):
     one, two = (train(tmp_path, *words.split(), *UNEVEN, f"devices={n}", f"tag={n}") for n in (1, 2))
     for ours, theirs in zip(one.encoders(), two.encoders(), strict=True):
         assert apart(load_file(ours), load_file(theirs), load_file(one.base_file())) < 2e-3
@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_does(words, fork_server, tmp_path):
         }
 
 
-def test_run_that_loses_a_process_ends_in_the_same_bytes(fork_server, tmp_path, monkeypatch):
+def test_run_that_loses_a_process_ends_in_the_same_bytes(tmp_path, monkeypatch):
     words = [*noise(), "epochs=1", "tasks=2", "method=lwf", *UNEVEN, "devices=2", "checkpoint.every_minutes=0"]
     outcome = command("train.py", f"root={tmp_path}", *words, "tag=whole")
     assert outcome.code == 0, outcome.err
