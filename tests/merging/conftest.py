@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ def words() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def run_at() -> Callable[..., Run]:
     """The run below a root, by further overrides."""
-    return lambda root, *overrides: run_of(config("merge", f"root={root}", *WORDS, *overrides))
+    return functools.cache(lambda root, *overrides: run_of(config("merge", f"root={root}", *WORDS, *overrides)))
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
-import threading
-import time
 
 import pytest
 import torch
 from helpers import apart, command, config, noise
+from lost_process import train_and_lose_a_process
 from safetensors.torch import load_file
 
 from mergestream.compose.run import run_of
@@ -60,47 +58,33 @@ def test_error_for_a_resumed_run_whose_method_state_is_missing(tmp_path):
     assert "repair=true" in outcome.err
 
 
-@pytest.mark.parametrize("method", ["ewc", "ewc method.estimator=sample", "lwf"])
-def test_two_processes_equal_one(method, fork_server, tmp_path):
-    arguments = [
-        f"root={tmp_path}",
-        *noise(),
-        "epochs=1",
-        *f"method={method}".split(),
-        "batch_size=53",  # and tasks have 54 images: a last batch of one leaves a process without a sample
-        "accelerator=cpu",
-    ]
-    runs = {}
-    for tag, devices in (("one", 1), ("two", 2)):
-        outcome = command("train.py", *arguments, f"devices={devices}", f"tag={tag}")
-        assert outcome.code == 0, outcome.err
-        runs[tag] = run_of(config("train", f"root={tmp_path}", *noise(), *f"method={method}".split(), f"tag={tag}"))
-    facts = {tag: read_json(run.metrics, "method")["method"] for tag, run in runs.items()}
-    if "ewc" in method:
-        samples = [task["train"] for task in runs["one"].stream()["tasks"]]
-        estimator = "sample" if "sample" in method else "reference"
-        expected = {"estimator": estimator, "consolidation": "ema", "fisher_samples": samples}
-        assert facts == {"one": expected, "two": expected}
-    for ours, theirs in zip(runs["one"].encoders(), runs["two"].encoders(), strict=True):
-        assert apart(load_file(ours), load_file(theirs), load_file(runs["one"].base_file())) < 2e-3
-    if method == "lwf":
-        check_a_lost_process(runs["two"], [*arguments, "devices=2", "tag=two"])
+# Tasks of 54 images: the last batch has one, and leaves one of two processes without a sample.
+UNEVEN = ("batch_size=53", "accelerator=cpu")
 
 
-def check_a_lost_process(run, arguments):
-    """One of two processes is killed in the last task; both are started again, and end in the same bytes."""
-    whole = run.encoder(2).read_bytes()
-    shutil.rmtree(run.task(2))
-    run.metrics.unlink()
+@pytest.mark.parametrize("words", ["method=ewc", "method=ewc method.estimator=sample", "method=lwf"])
+def test_two_processes_train_as_one_does(words, tmp_path):
+    one, two = (train(tmp_path, *words.split(), *UNEVEN, f"devices={n}", f"tag={n}") for n in (1, 2))
+    for ours, theirs in zip(one.encoders(), two.encoders(), strict=True):
+        assert apart(load_file(ours), load_file(theirs), load_file(one.base_file())) < 2e-3
+    facts = [read_json(run.metrics, "method")["method"] for run in (one, two)]
+    assert facts[0] == facts[1]
+    if "ewc" in words:
+        assert facts[0] == {
+            "estimator": "sample" if "sample" in words else "reference",
+            "consolidation": "ema",
+            "fisher_samples": [task["train"] for task in one.stream()["tasks"]],
+        }
 
-    def kill_when_saved() -> None:
-        while not run.checkpoint(2).exists():
-            time.sleep(0.02)
-        multiprocessing.active_children()[1].kill()
 
-    killer = threading.Thread(target=kill_when_saved, daemon=True)
-    killer.start()
-    outcome = command("train.py", *arguments, "checkpoint.every_minutes=0")
+def test_run_that_loses_a_process_ends_in_the_same_bytes(tmp_path, monkeypatch):
+    words = [*noise(), "epochs=1", "tasks=2", "method=lwf", *UNEVEN, "devices=2", "checkpoint.every_minutes=0"]
+    outcome = command("train.py", f"root={tmp_path}", *words, "tag=whole")
     assert outcome.code == 0, outcome.err
-    assert "was ended by SIGKILL; starting all 2 again (1 of 3)" in outcome.err
-    assert run.encoder(2).read_bytes() == whole
+    monkeypatch.setattr("mergestream.cli.train._train_here", train_and_lose_a_process)
+    outcome = command("train.py", f"root={tmp_path}", *words, "tag=lost")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("process 1 of 2 was ended by SIGKILL; starting all 2 again (1 of 3)") == 1
+    whole, lost = (run_of(config("train", f"root={tmp_path}", *words, f"tag={t}")) for t in ("whole", "lost"))
+    for ours, theirs in zip(whole.encoders(), lost.encoders(), strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()

@@ -18,8 +18,7 @@ from mergestream.merging.tensors import bytes_of, is_finite
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole
-from mergestream.strategies._folds import extremes
-from mergestream.strategies.task_vectors import CHUNK, CPU, PLAIN, Block, Reading, Rows
+from mergestream.strategies.task_vectors import CHUNK, CPU, PLAIN, Block, Reading, Rows, extremes
 
 VISUAL = ("visual.", "vision_model.", "visual_projection.")  # the image tower of a whole CLIP: open_clip, transformers
 ROWS = 4 * CHUNK  # elements of a streamed block: 2 MB, large enough to keep the threads busy

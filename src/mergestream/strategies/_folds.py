@@ -30,24 +30,6 @@ def summed(taus: Tensor) -> Tensor:
     return taus.sum(0) if taus[0].numel() > 1 else total(taus)
 
 
-def extremes(taus: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (max_t τ_t, min_t τ_t), NaN where a τ_t is NaN; the caller may change both."""
-    rows = iter(taus)
-    largest = next(rows).clone()
-    smallest = largest.clone()
-    if largest.device.type == "cpu":  # numpy takes four fifths of torch's time
-        high, low = largest.numpy(), smallest.numpy()
-        for tau in rows:
-            row = tau.numpy()
-            np.maximum(high, row, out=high)
-            np.minimum(low, row, out=low)
-        return largest, smallest
-    for tau in rows:
-        torch.maximum(largest, tau, out=largest)
-        torch.minimum(smallest, tau, out=smallest)
-    return largest, smallest
-
-
 def elected(taus: Tensor, majority: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Elect a sign for each parameter and average the values that have it. TIES: Yadav et al. 2023, Algorithm 1.
 
