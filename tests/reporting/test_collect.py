@@ -7,46 +7,58 @@ import os
 import shutil
 
 import pandas as pd
+import pytest
 from helpers import command
 from made_up import write
 
 from mergestream.reporting.collect import collect
 from mergestream.runtime import files
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 
-def test_unusable_results_are_reported_and_left_out(made_up_root, monkeypatch):
-    folders = {
-        name: write(made_up_root, name, 1)
-        for name in ("truncated", "altered", "later", "lacking", "without", "empty", "ragged", "seenless")
-    }
-    content = (folders["truncated"] / "metrics.json").read_text()
-    (folders["truncated"] / "metrics.json").write_text(content[:100])
-    (folders["altered"] / "metrics.json").write_text(content.replace("0.5", "0.9"))
-    for name, change in (("later", {"schema_version": 2}), ("lacking", {"config": {}})):
-        whole = files.read_json(folders[name] / "metrics.json")
-        files.write_json(folders[name] / "metrics.json", {**whole, **change})
-    ragged = {"task_agnostic": [[0.5, 0.5], [0.5]], "task_aware": [[0.5, 0.5]] * 2}
-    for name, change in (("empty", {"summary": {}}), ("ragged", {"accuracy": ragged}), ("seenless", {"seen": []})):
-        whole = files.read_json(folders[name] / "metrics.json")
-        files.write_json(folders[name] / "metrics.json", {**whole, **change})
-    whole = files.read_json(folders["without"] / "metrics.json")
-    files.write_json(folders["without"] / "metrics.json", {k: v for k, v in whole.items() if k != "seen"})
-    of_empty = write(made_up_root, "empty", 1, strategy="magmax")
-    orphan = write(made_up_root, "orphan", 1, strategy="magmax")
-    foreign = made_up_root / "foreign/metrics.json"
-    foreign.parent.mkdir()
-    foreign.write_text(json.dumps({"loss": 1.0}))
-    copy = made_up_root / "backup"
-    shutil.copytree(made_up_root / "digits/class-2/tiny/seq/seed-1", copy, ignore=shutil.ignore_patterns("merges"))
-    unfinished = made_up_root / "digits/class-2/tiny/seq/seed-9"
-    (unfinished / "task-00").mkdir(parents=True)
-    for name in ("config.yaml", "stream.json", "task-00/evaluation.json"):
-        (unfinished / name).write_text("")
-    (made_up_root / "linked").symlink_to(made_up_root / "digits")
-    half = made_up_root / "digits/class-2/tiny/ind/seed-1/merges/ties-1"
-    half.mkdir()
-    (half / "merged.safetensors").touch()
-    locked, read = write(made_up_root, "ind", 8) / "metrics.json", files.read_json
+
+def altered(path, **changes):
+    """Change values of a JSON file, or drop those that are None, and renew its checksum."""
+    content = {**files.read_json(path), **changes}
+    files.write_json(path, {key: value for key, value in content.items() if value is not None})
+
+
+MATRIX = [[0.5, 0.5], [0.5, 0.5]]
+DAMAGES = {
+    "truncated": (lambda path: path.write_text(path.read_text()[:100]), "cannot be read"),
+    "edited": (lambda path: path.write_text(path.read_text().replace("0.5", "0.9")), "was altered"),
+    "foreign": (lambda path: path.write_text(json.dumps({"loss": 1.0})), "it is not of mergestream"),
+    "later version": (lambda path: altered(path, schema_version=2), "its schema_version is 2; this version reads 1"),
+    "empty config": (lambda path: altered(path, config={}), "it is not a metrics.json of this version (KeyError"),
+    "missing key": (lambda path: altered(path, seen=None), "it has no seen"),
+    "empty summary": (lambda path: altered(path, summary={}), "KeyError: 'final_accuracy'"),
+    "ragged matrix": (
+        lambda path: altered(path, accuracy={"task_agnostic": [[0.5, 0.5], [0.5]], "task_aware": MATRIX}),
+        "task_agnostic is not a matrix of 2 rows",
+    ),
+    "empty list": (lambda path: altered(path, seen=[]), "seen does not have 2 steps"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_results_are_left_out_with_their_merges(name, tmp_path):
+    damage, reason = DAMAGES[name]
+    write(tmp_path, "seq")
+    path = write(tmp_path, "ind") / "metrics.json"
+    merge = write(tmp_path, "ind", strategy="magmax") / "metrics.json"
+    damage(path)
+    found = collect(tmp_path)
+    assert found.runs["method"].tolist() == ["seq"]
+    one, other = found.left_out
+    assert (one.path, other.path) == (path, merge)
+    assert reason in one.reason
+    assert other.reason == "its training is left out"
+    assert not one.expected
+    assert not other.expected
+
+
+def test_unreadable_files_are_left_out(tmp_path, monkeypatch):
+    locked, read = write(tmp_path) / "metrics.json", files.read_json
 
     def refuse(path, *keys, own=False):
         if path == locked:
@@ -54,34 +66,47 @@ def test_unusable_results_are_reported_and_left_out(made_up_root, monkeypatch):
         return read(path, *keys, own=own)
 
     monkeypatch.setattr(files, "read_json", refuse)
-    reasons = {item.path: item.reason for item in collect(made_up_root).left_out}
-    assert len(reasons) == 16
-    for path, reason in (
-        (folders["truncated"] / "metrics.json", "cannot be read"),
-        (folders["altered"] / "metrics.json", "was altered"),
-        (folders["later"] / "metrics.json", "its schema_version is 2"),
-        (folders["lacking"] / "metrics.json", "it is not a metrics.json of this version"),
-        (folders["without"] / "metrics.json", "it has no seen"),
-        (folders["empty"] / "metrics.json", "KeyError: 'final_accuracy'"),
-        (folders["ragged"] / "metrics.json", "task_agnostic is not a matrix of 2 rows"),
-        (folders["seenless"] / "metrics.json", "seen does not have 2 steps"),
-        (copy / "metrics.json", "a seed has one result"),
-        (of_empty / "metrics.json", "its training is left out"),
-        (orphan / "metrics.json", "its training has not finished"),
-        (made_up_root / "linked", "it is a link"),
-        (half, "it has not finished"),
-        (locked, "Permission denied"),
-        (foreign, "it is not of mergestream"),
-        (unfinished, "it has not finished (tasks done: 1)"),
-    ):
-        assert reason in reasons[path]
+    (problem,) = collect(tmp_path).left_out
+    assert "Permission denied" in problem.reason
+
+
+def test_unfinished_results_and_links_are_expected(tmp_path):
+    finished = write(tmp_path)
+    unfinished = tmp_path / "digits/class-2/tiny/seq/seed-9"
+    (unfinished / "task-00").mkdir(parents=True)
+    for name in ("config.yaml", "stream.json", "task-00/evaluation.json"):
+        (unfinished / name).touch()
+    merge = write(tmp_path, "ind", strategy="magmax") / "metrics.json"
+    unevaluated = finished / "merges/ties-1"
+    unevaluated.mkdir(parents=True)
+    (unevaluated / "merged.safetensors").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "digits")
+    found = collect(tmp_path)
+    assert len(found.runs) == 1
+    assert all(item.expected for item in found.left_out)
+    assert {item.path: item.reason for item in found.left_out} == {
+        unfinished: "it has not finished (tasks done: 1); its command continues it",
+        merge: "its training has not finished",
+        unevaluated: "it has not finished (it is not evaluated); its command continues it",
+        tmp_path / "linked": "it is a link; links are not followed",
+    }
+    outcome = command("report.py", f"root={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("left out: ") == 4
+
+
+def test_every_file_of_a_report_lists_what_is_left_out(made_up_root):
+    broken = [write(made_up_root, name, 1) / "metrics.json" for name in ("one", "two")]
+    for path in broken:
+        path.write_text("{")
     outcome = command("report.py", f"root={made_up_root}")
-    assert outcome.code == 1  # some of it is damage
+    assert outcome.code == 1
     assert len(outcome.err.strip().splitlines()) == 1
-    assert "the report is written, without" in outcome.err
+    assert f"the report is written, without {broken[0]}: " in outcome.err
+    assert "(1 more)" in outcome.err
+    assert outcome.out.count("left out: ") == 2
     for text in ((made_up_root / "_report/report.md").read_text(), (made_up_root / "_report/report.html").read_text()):
-        assert all(f"{path}<" in text or f"{path}`" in text for path in reasons)
-    assert outcome.out.count("left out: ") == len(reasons)
+        assert all(f"{path}<" in text or f"{path}`" in text for path in broken)
     assert len(pd.read_csv(made_up_root / "_report/runs.csv")) == 30
 
 
@@ -121,15 +146,6 @@ def test_folders_with_reserved_names_are_searched(made_up_root, monkeypatch):
     (problem,) = collect(made_up_root).left_out
     assert problem.path == made_up_root / "digits/class-2/tiny/task-free"
     assert problem.reason == "it cannot be read (Permission denied)"
-
-
-def test_unfinished_runs_are_no_error(made_up_root):
-    (made_up_root / "digits/class-2/tiny/seq/seed-9").mkdir()
-    for name in ("config.yaml", "stream.json"):
-        (made_up_root / "digits/class-2/tiny/seq/seed-9" / name).write_text("")
-    outcome = command("report.py", f"root={made_up_root}")
-    assert outcome.code == 0
-    assert "seed-9: it has not finished (tasks done: 0)" in outcome.out
 
 
 def test_only_runs_of_one_protocol_are_averaged(tmp_path):

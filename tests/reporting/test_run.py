@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
 from helpers import command
 from made_up import write
 from PIL import Image
@@ -39,6 +40,7 @@ def test_files_of_a_report(made_up_root):
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_baseline_option(made_up_root):
     outcome = command("report.py", f"root={made_up_root}", "baseline='MaxAbs, λ = 0.5'")
     assert outcome.code == 0, outcome.err
@@ -57,6 +59,7 @@ def test_report_of_bounds_alone(tmp_path):
     assert not list((tmp_path / "_report").glob("*comparison*"))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_bad_folders(tmp_path):
     (tmp_path / "file").touch()
     for overrides, message in (

@@ -23,11 +23,12 @@ def per_task(subject: Subject, *, strategy: BoundStrategy, scale: float) -> tupl
         A table of task, name (of the task), model (zero-shot; last task or joint; the merge), task_agnostic,
         task_aware; and its figure.
     """
-    last = "joint" if subject.method.data == "all" else "last task"
+    last_name = "joint" if subject.method.data == "all" else "last task"
+    last, merged = subject.task_vector(-1), subject.merged(strategy)  # before the data are loaded
     models = {
         "zero-shot": subject.accuracy({}),
-        last: subject.accuracy(subject.task_vector(-1)),
-        f"{strategy.strategy.name}, λ = {scale:g}": subject.accuracy(subject.merged(strategy), scale),
+        last_name: subject.accuracy(last),
+        f"{strategy.strategy.name}, λ = {scale:g}": subject.accuracy(merged, scale),
     }
     rows = [
         (task + 1, name, model, found.task_agnostic[task], found.task_aware[task])

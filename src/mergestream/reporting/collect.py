@@ -14,7 +14,7 @@ from mergestream.reporting.rows import MEASURES, ROW
 from mergestream.runs.identity import deciding, equal_hash
 from mergestream.runs.results import SCHEMA_VERSION, Metrics
 from mergestream.runtime import files
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, program
 
 HASHES = ["protocol", "data", "source"]  # columns for comparisons, which no reader needs
 # The keys of a protocol that decide the samples, in whatever order, and θ₀.
@@ -121,7 +121,7 @@ def _walk(root: Path) -> Iterator[Path | LeftOut]:
         folder = Path(name)
         if folder != root and "_base" in folders:
             folders.clear()
-            reason = f"it is a root of its own; for its report, type: python report.py root={folder}"
+            reason = f"it is a root of its own; for its report, type: {program('report')} root={folder}"
             yield LeftOut(folder, reason, expected=True)
             continue
         in_run = "config.yaml" in names

@@ -23,7 +23,7 @@ from mergestream.reporting.tables import benchmark_table, emphasised, latex, mar
 from mergestream.runs.directory import readable
 from mergestream.runs.results import Metrics, now
 from mergestream.runtime import files
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.processes import cores
 
 SHOWN = 60  # rows of a benchmark on the screen; the files have all of them
@@ -55,7 +55,8 @@ def report(root: Path, out: Path, baseline: str | None) -> None:
     runs = runs.assign(name=row_names(runs)).sort_values(BENCHMARK, kind="stable")
     left_out = [*found.left_out, *refused]
     if runs.empty:
-        why = f" that it can use ({left_out[0].path}: {left_out[0].reason})" if left_out else ". Type: python train.py"
+        unusable = f" that it can use ({left_out[0].path}: {left_out[0].reason})" if left_out else ""
+        why = unusable or f". Type: {program('train')}"
         raise UserError(f"a report needs finished runs; root={root} has none{why}")
     if baseline is not None:
         _require_row(baseline, list(runs["name"].unique()))
