@@ -51,10 +51,10 @@ def test_error_for_a_class_without_images(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "train/dog").mkdir()
     message = error_line("folder", tmp_path)
-    assert message.startswith("dataset.path must hold images in every class: ")
+    assert message.startswith("dataset.path must hold images in every class; ")
     assert "dog" in message
     message = error_line("folder", tmp_path / "train/cat")
-    assert message.startswith("dataset.path must hold images in every class: ")
+    assert message.startswith("dataset.path must hold images in every class; ")
 
 
 @pytest.mark.parametrize("templates", ["['a photo']", "[]", "['{}', 'a photo']"])
