@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike
 class Counts(TypedDict):
     """Numbers of samples and of correct predictions of one encoder, one entry per task.
 
-    total: samples. agnostic: correct among all classes. aware: correct among the classes of the sample's own task.
-    seen_correct: correct among the classes of the tasks seen so far; 0 for later tasks.
+    - total: samples
+    - agnostic: correct among all classes
+    - aware: correct among the classes of the sample's own task
+    - seen_correct: correct among the classes of the tasks seen so far; 0 for later tasks
     """
 
     total: list[int]
@@ -58,11 +60,11 @@ def row(counts: Counts, seen: int) -> Row:
 def summarize(accuracy: ArrayLike, zero_shot: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Summarize an accuracy matrix R [T, T], where R[i, j] is the accuracy on task j after task i, both from 1.
 
-    average_accuracy, last   mean_j R[T, j]                              (Lopez-Paz & Ranzato 2017; Zheng et al. 2023)
-    forgetting               mean_{j<T} (max_{j≤l<T} R[l, j] − R[T, j])  (Chaudhry et al. 2018)
-    bwt                      mean_{j<T} (R[T, j] − R[j, j])              (Lopez-Paz & Ranzato 2017)
-    fwt                      mean_{j≥2} (R[j−1, j] − zero_shot[j])       (Lopez-Paz & Ranzato 2017)
-    transfer                 mean_{j≥2} mean_{1≤i<j} R[i, j]             (Zheng et al. 2023)
+    - average_accuracy, last: mean_j R[T, j] (Lopez-Paz & Ranzato 2017; Zheng et al. 2023)
+    - forgetting: mean_{j<T} (max_{j≤l<T} R[l, j] − R[T, j]) (Chaudhry et al. 2018)
+    - bwt: mean_{j<T} (R[T, j] − R[j, j]) (Lopez-Paz & Ranzato 2017)
+    - fwt: mean_{j≥2} (R[j−1, j] − zero_shot[j]) (Lopez-Paz & Ranzato 2017)
+    - transfer: mean_{j≥2} mean_{1≤i<j} R[i, j] (Zheng et al. 2023)
 
     Args:
         accuracy: R as fractions, row by row. If it is not square (joint training, a single merge), only the last row

@@ -27,16 +27,16 @@ ESTIMATORS = ("reference", "exact", "sample", "empirical", "max_pred", "batched"
 def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information of p(y | x, θ) = softmax(model(x)), by parameter name.
 
-    The estimators, for N samples in batches b:
+    The estimators, for N samples in B batches b:
 
-    exact       1/N Σ_n Σ_c p_c (∂ log p_c / ∂θ)²
-    sample      1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the input
-    empirical   the same with the label y_n for c
-    max_pred    the same with the most probable class for c
-    batched     1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²: squares of batch means, smaller than the empirical Fisher
-    reference   as published with MagMax. It differs from max_pred in two ways: the gradients of batch means are never
-                zeroed, so batch b squares the sum over all batches up to b; and the sum of the squares, each times the
-                size of its batch, is divided by (⌊N/s⌋ + 1) · s, where s is the size of the first batch
+    - exact: 1/N Σ_n Σ_c p_c (∂ log p_c / ∂θ)²
+    - sample: 1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the input
+    - empirical: the same with the label y_n for c
+    - max_pred: the same with the most probable class for c
+    - batched: 1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²; squares of batch means, smaller than the empirical Fisher
+    - reference: as published with MagMax. It differs from max_pred in two ways: the gradients of batch means are never
+      zeroed, so batch b squares the sum over all batches up to b; and the sum of the squares, each times the size of
+      its batch, is divided by (⌊N/s⌋ + 1) · s, where s is the size of the first batch
 
     Args:
         model: images → logits, in the mode (train or eval) that the caller has set. Only parameters that require a
