@@ -18,8 +18,8 @@ import torchvision
 from helpers import config
 from omegaconf import OmegaConf
 from PIL import Image
-from timm.data import ImageNetInfo
 from scipy.io import savemat
+from timm.data import ImageNetInfo
 
 from mergestream.compose.inputs import Inputs
 from mergestream.data.protocol import class_names, class_names_by_folder, domains
