@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import config
+from helpers import ROOT, config
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
@@ -379,15 +379,24 @@ SPLIT_BY_NAME = {"eurosat": 10, "imagenet_r": 3, "resisc45": 5}  # images of eac
 
 
 @cache
-def composed(name):
-    """The config of a dataset, composed once, because composing takes longer than reading a small archive."""
-    return config("train", f"dataset={name}", "model=tiny")
+def base_config():
+    """A config composed once, because composing takes longer than reading a small archive."""
+    return config("train")
+
+
+@cache
+def dataset_group(name):
+    """The keys of an option of the ``dataset`` group."""
+    return OmegaConf.load(ROOT / f"configs/dataset/{name}.yaml").dataset
 
 
 def load(name, root, *overrides, results=None):
     """Load a dataset; the outcome of its image check is cached in `results`."""
+    cfg = base_config().copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg.dataset = dataset_group(name)
     places = [f"data.root={root}", f"root={results or root / 'results'}"]
-    return Inputs(OmegaConf.merge(composed(name), OmegaConf.from_dotlist([*places, *overrides]))).source()
+    return Inputs(OmegaConf.merge(cfg, OmegaConf.from_dotlist([*places, *overrides]))).source()
 
 
 def codes(split):

@@ -25,6 +25,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the processes of a launch from a server that has imported the project: alone, each would take seconds."""
+    import multiprocessing
+
+    from torch.distributed.launcher.api import LaunchConfig
+
+    def forked(self: LaunchConfig, original: Callable[..., None] = LaunchConfig.__post_init__) -> None:
+        original(self)
+        self.start_method = "forkserver"
+
+    multiprocessing.set_forkserver_preload(["mergestream.training.run", "mergestream.models.tiny"])
+    monkeypatch.setattr(LaunchConfig, "__post_init__", forked)
+
+
+@pytest.fixture
 def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archives that tests make are not the official ones."""
     from archives import accept_checksums
@@ -32,7 +47,7 @@ def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     accept_checksums(monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A root where every archive is written once, when it is asked for; no test changes them."""
     from archives import WRITERS

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import functools
 import io
+import json
+import os
 import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -48,9 +57,49 @@ def command(script: str, *arguments: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def forked(work: Callable[[], Outcome]) -> Outcome:
+    """Run `work` in a process of its own, which has imported all that this one has.
+
+    For whatever hurts a process: kills, signals, limits of its resources, changes of code that nobody undoes. It costs
+    milliseconds, where a new Python takes seconds to import torch. `work` is mostly ``command(…)`` with something
+    before it, and may train with ``devices=2``. The code is minus the signal if one ended the process.
+    """
+    with tempfile.TemporaryFile() as said:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; see below
+            pid = os.fork()
+        if not pid:
+            try:
+                torch.set_num_threads(1)  # the threads of the parent are not here
+                server = forkserver._forkserver
+                if server._forkserver_pid is not None:  # not a child of this process, which can use it all the same
+                    forkserver.ensure_running = server.ensure_running = lambda: None
+                outcome = work()
+                said.write(json.dumps([outcome.out, outcome.err]).encode())
+                said.flush()
+                os._exit(outcome.code)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(70)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said.seek(0)
+        return Outcome(code, *json.loads(said.read() or '["", ""]'))
+
+
 def config(name: str, *overrides: str) -> DictConfig:
-    """A composed config."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+    """A composed config. Hydra composes each choice of groups once; values are then set as Hydra would set them."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [o for o in parsed if o.type == OverrideType.CHANGE and not (CONFIGS / o.key_or_group).is_dir()]
+    cfg = copy.deepcopy(_composed(name, *(o.input_line for o in parsed if o not in values)))
+    for value in values:
+        OmegaConf.update(cfg, value.key_or_group, value.value())
+    return cfg
+
+
+@functools.cache
+def _composed(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(name, overrides=list(overrides))
 
 

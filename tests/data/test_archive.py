@@ -11,7 +11,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from archives import WRITERS, composed, error_line, grey, load, remove_line, save, save_lines, truncate
+from archives import WRITERS, dataset_group, error_line, grey, load, remove_line, save, save_lines, truncate
 from helpers import files_below
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
@@ -33,8 +33,8 @@ def test_error_for_a_missing_archive_says_what_to_fetch_and_where_to_put_it(name
     parts = MESSAGE.fullmatch(error_line(name, tmp_path))
     assert parts["dataset"] == name
     assert parts["problem"] == "does not exist"
-    assert parts["download"] == ("Write data.download=true" if "download" in composed(name).dataset else None)
-    assert (parts["mirror"] is not None) == ("mirror" in composed(name).dataset)
+    assert parts["download"] == ("Write data.download=true" if "download" in dataset_group(name) else None)
+    assert (parts["mirror"] is not None) == ("mirror" in dataset_group(name))
     assert not files_below(tmp_path)
     WRITERS[name](tmp_path)
     assert Path(parts["path"]).exists()

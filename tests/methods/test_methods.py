@@ -61,7 +61,7 @@ def test_error_for_a_resumed_run_whose_method_state_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ewc", "ewc method.estimator=sample", "lwf"])
-def test_two_processes_equal_one(method, tmp_path):
+def test_two_processes_equal_one(method, fork_server, tmp_path):
     arguments = [
         f"root={tmp_path}",
         *noise(),

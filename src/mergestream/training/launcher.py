@@ -31,6 +31,7 @@ from mergestream.runtime import interrupt, processes
 from mergestream.runtime.errors import UserError, first_line, one_line
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import cores, world
+from mergestream.training import fork_server
 
 # The agent must leave the other signals to us.
 AGENT_SIGNALS = "SIGHUP,SIGQUIT"
@@ -158,6 +159,7 @@ def _attempt(function: Callable[..., None], arguments: tuple[Any, ...], devices:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=devices,
+        start_method=fork_server.START_METHOD,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -165,9 +167,10 @@ def _attempt(function: Callable[..., None], arguments: tuple[Any, ...], devices:
         max_restarts=0,
         **options,
     )
+    fork_server.start(["mergestream.training.run", function.__module__])
     try:
         with _forwarding() as received:
-            elastic_launch(config, _worker)(function, arguments, cores() // devices)
+            elastic_launch(config, _worker)(function, arguments, cores() // devices, dict(os.environ))
         return None
     except ChildFailedError as error:
         failures = [(rank, f.exitcode, Failure.read(str(f.message))) for rank, f in error.failures.items()]
@@ -195,6 +198,8 @@ def _explain(failures: list[tuple[int, int, Failure]], received: list[int], devi
     for rank, code, _ in failures:
         if code < 0:
             return f"process {rank} of {devices} was ended by {signal.Signals(-code).name}"
+        if code == fork_server.ENDED:
+            return f"the server that started the {devices} processes was ended"
     for rank, _, failure in failures:
         if failure.kind != "lost":
             raise RuntimeError(f"process {rank} of {devices} failed:\n{failure.text}") from None
@@ -231,17 +236,21 @@ def _forwarding() -> Iterator[list[int]]:
                 signal.signal(number, handler)
 
 
-def _worker(function: Callable[..., None], arguments: tuple[Any, ...], threads: int) -> None:
+def _worker(
+    function: Callable[..., None], arguments: tuple[Any, ...], threads: int, environment: dict[str, str]
+) -> None:
     """Run `function` in a new process, and leave a `Failure` for the parent if it raises."""
     torch.set_num_threads(max(1, threads))
     try:
         with interrupt.watching() as signals:
+            fork_server.enter(environment)
             function(*arguments, signals)
     except BaseException as error:
         # The agent reads this file, and kills the other processes as soon as this one ends.
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             message = json.dumps(asdict(Failure.of(error)))
-            Path(path).write_text(json.dumps({"message": message, "timestamp": 0}))
+            with suppress(FileNotFoundError):  # the launcher has ended, and nobody asks
+                Path(path).write_text(json.dumps({"message": message, "timestamp": 0}))
         sys.exit(1)
 
 
