@@ -26,7 +26,8 @@ def open_picture(path: str | Path, *, draft: tuple[int, int] | None = None) -> I
         OSError, ValueError, SyntaxError …: whatever Pillow's decoder of the format raises if the file is damaged, and
             what `to_rgb` raises.
     """
-    with Image.open(path) as image:
+    # By the path, Pillow maps uncompressed files, and then garbles TIFFs that are stored on their side.
+    with open(path, "rb") as file, Image.open(file) as image:
         if image.format in UNSUPPORTED:
             raise UnidentifiedImageError(f"{image.format} is not supported")
         if draft is not None:

@@ -140,7 +140,7 @@ def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: 
 
 def _is_template(template: str) -> bool:
     try:
-        fields = [field for _, field, spec, kind in Formatter().parse(template) if (field, spec, kind) != (None,) * 3]
+        fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError:  # an open brace
         return False
-    return fields == [""]
+    return fields == [("", "", None)]

@@ -102,12 +102,11 @@ def _splits(top: Path) -> tuple[Path, Path] | None:
         return None
     others = [name for name in folders if name not in named and any(_files(top / name, Counter()))]
     tests = found["test"] or found["validation"]
-    ambiguous = next((names for names in found.values() if len(names) > 1), None)
-    if ambiguous or others or not found["train"] or not tests:
-        what = ambiguous or [*named, *others[:1]]
+    twice = next((names for names in found.values() if len(names) > 1), [])
+    if twice or others or not found["train"] or not tests:
         raise UserError(
-            f"dataset.path must hold classes alone, or train and test (or validation) alone; {top} has "
-            f"{', '.join(what)}. Rename or move what is not a split"
+            f"dataset.path must hold only classes, or only one train and one test (or validation) folder; {top} has "
+            f"{', '.join(twice or [*named, *others[:1]])}. Rename or move what is not a split"
         )
     if found["test"] and found["validation"] and processes.rank() == 0:
         name = found["validation"][0]
