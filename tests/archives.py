@@ -19,6 +19,7 @@ from helpers import ROOT, config
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
+from timm.data import ImageNetInfo
 
 from mergestream.compose.inputs import Inputs
 from mergestream.data.protocol import class_names, class_names_by_folder, domains
@@ -341,7 +342,7 @@ def write_imagenet(root: Path) -> None:
         ("n01440764", ("tench", "Tinca tinca")),
         ("n01443537", ("goldfish", "Carassius auratus")),
         ("n01484850", ("great white shark", "white shark", "man-eater")),
-        *((f"n9000{i:04d}", (f"thing {i}", f"Res {i}")) for i in range(17)),
+        *((wnid, ("thing", "Res")) for wnid in ImageNetInfo("imagenet-1k").label_names()[117:134]),
     ]
     for label, (wnid, _) in enumerate(synsets):
         save(folder / "train" / wnid / f"{wnid}_18.JPEG", label, 0)

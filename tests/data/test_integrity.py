@@ -8,7 +8,6 @@ from threading import Event
 import numpy as np
 import pytest
 from archives import codes, load_photos, picture, save, truncate
-from PIL.JpegImagePlugin import JpegImageFile
 
 from mergestream.data import integrity
 from mergestream.data.images import ImageArray, ImageFiles
@@ -99,7 +98,7 @@ def test_labels_and_domains_stay_with_the_remaining_images(photos, tmp_path):
 def test_decoding_in_threads_restores_the_warning_filters(photos, tmp_path, monkeypatch):
     """Two threads overlap: the second image starts while the first is decoded, and finishes after it."""
     first_started, second_started, first_finished = Event(), Event(), Event()
-    decode, load_pixels = integrity.decode_error, JpegImageFile.load
+    decode, open_picture = integrity.decode_error, integrity.open_picture
 
     def fault(path):
         assert path.endswith("0.jpg") or first_started.wait(60)
@@ -108,16 +107,16 @@ def test_decoding_in_threads_restores_the_warning_filters(photos, tmp_path, monk
             first_finished.set()
         return reason
 
-    def load_in_turn(image):
-        first = image.filename.endswith("0.jpg")
+    def open_in_turn(path, **how):
+        first = path.endswith("0.jpg")
         (first_started if first else second_started).set()
         assert (second_started if first else first_finished).wait(60)
-        return load_pixels(image)
+        return open_picture(path, **how)
 
     monkeypatch.setattr(integrity.processes, "cores", lambda: 2)
     monkeypatch.setattr(integrity, "CHUNK", 1)
     monkeypatch.setattr(integrity, "decode_error", fault)
-    monkeypatch.setattr(JpegImageFile, "load", load_in_turn)
+    monkeypatch.setattr(integrity, "open_picture", open_in_turn)
     train, test = (Split(ImageFiles([photos / f"cat/{i}.jpg"]), np.zeros(1, dtype=np.int64)) for i in (0, 1))
     before = list(warnings.filters)
     integrity.check_images(Source(["cat"], [["cat"]], train, test), tmp_path / "cache", skip_corrupt=False)

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from mergestream.data.decode import open_picture
+
 
 class Images(Protocol):
     """N images by index; each is opened when it is accessed."""
@@ -43,8 +45,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
+        return open_picture(self.paths[index])
 
 
 class ConcatImages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,6 @@ def split_by_name(
         "test_fraction": test_fraction,
         "train": int((~is_test).sum()),
         "test": int(is_test.sum()),
-        "manifest_sha256": hashlib.sha256("".join(lines).encode()).hexdigest(),
+        "manifest_sha256": hashlib.sha256(os.fsencode("".join(lines))).hexdigest(),
     }
     return np.flatnonzero(~is_test), np.flatnonzero(is_test), record

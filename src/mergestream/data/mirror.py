@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mergestream.data.archive import readable_name
+from mergestream.data.decode import to_rgb
 from mergestream.data.manifest import Record, split_by_name
 from mergestream.data.source import Split
 from mergestream.runtime.errors import UserError, first_line
@@ -27,7 +28,7 @@ class TableImages:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.table[int(index)][self.column].convert("RGB")
+        return to_rgb(self.table[int(index)][self.column])
 
 
 def load_mirror(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from string import Formatter
 
 import numpy as np
 
 from mergestream.data.images import ConcatImages, Images, SubsetImages
+from mergestream.runtime import processes
+from mergestream.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,64 @@ class Source:
         """The number of classes, C."""
         return len(self.class_names)
 
+    def without_classes(self, classes: Sequence[int]) -> Source:
+        """Return the dataset without some classes and their images; the others are numbered anew."""
+        kept = [c for c in range(self.num_classes) if c not in set(classes)]
+        ids = {old: new for new, old in enumerate(kept)}
 
-def prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """Return the prompts of each class: every template with its ``{}`` replaced by the class name."""
-    return [[template.format(name) for template in templates] for name in class_names]
+        def split(whole: Split) -> Split:
+            part = whole.subset(np.flatnonzero(np.isin(whole.labels, kept)))
+            return replace(part, labels=np.array([ids[c] for c in part.labels.tolist()], dtype=np.int64))
+
+        def renumber(order: Sequence[int]) -> list[int]:
+            return [ids[c] for c in order if c in ids]
+
+        return replace(
+            self,
+            class_names=[self.class_names[c] for c in kept],
+            prompts=[self.prompts[c] for c in kept],
+            train=split(self.train),
+            test=split(self.test),
+            class_orders={name: renumber(order) for name, order in self.class_orders.items()},
+            domain_classes=[renumber(head) for head in self.domain_classes],
+        )
+
+
+def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: bool = False) -> list[list[str]]:
+    """Return the prompts of each class: every template with its ``{}`` replaced by the class name.
+
+    Args:
+        class_names: in the order of the class ids.
+        templates: texts with one ``{}``.
+        published: whether the names are a published list. Where it gives two classes the same prompts, they stay so,
+            and a line says that only one of the two can be predicted.
+
+    Raises:
+        UserError: if there is no template, one has not exactly one ``{}``, or two classes get the same prompts.
+    """
+    for template in templates or [""]:
+        if not isinstance(template, str) or not _is_template(template):
+            raise UserError(
+                f"dataset.templates must each have one {{}} for the class name, and no other braces; got {template!r}"
+            )
+    made = [[template.format(name) for template in templates] for name in class_names]
+    first: dict[tuple[str, ...], int] = {}
+    for index, texts in enumerate(made):
+        same = first.setdefault(tuple(text.casefold() for text in texts), index)
+        if same != index and not published:
+            raise UserError(
+                f"two classes must not share their prompts; {class_names[same]!r} and {class_names[index]!r} are the "
+                "same to CLIP. Rename or merge one of them"
+            )
+        if same != index and processes.rank() == 0:
+            names = f"classes {same} and {index} are both named {class_names[same]!r}"
+            print(f"{names} in the published list, so only the first of them can be predicted", file=sys.stderr)
+    return made
+
+
+def _is_template(template: str) -> bool:
+    try:
+        fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError:  # an open brace
+        return False
+    return fields == [("", "", None)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from open_clip import IMAGENET_CLASSNAMES
+from timm.data import ImageNetInfo
 from torchvision.datasets import ImageNet
 
 from mergestream.data.archive import archive_errors
 from mergestream.data.images import ImageFiles
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
+from mergestream.runtime.errors import UserError
 
 
 def imagenet(root: str) -> Source:
@@ -34,5 +38,19 @@ def imagenet(root: str) -> Source:
             raise ValueError("train and val must have the same folders")
     # Not `file_split`, which checks that each file exists: torchvision has just listed them.
     train, test = (Split(ImageFiles([p for p, _ in s.samples]), np.array(s.targets, dtype=np.int64)) for s in parts)
-    names = [synonyms[0] for synonyms in parts[0].classes]
-    return Source(names, prompts(names, templates("imagenet")), train, test)
+    names = _names(parts[0].wnids)
+    return Source(names, prompts(names, templates("imagenet"), published=True), train, test)
+
+
+def _names(wnids: Sequence[str]) -> list[str]:
+    """Return the names that CLIP's authors gave to the synsets (Radford et al. 2021).
+
+    The first synonym of a synset is no name: the bird and the machine are both "crane".
+
+    Raises:
+        UserError: if a synset is not one of ILSVRC2012.
+    """
+    known = ImageNetInfo("imagenet-1k").label_names()
+    if unknown := [wnid for wnid in wnids if wnid not in known]:
+        raise UserError(f"dataset=imagenet must have the 1,000 classes of ILSVRC2012; {unknown[0]} is not one of them")
+    return [IMAGENET_CLASSNAMES[known.index(wnid)] for wnid in wnids]

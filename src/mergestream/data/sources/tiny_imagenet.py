@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
@@ -36,9 +37,15 @@ def tiny_imagenet(root: str, download: bool = False) -> Source:
             download_and_extract_archive(URL, root, md5=MD5)
         train = ImageFolder(str(folder / "train"))
         words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text().splitlines())
-        names = [words[wnid].split(",")[0].strip() for wnid in train.classes]
+        names = _names([words[wnid] for wnid in train.classes])
         rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
         paths = [folder / "val" / "images" / row[0] for row in rows]
         labels = [train.class_to_idx[row[1]] for row in rows]
     parts = file_split([path for path, _ in train.samples], train.targets), file_split(paths, labels)
     return Source(names, prompts(names, templates("tiny_imagenet")), *parts)
+
+
+def _names(synonyms: Sequence[str]) -> list[str]:
+    """Return the first synonym of each synset, or all of them where another synset has the same first one."""
+    firsts = [words.split(",")[0].strip() for words in synonyms]
+    return [words if firsts.count(first) > 1 else first for first, words in zip(firsts, synonyms, strict=True)]
