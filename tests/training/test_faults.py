@@ -457,7 +457,7 @@ def test_a_file_cannot_allow_a_package(tmp_path, monkeypatch):
     arguments = [f"root={tmp_path}/runs", f"hydra.searchpath=[file://{tmp_path}]", "+experiment=theirs"]
     outcome = command("train.py", *arguments)
     assert outcome.code == 1
-    assert "allow_targets=['os'] counts on the command line only" in outcome.err
+    assert "allow_targets=['os'] works on the command line only" in outcome.err
     assert not (tmp_path / "runs").exists()
 
 
