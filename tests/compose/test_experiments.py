@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mergestream.compose.checks import check_merge, check_training
-from mergestream.merging.run import bound_strategy
+from mergestream.compose.strategy import bound_strategy
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 

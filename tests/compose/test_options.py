@@ -6,13 +6,15 @@ import pytest
 import torch
 from archives import WRITERS, accept_checksums
 from helpers import ROOT, command, config, noise
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import save_file
 
-from mergestream.compose.build import build, load_clip, load_stream
+from mergestream.compose.build import build
 from mergestream.compose.checks import check_training
+from mergestream.compose.inputs import Inputs
+from mergestream.data.stream import TaskStream
 from mergestream.methods.method import Method
 from mergestream.models import tiny
 from mergestream.models.clip import text_head
@@ -24,6 +26,12 @@ GROUPS = sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir())
 
 def options(group: str) -> list[str]:
     return sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+def stream_of(cfg: DictConfig) -> TaskStream:
+    """The stream of a resolved config, for the tiny CLIP."""
+    inputs = Inputs(cfg)
+    return inputs.stream(tiny.tiny().transforms, inputs.source())
 
 
 def test_no_group_is_forgotten():
@@ -50,7 +58,7 @@ def test_datasets(dataset, data_root):
     check_training(cfg)
     if cfg.stream.name == "class":
         cfg.tasks = 2  # some archives are of two classes
-    stream = load_stream(cfg, tiny.tiny().transforms)
+    stream = stream_of(cfg)
     images, labels, weights = next(iter(stream.train_dataloader()))
     assert images.shape[1:] == (3, 32, 32)
     assert set(labels.tolist()) <= set(stream.tasks[0].classes)
@@ -93,7 +101,7 @@ def test_models(model, tmp_path):
         overrides = ["model.architecture=ViT-S-32-alt", f"model.pretrained={tmp_path}/w.safetensors"]
     else:
         overrides = []
-    clip = load_clip(config("train", f"model={model}", *overrides))
+    clip = Inputs(config("train", f"model={model}", *overrides)).clip()
     image = clip.transforms.eval(Image.new("RGB", (40, 30), "red"))
     with torch.no_grad():
         logits = text_head(clip, [["a cat"], ["a dog"]])(clip.encoder(image[None]))
@@ -116,7 +124,7 @@ def test_streams(stream):
     cfg = config("train", *of.get(stream, ["tasks=5"]), f"stream={stream}")
     assert cfg.stream.name == stream
     OmegaConf.resolve(cfg)
-    assert len(load_stream(cfg, tiny.tiny().transforms)) == {"domain": 6, "dataset": 1}.get(stream, 5)
+    assert len(stream_of(cfg)) == {"domain": 6, "dataset": 1}.get(stream, 5)
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))

@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import Outcome, command, config, files_below
+from helpers import Outcome, command, config, files_below, forked
 from PIL import Image
 
+from mergestream.compose.inputs import Inputs
+from mergestream.compose.run import run_of as run_named_by
 from mergestream.runs.directory import Run
 from mergestream.runtime import files, interrupt, lock
 from mergestream.runtime.errors import UserError
@@ -45,7 +47,7 @@ def short(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of(short):
     """The run of a root and overrides."""
-    return lambda root, *overrides: Run.of(config("train", f"root={root}", *short, *overrides))
+    return lambda root, *overrides: run_named_by(config("train", f"root={root}", *short, *overrides))
 
 
 def results(run: Run) -> dict[str, object]:
@@ -58,31 +60,17 @@ def results(run: Run) -> dict[str, object]:
     return found
 
 
-def forked(work: Callable[[], Outcome]) -> tuple[int, str]:
-    """(exit code, or minus the signal that ended it; stderr) of `work` in a process of its own, imports paid."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        torch.set_num_threads(1)  # the threads of the parent are not here
-        outcome = work()
-        os.write(writing, outcome.err.encode()[:4000])
-        os._exit(outcome.code)
-    os.close(writing)
-    status = os.waitpid(pid, 0)[1]
-    with os.fdopen(reading) as file:
-        return os.waitstatus_to_exitcode(status), file.read()
-
-
 @pytest.fixture(scope="module")
 def train_until(short):
-    """(event, arguments) → a training in a process of its own, with `event` prepared in it."""
+    """(event, arguments) → (exit code, stderr) of a training in a process of its own, with `event` prepared in it."""
 
     def train(event: Callable[[], None], *arguments: str) -> tuple[int, str]:
         def work() -> Outcome:
             event()
             return command("train.py", *short, "logger=none", *arguments)
 
-        return forked(work)
+        outcome = forked(work)
+        return outcome.code, outcome.err
 
     return train
 
@@ -320,18 +308,16 @@ def test_a_damaged_merge_is_made_again(finished):
 
 
 def test_another_base_is_refused(train_until, run_of, tmp_path):
-    from mergestream.training import run as module
-
     def other_weights() -> None:  # as another download would have
-        original = module.load_clip
+        original = Inputs.clip
 
-        def load(cfg):
-            clip = original(cfg)
+        def load(self):
+            clip = original(self)
             with torch.no_grad():
                 clip.encoder.proj.add_(1e-6)
             return clip
 
-        module.load_clip = load
+        Inputs.clip = load  # type: ignore[method-assign]
 
     arguments = (f"root={tmp_path}", "method=seq")
     code, _ = train_until(after_batch(30, lambda: os.kill(os.getpid(), signal.SIGTERM)), *arguments)
@@ -519,9 +505,9 @@ def test_signals_outside_training_stop_at_once():
             time.sleep(5)
 
     def deferred() -> None:
-        with interrupt.watching(), interrupt.deferred():
+        with interrupt.watching() as signals, signals.deferred():
             os.kill(os.getpid(), signal.SIGINT)
-            asked.append(interrupt.requested())  # the block goes on to its end
+            asked.append(signals.requested)  # the block goes on to its end
 
     asked: list[int] = []
     for call, code in ((work, 143), (deferred, 130)):

@@ -13,17 +13,18 @@ from helpers import apart, command, config, files_below, noise
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mergestream.compose.run import run_of as run_named_by
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
 from mergestream.runs.directory import Run
 from mergestream.runtime import files
-from mergestream.training import Learner, train
+from mergestream.training.learner import Learner
 
 SHORT = ("tasks=3", "epochs=1")
 
 
 def run_of(root: Path, *overrides: str) -> Run:
-    return Run.of(config("train", f"root={root}", "tasks=3", *overrides))
+    return run_named_by(config("train", f"root={root}", "tasks=3", *overrides))
 
 
 def trained_encoders(run: Run) -> list[dict[str, torch.Tensor]]:
@@ -210,8 +211,7 @@ def test_an_error_in_a_process_is_one_line(tmp_path, monkeypatch):
 
 
 def test_validation_is_cut_from_train_and_logged(tmp_path):
-    cfg = config("train", f"root={tmp_path}", *SHORT, "stream.validation=0.2", "method=joint")
-    train(cfg)
+    assert command("train.py", f"root={tmp_path}", *SHORT, "stream.validation=0.2", "method=joint").code == 0
     run = run_of(tmp_path, "method=joint")
     with (run.path / "logs/metrics.csv").open() as file:
         values = [float(row["validation_accuracy"]) for row in csv.DictReader(file) if row["validation_accuracy"]]
