@@ -15,7 +15,7 @@ PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(fo
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test lint check wheel lock weights clean
+.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test lint check wheel lock weights clean docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -38,7 +38,7 @@ demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='
 	@echo "picture in $(DEMO)/_report/digits-class-5-tiny-curves.png: accuracy and forgetting after each task"
 	@echo "next: make demo STRATEGIES='glob(*)' merges with every strategy; docs/getting-started.md explains the commands"
 
-demo/%:
+$(TRAININGS:%=demo/%): demo/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py -m $(STREAM) method=$* logger=none > /dev/null
 
 benchmark: setup ## every method and strategy on the embedded streams, five seeds, and their report; continues where it stopped
@@ -59,6 +59,10 @@ results: ## publish the report of the embedded benchmark, its figures and their 
 	cp "runs/embedded/glyphs/class-10/$(OVER_SEEDS).png" docs/results/glyphs-class-10-sign_conflicts.png
 	for stream in digits/class-5 glyphs/class-5 glyphs/class-10 glyphs/class-20 glyphs/domain-6; do \
 		cp "runs/embedded/$$stream/$(OVER_SEEDS).csv" docs/results/$$(echo $$stream | tr / -)-sign_conflicts.csv || exit 1; done
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup ## build the documentation into site/; warnings are errors
+	$(BIN)/mkdocs build --strict
 
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
@@ -86,5 +90,5 @@ lock: setup ## write requirements.lock anew from pyproject.toml
 weights: setup ## make the weights of the tiny CLIP anew (7 minutes on two cores)
 	$(BIN)/python scripts/pretrain_tiny.py
 
-clean: ## remove the environment and the demo's results
-	rm -rf .venv $(DEMO)
+clean: ## remove the environment, the demo's results and the built documentation
+	rm -rf .venv site $(DEMO)

@@ -1,16 +1,16 @@
-"""How long a merge takes against `cat` of the same files, and how much memory it needs.
+"""Time and memory of a merge, compared with `cat` of the same files.
 
     python benchmarks/merge.py [--tasks 20] [--repeats 5] [--strategies magmax,ties] [--folder /tmp/merge_benchmark]
-    python benchmarks/merge.py --billions 7 [--repeats 1]
+    python benchmarks/merge.py --billions 7
 
-The first makes a base of the size of ViT-B/16's image tower (86 M parameters, float32) and T fine-tunes of it in
-`--folder`: random weights of deviation 0.02, changed by 0.0002, which is about what fine-tuning CLIP does; so the task
-vectors have as many bits, and as many equal magnitudes, as real ones. It then runs `cat` of the fine-tunes and a merge
-of them in turns, with all files in the page cache, and prints the median seconds, the median ratio, and the memory
-that a fresh process needs above what it has after its imports.
+The first command writes a base of the size of ViT-B/16's image tower (86 M parameters, float32) and T fine-tunes of it
+to `--folder`: random weights of deviation 0.02, changed by 0.0002, about as much as fine-tuning CLIP changes them. So
+the task vectors have as many bits, and as many equal magnitudes, as real ones. It then alternates `cat` of the
+fine-tunes and a merge of them, with all files in the page cache, and prints median seconds, the median ratio, and the
+memory that a fresh process needs on top of its imports.
 
-The second makes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune of it, as
-many layers as fit into the free disk space, and merges the pair to a folder.
+The second command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
+of it, with as many layers as fit into the free disk space, and merges the pair into a folder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mergestream import strategies
 from mergestream.merging import merge_checkpoints
 
 WIDTH, LAYERS = 768, 12
-SLOW = ("della", "tsv", "iso_c", "iso_cts", "opcm", "knots", "wudi")  # minutes; only where they are named
+SLOW = ("della", "tsv", "iso_c", "iso_cts", "opcm", "knots", "wudi")  # minutes; merged only if they are named
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def tower() -> Shapes:
-    """ViT-B/16's image tower."""
+    """Return the shapes of ViT-B/16's image tower."""
     shapes: Shapes = {"conv1.weight": (WIDTH, 3, 16, 16), "positional_embedding": (197, WIDTH)}
     for layer in range(LAYERS):
         block = f"transformer.resblocks.{layer}"
@@ -54,7 +54,7 @@ def tower() -> Shapes:
 
 
 def llama(layers: int) -> list[Shapes]:
-    """Shards of Llama-2-7B, one for each layer, and one for what is outside of the layers."""
+    """Return the shapes of Llama-2-7B as shards: one for each layer, and one for the weights outside of the layers."""
     shards: list[Shapes] = [{"model.embed_tokens.weight": (32000, 4096), "lm_head.weight": (32000, 4096)}]
     for layer in range(layers):
         block = f"model.layers.{layer}"
@@ -65,7 +65,7 @@ def llama(layers: int) -> list[Shapes]:
 
 
 def weights(shapes: Shapes, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Random weights; with a seed above 0, changed by a little."""
+    """Return random weights, slightly changed if the seed is not 0."""
     generator, change = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     made = {}
     for name, shape in shapes.items():
@@ -75,13 +75,14 @@ def weights(shapes: Shapes, seed: int, dtype: torch.dtype = torch.float32) -> di
 
 
 def cat(paths: list[Path]) -> float:
+    """Return the seconds that `cat` takes."""
     began = time.perf_counter()
     subprocess.run(["sh", "-c", 'cat "$@" > /dev/null', "sh", *map(str, paths)], check=True)
     return time.perf_counter() - began
 
 
 def memory(**arguments: object) -> float:
-    """MB that one merge needs in a fresh process, above what the process has after importing torch and mergestream."""
+    """Return the MB that one merge needs in a fresh process, on top of torch and mergestream."""
     code = (
         "import json, sys; from pathlib import Path; from mergestream.merging import merge_checkpoints\n"
         "import mergestream.strategies as s; arguments = json.loads(sys.argv[1]); s.get(arguments['strategy'])\n"
@@ -96,7 +97,7 @@ def memory(**arguments: object) -> float:
 
 
 def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
-    """Print the table of `names`."""
+    """Print the table of the strategies `names`."""
     paths = [folder / f"{index}.safetensors" for index in range(tasks + 1)]
     for index, path in enumerate(paths):
         if not path.exists():
@@ -107,7 +108,7 @@ def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
     print("| strategy | seconds | `cat` | ratio | MB above the interpreter |\n|---|---|---|---|---|")
     for name in names:
         merges, cats = [], []
-        for _ in range(repeats + 1):  # the first one warms up
+        for _ in range(repeats + 1):  # the first one is a warm-up
             cats.append(cat(checkpoints))
             out.unlink(missing_ok=True)
             began = time.perf_counter()
@@ -121,9 +122,9 @@ def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
 
 
 def large(names: list[str], billions: float, folder: Path) -> None:
-    """Merge a sharded bfloat16 pair of up to `billions` of parameters."""
+    """Merge a pair of sharded bfloat16 checkpoints of up to `billions` of parameters."""
     free = shutil.disk_usage(folder).free
-    for layers in range(32, 0, -1):  # base, fine-tune and output, and some air
+    for layers in range(32, 0, -1):  # base, fine-tune and output must fit, with a tenth of the disk to spare
         shards = llama(layers)
         count = sum(torch.Size(shape).numel() for shapes in shards for shape in shapes.values())
         if count <= billions * 1e9 and 3 * 2 * count < 0.9 * free:
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--strategies", default=",".join(n for n in strategies.names() if n not in SLOW))
-    parser.add_argument("--billions", type=float, help="merge a sharded pair of up to so many parameters instead")
+    parser.add_argument("--billions", type=float, help="merge a sharded pair of so many billion parameters instead")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/merge_benchmark"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Small archives in the official format of every dataset, with images that tell their own class."""
+"""Writes a small archive in the official format of every dataset, with images that encode their own label."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickle
 import struct
@@ -14,59 +15,71 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import config
+from helpers import ROOT, config
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
+from timm.data import ImageNetInfo
 
-from mergestream.compose.build import load_source
-from mergestream.data.protocol import class_names, domains
+from mergestream.compose.inputs import Inputs
+from mergestream.data.protocol import class_names, class_names_by_folder, domains
 from mergestream.runtime.errors import UserError
 
-HELD_OUT = 8  # numbers of test images begin here
+HELD_OUT = 8  # test images are numbered from here
 
 
 def picture(label: int, number: int, side: int = 16) -> np.ndarray:
-    """An image [side, side, 3]: white above, below a colour for the class and the number within the class."""
+    """An image [side, side, 3]: the upper half is white, the colour of the lower half encodes a label and a number."""
     pixels = np.full((side, side, 3), 255, dtype=np.uint8)
-    pixels[side // 2 :] = [8 * part + 4 for part in (label % 32, label // 32 % 32, number)]  # far enough apart for JPEG
+    colour = label % 32, label // 32 % 32, number
+    pixels[side // 2 :] = [8 * channel + 4 for channel in colour]  # steps of 8 survive JPEG
     return pixels
 
 
 def grey(label: int, number: int, side: int = 28) -> np.ndarray:
-    """The same without colours [side, side], for up to 15 classes."""
+    """A grey image [side, side] that encodes a label below 15 and a number."""
     pixels = np.full((side, side), 255, dtype=np.uint8)
     pixels[side // 2 :] = 16 * label + number
     return pixels
 
 
 def code(image: Image.Image) -> tuple[int, int]:
-    """(label, number) of a `picture` or `grey` image, which must be upright."""
+    """The (label, number) that a `picture` or `grey` image encodes, which must be upright."""
     above, below = (image.getpixel(at) for at in ((image.width - 1, 0), (0, image.height - 1)))
-    assert min(np.atleast_1d(above)) > 250, "turned over"
+    assert min(np.atleast_1d(above)) > 250, "the image is not upright"
     if image.mode == "L":
         return divmod(below, 16)
     low, high, number = (channel // 8 for channel in below)
     return 32 * high + low, number
 
 
+@cache
+def encoded(label: int, number: int, suffix: str) -> bytes:
+    """The content of an image file."""
+    content = io.BytesIO()
+    kind = Image.registered_extensions()[suffix.lower()]
+    Image.fromarray(picture(label, number)).save(content, format=kind, quality=95, subsampling=0)
+    return content.getvalue()
+
+
 def save(path: Path, label: int, number: int) -> None:
+    """Write the `picture` of a label and a number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture(label, number)).save(path, quality=95, subsampling=0)
+    path.write_bytes(encoded(label, number, path.suffix))
 
 
-def some(count: int, *first: str, then: str = "zone_{:03d}") -> list[str]:
-    """`count` class names, of which `first` are real."""
+def class_list(count: int, *first: str, then: str = "zone_{:03d}") -> list[str]:
+    """`count` class names: some real ones, then made-up ones."""
     return [*first, *(then.format(i) for i in range(len(first), count))]
 
 
-def lines(path: Path, rows: list[str]) -> None:
+def save_lines(path: Path, rows: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{row}\n" for row in rows))
 
 
 def accept_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written here has other checksums than the real archives; that a file is there is still looked at."""
+    """Accept files whose checksums differ from those of the real archives; missing files are still detected."""
     monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda path, md5: True)
 
 
@@ -89,18 +102,18 @@ def write_cifar100(root: Path) -> None:
     folder = root / "cifar-100-python"
     cifar_batch(folder / "train", "fine_labels", [*range(99, -1, -1)], 0)
     cifar_batch(folder / "test", "fine_labels", [*range(100)], HELD_OUT)
-    names = some(100, "apple", "aquarium_fish")
+    names = class_list(100, "apple", "aquarium_fish")
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
 
 
 def idx(path: Path, array: np.ndarray) -> None:
-    """The format of MNIST's files: type and number of axes, lengths of the axes, bytes."""
+    """Write MNIST's file format: type and number of axes, lengths of the axes, bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes())
 
 
 def idx_files(folder: Path, *, train: str, test: str, turned: bool = False) -> None:
-    """Images and labels of ten classes; `turned`: rows and columns change places."""
+    """Write images and labels of ten classes; `turned` transposes the images."""
     for stem, numbers in ((train, (0, 1)), (test, (HELD_OUT,))):
         samples = [(label, number) for number in numbers for label in range(9, -1, -1)]
         images = np.stack([grey(label, number) for label, number in samples])
@@ -140,12 +153,12 @@ def write_stl10(root: Path) -> None:
         (folder / f"{part}_y.bin").write_bytes(bytes(range(10, 0, -1)))
     (folder / "unlabeled_X.bin").write_bytes(b"")
     names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-    lines(folder / "class_names.txt", names)
+    save_lines(folder / "class_names.txt", names)
 
 
 def write_cars(root: Path) -> None:
     folder = root / "stanford_cars"
-    names = some(196, "AM General Hummer SUV 2000", "Acura RL Sedan 2012", then="Zenith {} Coupe 2012")
+    names = class_list(196, "AM General Hummer SUV 2000", "Acura RL Sedan 2012", then="Zenith {} Coupe 2012")
     fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
     (folder / "devkit").mkdir(parents=True)
     savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array(names, dtype=object)[None]})
@@ -162,41 +175,41 @@ def write_cars(root: Path) -> None:
 
 def write_cub200(root: Path) -> None:
     folder = root / "CUB_200_2011"
-    classes = some(200, "Black_footed_Albatross", "Laysan_Albatross", then="Zebra_Finch_{}")
+    classes = class_list(200, "Black_footed_Albatross", "Laysan_Albatross", then="Zebra_Finch_{}")
     samples = [(c, f"{c + 1:03d}.{name}", number) for c, name in enumerate(classes) for number in (HELD_OUT, 0)]
     paths = [f"{name}/{name[4:]}_{number:04d}_{c}.jpg" for c, name, number in samples]
-    lines(folder / "images.txt", [f"{i} {path}" for i, path in enumerate(paths, 1)])
-    lines(folder / "image_class_labels.txt", [f"{i} {c + 1}" for i, (c, _, _) in enumerate(samples, 1)])
-    lines(folder / "train_test_split.txt", [f"{i} {int(not n)}" for i, (_, _, n) in enumerate(samples, 1)])
-    lines(folder / "classes.txt", [f"{c + 1} {c + 1:03d}.{name}" for c, name in enumerate(classes)])
+    save_lines(folder / "images.txt", [f"{i} {path}" for i, path in enumerate(paths, 1)])
+    save_lines(folder / "image_class_labels.txt", [f"{i} {c + 1}" for i, (c, _, _) in enumerate(samples, 1)])
+    save_lines(folder / "train_test_split.txt", [f"{i} {int(not n)}" for i, (_, _, n) in enumerate(samples, 1)])
+    save_lines(folder / "classes.txt", [f"{c + 1} {c + 1:03d}.{name}" for c, name in enumerate(classes)])
     for path, (label, _, number) in zip(paths, samples, strict=True):
         save(folder / "images" / path, label, number)
 
 
 def style(label: int, number: int) -> str:
-    """Three styles for each class of ImageNet-R."""
+    """The style of an image of ImageNet-R; each class has three styles."""
     styles = domains("imagenet_r")
     return styles[(3 * label + number) % len(styles)]
 
 
 def wnid(label: int) -> str:
-    """Names of folders that sort in the other direction than the classes."""
+    """A folder name; the names sort in the opposite order of the classes."""
     return f"n{10_000_000 - label:08d}"
 
 
 def write_imagenet_r(root: Path) -> None:
     folder, names = root / "imagenet-r", class_names("imagenet_r")
     said = [f"{wnid(label)} {name.replace(' ', '_')}" for label, name in enumerate(names)]
-    lines(folder / "README.txt", ["ImageNet-R(endition)", "", "200 classes of ImageNet:", "", *said[::-1]])
+    save_lines(folder / "README.txt", ["ImageNet-R(endition)", "", "200 classes of ImageNet:", "", *said[::-1]])
     for label in range(200):
         for number in range(3):
             save(folder / wnid(label) / f"{style(label, number)}_{label}.jpg", label, number)
 
 
 def write_domainnet(root: Path) -> None:
-    """Class c is in domain c mod 6 alone, but the last class is in every domain."""
+    """Class c has images in domain c mod 6 only, except the last class, which has images in every domain."""
     folder, names, kinds = root / "domainnet", class_names("domainnet"), domains("domainnet")
-    official = {name: i for i, name in enumerate(sorted(names, key=str.lower))}  # another order than the protocol's
+    official = {name: i for i, name in enumerate(sorted(names, key=str.lower))}  # not in the order of the protocol
     for d, kind in enumerate(kinds):
         for part, first in (("train", 0), ("test", HELD_OUT)):
             rows = []
@@ -205,11 +218,11 @@ def write_domainnet(root: Path) -> None:
                     path = f"{kind}/{name.replace(' ', '_')}/{kind}_{label:03d}_{first:06d}.jpg"
                     save(folder / path, label, first + d)
                     rows.append(f"{path} {official[name]}")
-            lines(folder / f"{kind}_{part}.txt", rows)
+            save_lines(folder / f"{kind}_{part}.txt", rows)
 
 
 def write_eurosat(root: Path) -> None:
-    for label, name in enumerate(sorted(class_names("eurosat"))):
+    for label, name in enumerate(sorted(class_names_by_folder("eurosat"))):
         for number in range(10):
             save(root / "eurosat/2750" / name / f"{name}_{number + 1}.jpg", label, number)
 
@@ -222,10 +235,10 @@ def write_resisc45(root: Path) -> None:
 
 
 def write_sun397(root: Path) -> None:
-    """The second partition has train and test the other way round; one image is in no list."""
-    names = some(397, "/a/abbey", "/a/airplane_cabin", "/a/athletic_field/outdoor", then="/z/zone_{:03d}")
+    """Partition 2 swaps train and test of partition 1; one image is in no list."""
+    names = class_list(397, "/a/abbey", "/a/airplane_cabin", "/a/athletic_field/outdoor", then="/z/zone_{:03d}")
     folder = root / "SUN397"
-    lines(folder / "ClassName.txt", names)
+    save_lines(folder / "ClassName.txt", names)
     lists = {}
     for part, number in (("Training", 0), ("Testing", HELD_OUT)):
         lists[part] = [f"{name}/sun_{part[:2].lower()}{label:03d}.jpg" for label, name in enumerate(names)]
@@ -233,13 +246,13 @@ def write_sun397(root: Path) -> None:
             save(folder / path[1:], label, number)
     save(folder / "a/abbey/sun_unlisted.jpg", 0, 1)
     for partition, (train, test) in enumerate((("Training", "Testing"), ("Testing", "Training")), 1):
-        lines(folder / f"Training_{partition:02d}.txt", lists[train][::-1])
-        lines(folder / f"Testing_{partition:02d}.txt", lists[test])
+        save_lines(folder / f"Training_{partition:02d}.txt", lists[train][::-1])
+        save_lines(folder / f"Testing_{partition:02d}.txt", lists[test])
 
 
 def write_dtd(root: Path) -> None:
-    """The second partition has train and test the other way round."""
-    names = some(47, "banded", "blotchy", "braided", "polka-dotted", then="zigzagged{:02d}")
+    """Partition 2 swaps train and test of partition 1."""
+    names = class_list(47, "banded", "blotchy", "braided", "polka-dotted", then="zigzagged{:02d}")
     folder = root / "dtd/dtd"
     lists = {}
     for number in (0, 1, HELD_OUT):
@@ -248,7 +261,7 @@ def write_dtd(root: Path) -> None:
             save(folder / "images" / path, label, number)
     for partition, numbers in enumerate(((0, 1, HELD_OUT), (HELD_OUT, 1, 0)), 1):
         for part, number in zip(("train", "val", "test"), numbers, strict=True):
-            lines(folder / f"labels/{part}{partition}.txt", lists[number])
+            save_lines(folder / f"labels/{part}{partition}.txt", lists[number])
 
 
 def write_gtsrb(root: Path) -> None:
@@ -258,15 +271,15 @@ def write_gtsrb(root: Path) -> None:
     for i, label in enumerate(range(42, -1, -1)):
         train = folder / "GTSRB/Training" / f"{label:05d}"
         save(train / "00000_00000.ppm", label, 0)
-        lines(train / f"GT-{label:05d}.csv", [header, f"00000_00000.ppm;16;16;1;1;15;15;{label}"])
+        save_lines(train / f"GT-{label:05d}.csv", [header, f"00000_00000.ppm;16;16;1;1;15;15;{label}"])
         save(folder / "GTSRB/Final_Test/Images" / f"{i:05d}.ppm", label, HELD_OUT)
         rows.append(f"{i:05d}.ppm;16;16;1;1;15;15;{label}")
-    lines(folder / "GT-final_test.csv", rows)
+    save_lines(folder / "GT-final_test.csv", rows)
 
 
 def write_food101(root: Path) -> None:
-    folder, names = root / "food-101", some(101, "apple_pie", "baby_back_ribs", "baklava")
-    lines(folder / "meta/classes.txt", names)
+    folder, names = root / "food-101", class_list(101, "apple_pie", "baby_back_ribs", "baklava")
+    save_lines(folder / "meta/classes.txt", names)
     for part, number in (("train", 0), ("test", HELD_OUT)):
         listed = {name: [f"{name}/{1000 + number}"] for name in names[::-1]}
         (folder / "meta" / f"{part}.json").write_text(json.dumps(listed))
@@ -286,11 +299,11 @@ def write_flowers102(root: Path) -> None:
 
 def write_oxford_pets(root: Path) -> None:
     folder = root / "oxford-iiit-pet"
-    names = some(37, "Abyssinian", "american_bulldog", "american_pit_bull_terrier", then="Zorse_{:02d}")
+    names = class_list(37, "Abyssinian", "american_bulldog", "american_pit_bull_terrier", then="Zorse_{:02d}")
     for part, number in (("trainval", 0), ("test", HELD_OUT)):
         kinds = [1 if name[0].isupper() else 2 for name in names]  # cats are capitalised
         rows = [f"{name}_{number + 1} {c + 1} {kinds[c]} {c + 1}" for c, name in enumerate(names)]
-        lines(folder / f"annotations/{part}.txt", rows[::-1])
+        save_lines(folder / f"annotations/{part}.txt", rows[::-1])
         for label, name in enumerate(names):
             save(folder / "images" / f"{name}_{number + 1}.jpg", label, number)
 
@@ -323,13 +336,13 @@ def write_rendered_sst2(root: Path) -> None:
 
 
 def write_imagenet(root: Path) -> None:
-    """Twenty classes, as torchvision leaves them when it has unpacked the archives."""
+    """Write 20 classes, as torchvision leaves them after it has unpacked the archives."""
     folder = root / "imagenet"
     synsets = [
         ("n01440764", ("tench", "Tinca tinca")),
         ("n01443537", ("goldfish", "Carassius auratus")),
         ("n01484850", ("great white shark", "white shark", "man-eater")),
-        *((f"n9000{i:04d}", (f"thing {i}", f"Res {i}")) for i in range(17)),
+        *((wnid, ("thing", "Res")) for wnid in ImageNetInfo("imagenet-1k").label_names()[117:134]),
     ]
     for label, (wnid, _) in enumerate(synsets):
         save(folder / "train" / wnid / f"{wnid}_18.JPEG", label, 0)
@@ -339,18 +352,18 @@ def write_imagenet(root: Path) -> None:
 
 def write_tiny_imagenet(root: Path) -> None:
     folder = root / "tiny-imagenet-200"
-    wnids = some(200, "n01443537", "n01629819", then="n9{:07d}")
+    wnids = class_list(200, "n01443537", "n01629819", then="n9{:07d}")
     rows = []
     for label, wnid in enumerate(wnids):
         save(folder / "train" / wnid / "images" / f"{wnid}_0.JPEG", label, 0)
-        lines(folder / "train" / wnid / f"{wnid}_boxes.txt", [f"{wnid}_0.JPEG\t0\t0\t15\t15"])
+        save_lines(folder / "train" / wnid / f"{wnid}_boxes.txt", [f"{wnid}_0.JPEG\t0\t0\t15\t15"])
         save(folder / "val/images" / f"val_{199 - label}.JPEG", label, HELD_OUT)
         rows.append(f"val_{199 - label}.JPEG\t{wnid}\t0\t0\t15\t15")
-    lines(folder / "val/val_annotations.txt", rows[::-1])
-    lines(folder / "wnids.txt", wnids[::-1])
+    save_lines(folder / "val/val_annotations.txt", rows[::-1])
+    save_lines(folder / "wnids.txt", wnids[::-1])
     names = ["goldfish, Carassius auratus", "European fire salamander, Salamandra salamandra"]
-    words = dict(zip(wnids, some(200, *names, then="thing {}, Res"), strict=True))
-    lines(folder / "words.txt", [f"{wnid}\t{said}" for wnid, said in {"n00001740": "entity", **words}.items()])
+    words = dict(zip(wnids, class_list(200, *names, then="thing {}, Res"), strict=True))
+    save_lines(folder / "words.txt", [f"{wnid}\t{said}" for wnid, said in {"n00001740": "entity", **words}.items()])
 
 
 def write_folder(root: Path) -> None:
@@ -362,20 +375,28 @@ def write_folder(root: Path) -> None:
 
 WRITERS = {name[len("write_") :]: value for name, value in list(globals().items()) if name.startswith("write_")}
 
-
-DIVIDED = {"eurosat": 10, "imagenet_r": 3, "resisc45": 5}  # by a manifest: images of each class
+SPLIT_BY_NAME = {"eurosat": 10, "imagenet_r": 3, "resisc45": 5}  # images of each class
 
 
 @cache
-def composed(name):
-    """Composing takes longer than reading does."""
-    return config("train", f"dataset={name}", "model=tiny")
+def base_config():
+    """A config composed once, because composing takes longer than reading a small archive."""
+    return config("train")
+
+
+@cache
+def dataset_group(name):
+    """The keys of an option of the ``dataset`` group."""
+    return OmegaConf.load(ROOT / f"configs/dataset/{name}.yaml").dataset
 
 
 def load(name, root, *overrides, results=None):
-    """The source; what is remembered lies in `results`."""
+    """Load a dataset; the outcome of its image check is cached in `results`."""
+    cfg = base_config().copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg.dataset = dataset_group(name)
     places = [f"data.root={root}", f"root={results or root / 'results'}"]
-    return load_source(OmegaConf.merge(composed(name), OmegaConf.from_dotlist([*places, *overrides])))
+    return Inputs(OmegaConf.merge(cfg, OmegaConf.from_dotlist([*places, *overrides]))).source()
 
 
 def codes(split):
@@ -383,23 +404,25 @@ def codes(split):
     return [code(split.images[i]) for i in range(len(split))]
 
 
-def refusal(name, root, *overrides):
-    """The one line that a dataset is refused with."""
+def error_line(name, root, *overrides):
+    """The one-line error of a dataset that cannot be loaded."""
     with pytest.raises(UserError) as caught:
         load(name, root, *overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def cut(path, part=0.5):
+def truncate(path, part=0.5):
+    """Keep the first part of a file."""
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
 
 
-def without_line(path, number):
+def remove_line(path, number):
+    """Remove one line of a text file."""
     rows = path.read_text().splitlines()
-    lines(path, [row for i, row in enumerate(rows) if i != number])
+    save_lines(path, [row for i, row in enumerate(rows) if i != number])
 
 
 def load_photos(photos, *overrides):
-    """The fixture `photos` as a data set."""
+    """Load the fixture `photos` as a dataset."""
     return load("folder", photos, *overrides, results=photos.parent / "results")

@@ -32,14 +32,15 @@ def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     accept_checksums(monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A root where every archive is written once, when it is asked for; no test changes them."""
     from archives import WRITERS
 
-    root, written = tmp_path_factory.mktemp("archives"), set()
+    top, written = tmp_path_factory.mktemp("archives"), set()
 
     def root_with(*names: str) -> Path:
+        root = top / ("folder" if "folder" in names else "others")  # a folder of classes must hold nothing else
         for name in names:
             if name not in written:
                 WRITERS[name](root)

@@ -1,4 +1,4 @@
-"""One pass over a split with one encoder: everything that is reported comes from the counts of its logits."""
+"""Evaluation of encoders: counts of correct predictions per task, from one pass over a split."""
 
 from __future__ import annotations
 
@@ -16,16 +16,12 @@ from mergestream.runtime import processes
 
 
 class TaskAccuracy(Metric):
-    """Correct predictions per task, counted from one pass over the test set of all tasks.
-
-    Task-agnostic: argmax over all classes. Task-aware: argmax over the classes of the sample's own task. Seen:
-    samples and classes of the first `seen` tasks only. All states are integers, so that the sum over processes is
-    exact.
+    """Counts of correct predictions per task (see `Counts`), summed exactly over batches and processes.
 
     Args:
         task_classes: class ids of each task.
         num_classes: columns of the logits.
-        seen: how many tasks count as seen.
+        seen: number of tasks that count as seen.
     """
 
     full_state_update = False
@@ -48,7 +44,7 @@ class TaskAccuracy(Metric):
             self.add_state(name, torch.zeros(len(task_classes), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits_BC: Tensor, labels_B: Tensor, tasks_B: Tensor) -> None:
-        """Count a batch: logits [B, C], class ids [B], tasks [B]."""
+        """Add the counts of a batch: logits [B, C], class ids [B], tasks [B]."""
 
         def count(correct_B: Tensor) -> Tensor:
             return torch.bincount(tasks_B[correct_B], minlength=len(self.total))
@@ -63,7 +59,7 @@ class TaskAccuracy(Metric):
             self.seen_correct += count(correct(self.seen_C) & (tasks_B < self.seen))
 
     def compute(self) -> Counts:
-        """Counts per task: total, agnostic, aware, seen_correct."""
+        """Return the counts of all batches and processes."""
         return {
             "total": self.total.tolist(),
             "agnostic": self.agnostic.tolist(),
@@ -72,7 +68,7 @@ class TaskAccuracy(Metric):
         }
 
 
-@torch.no_grad()  # not inference_mode: moving the encoder here must leave weights that can be trained on
+@torch.no_grad()  # not inference_mode, which would make weights moved to the device here untrainable
 def evaluate(
     encoder: nn.Module,
     head: TextHead,
@@ -83,16 +79,16 @@ def evaluate(
     split: str = "test",
     only: int | None = None,
 ) -> Counts:
-    """Counts of correct predictions per task (see `TaskAccuracy`), over all processes, each sample once.
+    """Evaluate an encoder on all tasks of a stream, sharded over all processes.
 
     Args:
-        encoder: image tower; left in evaluation mode on `device`.
+        encoder: image tower; it stays on `device` in evaluation mode.
         head: text head over all classes.
-        stream: whose tasks are evaluated.
-        seen: how many tasks the encoder has been trained on.
+        stream: the tasks and their data.
+        seen: number of tasks that the encoder has been trained on.
         device: where to compute.
         split: test or validation.
-        only: one task; None is all of them.
+        only: index of a single task; by default all tasks.
     """
     encoder.to(device).eval()
     head.to(device)
@@ -104,12 +100,12 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What measures image towers one after the other.
+    """Evaluates encoders on one stream.
 
     Args:
-        clip: whose image tower takes their weights.
-        head: its text head over all classes of the stream.
-        stream: the test and validation data.
+        clip: the model whose image tower takes the weights to evaluate.
+        head: text head over all classes of the stream.
+        stream: the tasks and their data.
         device: where to compute.
     """
 
@@ -119,7 +115,7 @@ class Evaluator:
     device: torch.device
 
     def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
-        """`evaluate` with the weights `theta`."""
+        """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
         return evaluate(
             self.clip.encoder, self.head, self.stream, seen=seen, device=self.device, split=split, only=only

@@ -1,4 +1,4 @@
-"""The numbers of continual learning: from exact counts to fractions, and the summary of the accuracy matrix."""
+"""Metrics of continual learning: accuracies from counts, and the summary of an accuracy matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from numpy.typing import ArrayLike
 
 
 class Counts(TypedDict):
-    """Correct predictions on each task; see `TaskAccuracy`."""
+    """Numbers of samples and of correct predictions of one encoder, one entry per task.
+
+    - total: samples
+    - agnostic: correct among all classes
+    - aware: correct among the classes of the sample's own task
+    - seen_correct: correct among the classes of the tasks seen so far; 0 for later tasks
+    """
 
     total: list[int]
     agnostic: list[int]
@@ -21,12 +27,12 @@ class Counts(TypedDict):
 
 @dataclass(frozen=True)
 class Row:
-    """What one encoder achieves, as fractions.
+    """Accuracies of one encoder as fractions: one row of the accuracy matrix.
 
     Args:
-        task_agnostic, task_aware: per task, among all classes and among the classes of the task.
-        overall: over all samples, among all classes.
-        seen: over the samples of the tasks seen so far, among their classes; None before the first.
+        task_agnostic, task_aware: accuracy on each task, among all classes and among the classes of the task.
+        overall: accuracy on all samples, among all classes.
+        seen: accuracy on the samples of the tasks seen so far, among their classes; None before the first task.
     """
 
     task_agnostic: list[float]
@@ -36,7 +42,7 @@ class Row:
 
 
 def row(counts: Counts, seen: int) -> Row:
-    """Fractions from the counts of `TaskAccuracy`, of an encoder that has seen the first `seen` tasks."""
+    """Return the accuracies of an encoder that has been trained on the first `seen` tasks."""
     total = counts["total"]
 
     def fractions(correct: list[int]) -> list[float]:
@@ -52,21 +58,21 @@ def row(counts: Counts, seen: int) -> Row:
 
 
 def summarize(accuracy: ArrayLike, zero_shot: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Summary of an accuracy matrix R [T, T]; R[i, j] is the accuracy on task j after task i, both from 1.
+    """Summarize an accuracy matrix R [T, T], where R[i, j] is the accuracy on task j after task i, both from 1.
 
-    average_accuracy, last   mean_j R[T, j]                              (Lopez-Paz & Ranzato 2017; Zheng et al. 2023)
-    forgetting               mean_{j<T} (max_{j≤l<T} R[l, j] − R[T, j])  (Chaudhry et al. 2018)
-    bwt                      mean_{j<T} (R[T, j] − R[j, j])              (Lopez-Paz & Ranzato 2017)
-    fwt                      mean_{j≥2} (R[j−1, j] − zero_shot[j])       (Lopez-Paz & Ranzato 2017)
-    transfer                 mean_{j≥2} mean_{1≤i<j} R[i, j]             (Zheng et al. 2023)
+    - average_accuracy, last: mean_j R[T, j] (Lopez-Paz & Ranzato 2017; Zheng et al. 2023)
+    - forgetting: mean_{j<T} (max_{j≤l<T} R[l, j] − R[T, j]) (Chaudhry et al. 2018)
+    - bwt: mean_{j<T} (R[T, j] − R[j, j]) (Lopez-Paz & Ranzato 2017)
+    - fwt: mean_{j≥2} (R[j−1, j] − zero_shot[j]) (Lopez-Paz & Ranzato 2017)
+    - transfer: mean_{j≥2} mean_{1≤i<j} R[i, j] (Zheng et al. 2023)
 
     Args:
-        accuracy: R as fractions, row by row. A matrix of another number of rows (joint training, one merge) has
-            only its last row to offer.
+        accuracy: R as fractions, row by row. If it is not square (joint training, a single merge), only the last row
+            counts.
         zero_shot: accuracy of θ₀ on each task.
 
     Returns:
-        The values above; those that are not defined (T = 1, or no square matrix) are NaN.
+        The values above, NaN where undefined (T = 1, or R is not square).
     """
     R = np.asarray(accuracy, dtype=np.float64)
     rows, tasks = R.shape

@@ -84,7 +84,7 @@ BAD = [
     (
         "train.py",
         ["dataset=imagenet_r", "model=tiny", "stream=domain"],
-        r"needs data/imagenet-r, which is not there. Fetch imagenet-r.tar \(2.2 GB\) from .* \(data.root=data\)",
+        r"needs data/imagenet-r, which does not exist. Fetch imagenet-r.tar \(2.2 GB\) from .* \(data.root=data\)",
     ),
     (
         "train.py",
@@ -106,7 +106,7 @@ BAD = [
     (
         "train.py",
         ["dataset=cifar100", "model=tiny"],
-        r"dataset=cifar100 needs .*which is not there.*data.download=true",
+        r"dataset=cifar100 needs .*which does not exist.*data.download=true",
     ),
 ]
 

@@ -1,58 +1,42 @@
-"""A merge that follows the training, and λ chosen without the test data."""
+"""merge_every_task=true: the merge that is updated after each task, and the training around it."""
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 import torch
-from helpers import apart, command, config, files_below, noise
+from helpers import apart, command, files_below
 from safetensors.torch import load_file, save_file
 
-from mergestream import evaluation, strategies
+from mergestream import strategies
 from mergestream.merging import merge_checkpoints
 from mergestream.merging.accumulate import RunningMerge
-from mergestream.merging.run import apply
+from mergestream.merging.encoder import apply
 from mergestream.runs.directory import Run
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
 ADD = RunningMerge.add
-NOISE = (*noise(), "epochs=1")
-FOLLOWED = (*NOISE, "merge_every_task=true")
-
-
-def run_of(root, *overrides):
-    return Run.of(config("train", f"root={root}", *NOISE, *overrides))
-
-
-def train(root, *overrides):
-    outcome = command("train.py", f"root={root}", *FOLLOWED, *overrides)
-    assert outcome.code == 0, outcome.err
-    return run_of(root, *(o for o in overrides if o.startswith("method")))
-
-
 RUNNING = [name for name in strategies.names() if strategies.get(name).running]
 
 
-def test_which_strategies_can_be_continued():
+def test_which_strategies_can_continue_task_by_task():
     assert RUNNING == ["average", "ema", "magmax", "task_arithmetic"]
 
 
 @pytest.mark.parametrize("name", RUNNING)
 @pytest.mark.parametrize("coarse", [False, True])
-def test_equal_to_the_merge_made_afterwards_to_the_bit(name, coarse, tmp_path):
+def test_a_running_merge_equals_the_merge_of_all_tasks_to_the_bit(name, coarse, tmp_path):
     generator = torch.Generator().manual_seed(0)
     paths = [tmp_path / f"{i}.safetensors" for i in range(6)]
     for path in paths:
         values = torch.randn(300, 500, generator=generator)
         save_file({"w": (values * 2).round() if coarse else values, "b": torch.randn(7, generator=generator)}, path)
-    strategy = strategies.get(name)
-    running = RunningMerge(tmp_path / "running.safetensors", strategy, strategy.defaults())
+    running = RunningMerge(tmp_path / "running.safetensors", strategies.get(name).bind({}))
     for task, path in enumerate(paths[1:]):
         running.add(task, paths[0], path)
-        running.add(task, paths[0], path)  # once more changes nothing
+        running.add(task, paths[0], path)  # changes nothing
         assert running.tasks == task + 1
         tau, inputs = running.task_vector()
         assert len(inputs) == task + 2
@@ -64,112 +48,144 @@ def test_equal_to_the_merge_made_afterwards_to_the_bit(name, coarse, tmp_path):
 def test_a_running_merge_refuses_what_does_not_continue_it(tmp_path):
     path = tmp_path / "0.safetensors"
     save_file({"w": torch.ones(2)}, path)
-    with pytest.raises(UserError, match="strategy that can be continued: .*strategy=ties needs all"):
-        RunningMerge(tmp_path / "r.safetensors", strategies.get("ties"), {})
+    with pytest.raises(UserError, match="strategy that can continue task by task: .*strategy=ties needs all"):
+        RunningMerge(tmp_path / "r.safetensors", strategies.get("ties").bind({}))
     ema = strategies.get("ema")
-    running = RunningMerge(tmp_path / "r.safetensors", ema, {"decay": 0.5})
-    with pytest.raises(UserError, match="holds 0 tasks, so task 2 does not continue it"):
+    running = RunningMerge(tmp_path / "r.safetensors", ema.bind({"decay": 0.5}))
+    with pytest.raises(UserError, match="r.safetensors holds 0 tasks, got task 2"):
         running.add(1, path, path)
     running.add(0, path, path)
-    with pytest.raises(UserError, match="Use the options of the training"):
-        RunningMerge(tmp_path / "r.safetensors", ema, {"decay": 0.9}).add(1, path, path)
+    with pytest.raises(
+        UserError, match='made with {"decay": 0.5}, got {"decay": 0.9}. Use the options of the training'
+    ):
+        RunningMerge(tmp_path / "r.safetensors", ema.bind({"decay": 0.9})).add(1, path, path)
     save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=r"w in .*bad.safetensors has NaN"):
         running.add(1, path, tmp_path / "bad.safetensors")
     assert running.tasks == 1
 
 
-def tensors_and_overall(folder):
-    return load_file(folder / "merged.safetensors"), files.read_json(folder / "metrics.json")["overall"]
+@pytest.fixture(scope="module")
+def train(words, run_at):
+    """Train with a running merge below a root; returns the run."""
+
+    def run(root, *overrides):
+        outcome = command("train.py", f"root={root}", *words, "merge_every_task=true", *overrides)
+        assert outcome.code == 0, outcome.err
+        return run_at(root, *(word for word in overrides if word.startswith("method")))
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
-    """A run with the last encoder and the merge only."""
-    return train(tmp_path_factory.mktemp("followed"), "keep_tasks=false")
+def light(train, tmp_path_factory):
+    """A run that kept only the last encoder and the merge. Not to be changed."""
+    return train(tmp_path_factory.mktemp("light"), "keep_tasks=false")
+
+
+@pytest.fixture(scope="module")
+def full(train, tmp_path_factory):
+    """A run that kept all encoders and the merge. Not to be changed."""
+    return train(tmp_path_factory.mktemp("full"))
+
+
+def result(run):
+    """The bits of the last encoder and of the merge, and the accuracies of the merge."""
+    folder = run.path / "merges/magmax-0.5"
+    merged, metrics = load_file(folder / "merged.safetensors"), files.read_json(folder / "metrics.json")
+    return load_file(run.encoder(2)), merged, metrics["overall"]
+
+
+def same(one, two):
+    (*ours, accuracies), (*theirs, expected) = one, two
+    equal = all(torch.equal(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in b)
+    return equal and accuracies == expected
+
+
+def kept(run):
+    return [path.parent.name for path in run.encoders()]
 
 
 @pytest.mark.parametrize("method", ["seq", "lwf", "ewc"])
-def test_training_follows_with_one_encoder_on_disk(method, tmp_path):
-    run = train(tmp_path / "followed", f"method={method}", "keep_tasks=false")
-    assert [path.parent.name for path in run.encoders()] == ["task-02"]
-    plain = command("train.py", f"root={tmp_path}/plain", *NOISE, f"method={method}")
-    assert plain.code == 0, plain.err
-    merged = command("merge.py", f"root={tmp_path}/plain", *NOISE, f"method={method}", "prefixes=true")
-    assert merged.code == 0, merged.err
-    other = run_of(tmp_path / "plain", f"method={method}")
-    ours, theirs = (tensors_and_overall(r.path / "merges/magmax-0.5") for r in (run, other))
-    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
-    assert ours[1] == theirs[1]
-    assert load_file(run.encoder(2)).keys() == load_file(other.encoder(2)).keys()
-    assert all(torch.equal(t, load_file(other.encoder(2))[n]) for n, t in load_file(run.encoder(2)).items())
+def test_the_merge_is_that_of_a_training_without_it(method, request, train, finished, words, run_at, tmp_path):
+    ours = request.getfixturevalue("light") if method == "seq" else None
+    ours = ours or train(tmp_path / "light", f"method={method}", "keep_tasks=false")
+    assert kept(ours) == ["task-02"]
+    if method == "seq":
+        shutil.copytree(finished, tmp_path / "plain")
+    else:
+        assert command("train.py", f"root={tmp_path}/plain", *words, f"method={method}").code == 0
+    outcome = command("merge.py", f"root={tmp_path}/plain", *words, f"method={method}", "prefixes=true")
+    assert outcome.code == 0, outcome.err
+    assert same(result(ours), result(run_at(tmp_path / "plain", f"method={method}")))
 
 
-def test_two_processes_follow_alike(followed, tmp_path):
+def test_keeping_all_encoders_changes_no_bit(full, light):
+    assert kept(full) == ["task-00", "task-01", "task-02"]
+    assert same(result(full), result(light))
+
+
+def test_two_processes_make_the_same_merge(light, train, tmp_path):
     two = train(tmp_path / "two", "keep_tasks=false", "devices=2", "accelerator=cpu")
-    merges = [load_file(run.path / "merges/magmax-0.5/merged.safetensors") for run in (followed, two)]
-    assert apart(*merges, load_file(two.base_file())) < 2e-3
-    assert [path.parent.name for path in two.encoders()] == ["task-02"]
+    assert apart(result(light)[1], result(two)[1], load_file(two.base_file())) < 2e-3
+    assert kept(two) == ["task-02"]
 
 
-@pytest.mark.parametrize("place", ["before add", "after add", "before evaluation", "before removal"])
-def test_cut_off_anywhere_it_ends_alike(place, followed, tmp_path, monkeypatch):
+class Cut(Exception):
+    """Ends a training at a certain place."""
 
-    class Cut(Exception):
-        pass
 
-    def cut(*_):
+def cut(*_):
+    raise Cut
+
+
+def add_then_cut(self, task, *arguments):
+    ADD(self, task, *arguments)
+    if task == 1:
         raise Cut
 
-    def after(function):
-        def wrapped(self, task, *arguments):
-            function(self, task, *arguments)
-            if task == 1:
-                raise Cut
 
-        return wrapped
+PLACES = {
+    "before the merge": (RunningMerge, "add", lambda self, task, *rest: cut() if task else ADD(self, task, *rest)),
+    "after the merge": (RunningMerge, "add", add_then_cut),
+    "before the evaluation": ("mergestream.training.merge_every_task.write_merged", cut),
+    "before the old encoder goes": (Run, "drop", cut),
+}
 
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_training_that_is_cut_off_ends_alike(place, light, words, train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        if place == "before add":
-            patch.setattr(RunningMerge, "add", lambda self, task, *a: cut() if task == 1 else ADD(self, task, *a))
-        elif place == "after add":
-            patch.setattr(RunningMerge, "add", after(ADD))
-        elif place == "before evaluation":
-            patch.setattr("mergestream.training.merge_every_task.write_merged", cut)
-        else:
-            patch.setattr(Run, "drop", cut)
+        patch.setattr(*PLACES[place])
         with pytest.raises(Cut):
-            command("train.py", f"root={tmp_path}/cut", *FOLLOWED, "keep_tasks=false")
-    run = train(tmp_path / "cut", "keep_tasks=false")
-    assert [path.parent.name for path in run.encoders()] == ["task-02"]
-    ours, theirs = (tensors_and_overall(r.path / "merges/magmax-0.5") for r in (run, followed))
-    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
-    assert ours[1] == theirs[1]
-    assert run.encoder(2).read_bytes() == followed.encoder(2).read_bytes()
+            command("train.py", f"root={tmp_path}", *words, "merge_every_task=true", "keep_tasks=false")
+    run = train(tmp_path, "keep_tasks=false")
+    assert kept(run) == ["task-02"]
+    assert same(result(run), result(light))
+    assert run.encoder(2).read_bytes() == light.encoder(2).read_bytes()
 
 
-def test_another_lambda_halfway_is_refused(tmp_path, monkeypatch):
+def test_another_lambda_halfway_is_refused(words, tmp_path, monkeypatch):
+    arguments = (f"root={tmp_path}", *words, "merge_every_task=true", "keep_tasks=false")
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "drop", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            command("train.py", f"root={tmp_path}", *FOLLOWED, "keep_tasks=false")
-    outcome = command("train.py", f"root={tmp_path}", *FOLLOWED, "keep_tasks=false", "lambda=0.9")
+        patch.setattr(Run, "drop", cut)
+        with pytest.raises(Cut):
+            command("train.py", *arguments)
+    outcome = command("train.py", *arguments, "lambda=0.9")
     assert outcome.code == 1
-    assert "Use those that the run was started with" in outcome.err
-    outcome = command("train.py", f"root={tmp_path}/other", *FOLLOWED, "method=joint")
-    assert outcome.code == 1
-    assert "an encoder for each task; got method=joint" in outcome.err
+    assert "Use the values that the run was started with" in outcome.err
 
 
-def test_merging_a_run_without_its_encoders(followed):
-    outcome = command("merge.py", f"root={followed.root}", *NOISE, "lambda=[0.3,0.7]")
+def test_a_run_without_its_encoders_is_merged_by_its_strategy_alone(light, words, tmp_path):
+    shutil.copytree(light.root, tmp_path, dirs_exist_ok=True)
+    outcome = command("merge.py", f"root={tmp_path}", *words, "lambda=[0.3,0.7]")
     assert outcome.code == 0, outcome.err
-    assert (followed.path / "merges/magmax-0.3/metrics.json").is_file()
+    assert len(list(tmp_path.rglob("merges/magmax-0.3/metrics.json"))) == 1
     for override, message in (
         ("strategy=ties", "only strategy=magmax can be merged"),
-        ("prefixes=true", "prefixes=true"),
+        ("prefixes=true", "prefixes=true needs every encoder"),
     ):
-        outcome = command("merge.py", f"root={followed.root}", *NOISE, override)
+        outcome = command("merge.py", f"root={tmp_path}", *words, override)
         assert outcome.code == 1
         assert message in outcome.err
         assert len(outcome.err.strip().splitlines()) == 1
@@ -179,7 +195,8 @@ def test_merging_a_run_without_its_encoders(followed):
     ("overrides", "message"),
     [
         (["keep_tasks=false"], "write merge_every_task=true"),
-        (["merge_every_task=true", "strategy=tsv"], "strategy that can be continued"),
+        (["merge_every_task=true", "strategy=tsv"], "strategy that can continue task by task"),
+        (["merge_every_task=true", "method=joint"], "an encoder for each task; got method=joint"),
         (["merge_every_task=1"], "must be true or false"),
         (["merge_every_task=true", "lambda=select"], "lambda must be a finite number"),
     ],
@@ -192,82 +209,50 @@ def test_wrong_values_are_one_line(overrides, message, tmp_path):
     assert not files_below(tmp_path)
 
 
-# λ
+def deleted(path):
+    path.unlink()
 
 
-def test_several_scales_at_once_are_the_single_ones(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "runs")
-    folder = Run.of(config("train", f"root={tmp_path}/runs", "tasks=3")).path / "merges"
-    together = {}
-    for value in ("[0.25,1]", "0.25", "1"):
-        assert command("merge.py", f"root={tmp_path}/runs", "tasks=3", f"lambda={value}").code == 0
-        for name in ("magmax-0.25", "magmax-1"):
-            current = (folder / name / "merged.safetensors").read_bytes(), tensors_and_overall(folder / name)[1]
-            assert together.setdefault(name, current) == current
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_lambda_is_selected_on_validation_data(tmp_path):
-    arguments = [f"root={tmp_path}", *NOISE, "stream.validation=0.2"]
-    assert command("train.py", *arguments).code == 0
-    outcome = command("merge.py", *arguments, "lambda=select", "candidates=[0.1,0.5,0.9]")
-    assert outcome.code == 0, outcome.err
-    assert "chosen on validation data" in outcome.out
-    folder = run_of(tmp_path).path / "merges/magmax-select"
-    merge = json.loads((folder / "metrics.json").read_text())["merge"]
-    assert merge["selected_on"] == "validation"
-    tried = {item["lambda"]: item["accuracy"] for item in merge["validation"]}
-    assert list(tried) == [0.1, 0.5, 0.9]
-    assert tried[merge["scale"]] == max(tried.values())
-    assert command("merge.py", *arguments, f"lambda={merge['scale']}").code == 0
-    single = tensors_and_overall(run_of(tmp_path).path / f"merges/magmax-{merge['scale']:g}")
-    assert tensors_and_overall(folder)[1] == single[1]
-    assert "λ on validation" in command("report.py", f"root={tmp_path}").out
+def flipped(path):
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:])
 
 
-def test_select_never_looks_at_the_test_split(tmp_path, monkeypatch):
-    """What is evaluated before the choice is the validation split."""
-    arguments = [f"root={tmp_path}", *NOISE, "stream.validation=0.2"]
-    assert command("train.py", *arguments).code == 0
-    splits = []
-    original = evaluation.evaluate
-
-    def evaluate(*positional, split="test", **named):
-        splits.append(split)
-        return original(*positional, split=split, **named)
-
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    outcome = command("merge.py", *arguments, "lambda=select", "candidates=[0.2,0.4,0.6]")
-    assert outcome.code == 0, outcome.err
-    assert splits == ["validation", "validation", "validation", "test"]
+DAMAGE = [("running/magmax.safetensors", deleted), ("running/magmax.safetensors", flipped)]
+DAMAGE += [("task-01/magmax-0.5.json", deleted), ("task-01/magmax-0.5.json", halved)]
+DAMAGE += [("task-00/evaluation.json", deleted), ("task-00/evaluation.json", flipped)]
 
 
-def test_select_needs_validation_data(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "runs")
-    outcome = command("merge.py", f"root={tmp_path}/runs", "tasks=3", "lambda=select")
-    assert outcome.code == 1
-    assert "stream.validation=0.1" in outcome.err
-    assert not list((tmp_path / "runs").rglob("merges"))
-
-
-@pytest.mark.parametrize("keep", ["true", "false"])
-def test_damage_to_what_follows_the_training(keep, tmp_path):
-    arguments = (f"root={tmp_path}", *FOLLOWED, f"keep_tasks={keep}")
-    run = train(tmp_path, f"keep_tasks={keep}")
-    merged = run.path / "merges/magmax-0.5/merged.safetensors"
-    names = ["running/magmax.safetensors", "task-01/magmax-0.5.json", "task-00/evaluation.json"]
-    if keep == "true":
-        names.append("task-00/encoder.safetensors")
-    expected = {path: path.read_bytes() for path in [merged, *run.path.rglob("*.safetensors")]}
-    for name in names:
-        path = run.path / name
-        sound = path.read_bytes()
-        for damaged in (None, sound[: len(sound) // 2], sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:]):
-            path.unlink() if damaged is None else path.write_bytes(damaged)
-            outcome = command("train.py", *arguments)
-            assert outcome.code == 1, name
-            assert len(outcome.err.strip().splitlines()) == 1
-            assert path.parent.name in outcome.err
-            assert "repair=true" in outcome.err
-        outcome = command("train.py", *arguments, "repair=true")
+@pytest.mark.parametrize("keep", [True, False])
+def test_damage_is_reported_and_repaired(keep, full, light, words, tmp_path):
+    """With all encoders only the damaged part is made again, without them everything."""
+    source = full if keep else light
+    shutil.copytree(source.root, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / source.path.relative_to(source.root)
+    merge = path / "merges/magmax-0.5/merged.safetensors"
+    expected = {file: file.read_bytes() for file in path.rglob("*.safetensors")}
+    assert merge in expected
+    arguments = ("train.py", f"root={tmp_path}", *words, "merge_every_task=true", f"keep_tasks={str(keep).lower()}")
+    for name, damage in [*DAMAGE, *[("task-00/encoder.safetensors", halved)] * keep]:
+        sound = (path / name).read_bytes()
+        damage(path / name)
+        outcome = command(*arguments)
+        assert outcome.code == 1, name
+        (line,) = outcome.err.strip().splitlines()
+        assert (path / name).parent.name in line
+        assert "repair=true" in line
+        if damage is not deleted and keep:  # the other damage to this file takes the same way
+            outcome = command(*arguments, "repair=true")
+            assert outcome.code == 0, outcome.err
+            assert {file: file.read_bytes() for file in path.rglob("*.safetensors")} == expected
+        else:
+            (path / name).write_bytes(sound)
+    if not keep:
+        halved(path / "running/magmax.safetensors")
+        outcome = command(*arguments, "repair=true")
         assert outcome.code == 0, outcome.err
-        assert {path: path.read_bytes() for path in run.path.rglob("*.safetensors")} == expected
+        assert {file: file.read_bytes() for file in path.rglob("*.safetensors")} == expected

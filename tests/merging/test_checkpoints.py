@@ -271,7 +271,11 @@ def write_adapter(folder, tensors, **config):
         ({"base_model.model.v.lora_A.weight": torch.ones(2, 3)}, {}, "both factors of v"),
         ({"base_model.model.u.weight": torch.ones(2, 3)}, {}, "u.weight, which .* does not have"),
         ({"base_model.model.w.lora_A.weight": torch.ones(2, 9)}, {}, r"w.weight is \[5, 3\] in .* is \[5, 9\]"),
-        ({"base_model.model.w.lora_embedding_A": torch.ones(2, 3)}, {}, "linear layers only"),
+        (
+            {"base_model.model.w.lora_embedding_A": torch.ones(2, 3)},
+            {},
+            "only low-rank updates of linear",
+        ),
         ({"base_model.model.v.lora_B.weight": torch.ones(2, 3)}, {}, "has no lora_A"),
         ({"base_model.model.w.lora_B.weight": torch.ones(5, 3)}, {}, r"got \[2, 3\] and \[5, 3\]"),
         ({"base_model.model.w.lora_A.weight": torch.full((2, 3), float("nan"))}, {}, "NaN or infinite"),

@@ -1,4 +1,4 @@
-"""The streaming engine: bits that do not depend on how it reads, exact thresholds, and plain references."""
+"""The merge engine: bits that do not depend on how it reads, memory, exact thresholds, and rules of every strategy."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SHAPES = {
 }  # several blocks, a few, one, none
 
 
-def write(folder, tasks, dtype=torch.float32, seed=0, coarse=False):
-    """θ₀ and `tasks` checkpoints; coarse values make equal magnitudes common."""
-    generator = torch.Generator().manual_seed(seed)
+def write(folder, tasks, dtype=torch.float32, coarse=False, shapes=SHAPES):
+    """Write θ₀ and `tasks` checkpoints; coarse values make equal magnitudes common."""
+    generator = torch.Generator().manual_seed(0)
     paths = []
     for index in range(tasks + 1):
         tensors = {}
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             values = torch.randn(shape, generator=generator)
             tensors[name] = ((values * 2).round() / 2 if coarse else values).to(dtype)
         tensors["steps"] = torch.tensor([index])
@@ -45,19 +45,21 @@ def write(folder, tasks, dtype=torch.float32, seed=0, coarse=False):
     return paths
 
 
-QUICK = {"wudi": {"steps": 3}}  # its 300 steps change nothing about how blocks are read
+QUICK = {"wudi": {"steps": 3}}  # 300 steps read nothing else
 
 
 @pytest.mark.parametrize("strategy", strategies.names())
 def test_block_size_and_threads_change_no_bit(strategy, tmp_path):
-    base, *rest = write(tmp_path, 3)
+    # A whole weight is one block of any size; decomposing a large one takes seconds.
+    shapes = {**SHAPES, "visual.a": (30, 133)} if strategies.get(strategy).whole else SHAPES
+    base, *rest = write(tmp_path, 3, shapes=shapes)
     assert same_everywhere(strategy, base, rest, tmp_path) == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("strategy", ["magmax", "average", "random_mix", "ties", "slerp"])
 def test_block_size_and_threads_change_no_bit_of_half_precision(strategy, dtype, tmp_path):
-    base, *rest = write(tmp_path, 3, dtype, coarse=True)
+    base, *rest = write(tmp_path, 3, dtype=dtype, coarse=True)
     assert same_everywhere(strategy, base, rest, tmp_path) == dtype
 
 
@@ -79,10 +81,10 @@ def test_ties_in_magnitude_go_to_the_later_task_in_bfloat16(tmp_path):
     assert load_file(tmp_path / "m.safetensors")["w"].tolist() == [-1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("collected", [1 << 20, 40])  # 40: the sample, the histogram and the second bracket take part
+@pytest.mark.parametrize("collected", [1 << 20, 40])  # 40 needs the sample, the histogram and a second bracket
 @settings(deadline=None, max_examples=30)
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**31), coarse=st.booleans())
-def test_exact_threshold(collected, count, seed, coarse):
+def test_thresholds_are_exact(collected, count, seed, coarse):
     generator = torch.Generator().manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(_ranks, "COLLECTED", collected)
@@ -100,18 +102,20 @@ def test_exact_threshold(collected, count, seed, coarse):
 
 
 def test_metadata_names_every_input_by_content(tmp_path):
-    base, one, two = write(tmp_path, 2)
+    base, one, two = write(tmp_path, 2, shapes={**SHAPES, "visual.a": (300, 500)})
 
-    def inputs(*checkpoints):
-        merge_checkpoints(base, checkpoints, "average", tmp_path / "m.safetensors")
+    def inputs(*checkpoints, strategy="average"):
+        merge_checkpoints(base, checkpoints, strategy, tmp_path / "m.safetensors")
         with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
             return json.loads(file.metadata()["inputs"])
 
     first = inputs(one, two)
+    for name in ("magmax", "ties", "opcm", "iso_cts"):  # some of them read twice
+        assert inputs(one, two, strategy=name) == first
     assert [item["file"] for item in first] == ["0.safetensors", "1.safetensors", "2.safetensors"]
     assert len({item["xxh3"] for item in first}) == 3
     assert inputs(two, one) == [first[0], first[2], first[1]]
-    assert inputs(one) == first[:2]  # neither T nor the block that it leads to is part of the hash
+    assert inputs(one) == first[:2]  # the hash depends neither on T nor on the size of a block, which depends on T
     changed = load_file(two)
     changed["visual.a"][200, 5] += 1e-6
     save_file(changed, two)
@@ -156,7 +160,7 @@ def test_order_of_the_tasks_does_not_matter(name, tmp_path):
         torch.testing.assert_close(outs[0][key], outs[1][key], rtol=0, atol=2e-4)
 
 
-def test_several_scales_in_one_pass_are_the_single_ones(tmp_path):
+def test_several_scales_in_one_pass_give_the_files_of_single_ones(tmp_path):
     base, *rest = write(tmp_path, 3)
     merge_checkpoints(base, rest, "magmax", tmp_path / "m.safetensors", scale=[0.25, 1])
     for value in (0.25, 1):
@@ -181,15 +185,13 @@ def test_votes_for_the_negative_sign_decide_sums_of_zero(tmp_path):
     assert (merged["b"] == -1).all()
 
 
-def test_dtype_of_the_output(tmp_path):
+def test_the_output_has_the_dtype_that_is_asked_for(tmp_path):
     base, *rest = write(tmp_path, 2)
     merge_checkpoints(base, rest, "average", tmp_path / "m.safetensors")
     merge_checkpoints(base, rest, "average", tmp_path / "half.safetensors", dtype="bfloat16")
     full, half = load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "half.safetensors")
     assert half["steps"].dtype == torch.int64
     assert torch.equal(half["visual.a"], full["visual.a"].bfloat16())
-    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, float16"):
-        merge_checkpoints(base, rest, "average", tmp_path / "m.safetensors", dtype="int8")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -237,7 +239,7 @@ def test_a_last_tile_of_one_element(name, tmp_path):
     assert contents[0] == contents[1]
 
 
-def test_values_that_the_output_cannot_hold(tmp_path):
+def test_values_that_the_output_cannot_hold_are_refused(tmp_path):
     for index, value in enumerate((0.0, 1e5)):
         save_file({"w": torch.tensor([value, 2.0])}, tmp_path / f"{index}.safetensors")
     paths, out = [tmp_path / f"{i}.safetensors" for i in range(2)], tmp_path / "m.safetensors"
@@ -248,83 +250,46 @@ def test_values_that_the_output_cannot_hold(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["tsv", "iso_c", "knots", "opcm"])
-def test_low_rank_updates_do_not_depend_on_rounding_noise(name, tmp_path):
-    """Rotating all task vectors rotates the merge, also where most singular values are zero; knots rotates the rows."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    taus = [random(40, 2) @ random(2, 30) for _ in range(3)]
-    left = torch.linalg.qr(random(40, 40)).Q
-    right = torch.linalg.qr(random(30, 30)).Q if name != "knots" else torch.eye(30, dtype=torch.float64)
-    results = []
-    for turned in ([left @ tau @ right for tau in taus], taus):
-        paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
-        for path, tau in zip(paths, [torch.zeros(40, 30), *turned], strict=True):
-            save_file({"w": tau.float().contiguous()}, path)
-        merge_checkpoints(paths[0], paths[1:], name, tmp_path / "m.safetensors", scale=1.0)
-        results.append(load_file(tmp_path / "m.safetensors")["w"].double())
-    back = left.T @ results[0] @ right.T
-    assert (back - results[1]).norm() < 1e-3 * results[1].norm()
-
-
-def test_opcm_keeps_a_task_that_comes_after_nothing(tmp_path):
-    tau = torch.arange(16.0).view(4, 4)
-    for index, value in enumerate((torch.zeros(4, 4), torch.zeros(4, 4), tau)):
-        save_file({"w": value}, tmp_path / f"{index}.safetensors")
-    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    merge_checkpoints(paths[0], paths[1:], "opcm", tmp_path / "m.safetensors")
-    # M = τ_2, and its length becomes the mean of 0 and ‖τ_2‖.
-    torch.testing.assert_close(load_file(tmp_path / "m.safetensors")["w"], tau / 2)
-
-
-def test_wudi_on_a_wide_weight_is_the_same(tmp_path):
-    """1 × 9 has more columns than three tasks have rows; its gradient is then made task by task."""
-    from references import REFERENCES
-
-    taus = torch.randn(3, 1, 9, generator=torch.Generator().manual_seed(0))
-    expected = REFERENCES["wudi"]({"w": taus.double()}, steps=20, lr=0.01)["w"]
-    merged = strategies.get("wudi")(taus, steps=20, lr=0.01)
-    torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-4)
+MEMORY = """
+from pathlib import Path
+from mergestream.merging import merge_checkpoints
+paths = [f"{i}.safetensors" for i in range(13)]
+for name in ("average", "magmax", "ties"):
+    for count in (1, 3, 12):  # the first imports what it needs
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+        merge_checkpoints(paths[0], paths[1 : count + 1], name, "out.safetensors")
+        print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
 
 
 def test_memory_does_not_grow_with_the_tasks(tmp_path):
-    """Peak memory of merges of 3 and of 12 checkpoints, 16 MB each."""
+    """Peak memory of merges of 3 and of 12 checkpoints, 16 MB each, in a process without other garbage."""
     generator = torch.Generator().manual_seed(0)
     for index in range(13):
         save_file({"w": torch.randn(1 << 22, generator=generator)}, tmp_path / f"{index}.safetensors")
-    code = (
-        "import sys; from pathlib import Path; from mergestream.merging import merge_checkpoints\n"
-        "folder, count = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "paths = [folder / f'{i}.safetensors' for i in range(count + 1)]\n"
-        "for name in ('average', 'magmax', 'ties'):\n"
-        "    merge_checkpoints(paths[0], paths[1:2], name, folder / 'out.safetensors')\n"  # imports what it needs
-        "    Path('/proc/self/clear_refs').write_text('5')\n"  # Linux: the peak starts anew
-        "    merge_checkpoints(paths[0], paths[1:], name, folder / 'out.safetensors')\n"
-        "    print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
-    )
-    few, many = (
-        subprocess.run([sys.executable, "-c", code, str(tmp_path), n], check=True, capture_output=True).stdout.split()
-        for n in ("3", "12")
-    )
-    for less, more in zip(few, many, strict=True):
-        assert int(more) - int(less) < 40_000  # KB; nine more checkpoints are 151 MB
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, check=True, capture_output=True, text=True)
+    peaks = [int(line) for line in done.stdout.split()]
+    for few, many in zip(peaks[1::3], peaks[2::3], strict=True):
+        assert many - few < 40_000  # KB; nine more checkpoints are 151 MB
 
 
-def test_nan_and_infinity_are_named(tmp_path):
-    base, one, two = write(tmp_path, 2)
-    for value in (float("nan"), float("inf"), -float("inf")):
-        bad = load_file(two)
-        bad["visual.a"][250, 7] = value
-        save_file(bad, tmp_path / "bad.safetensors")
-        for name in strategies.names():
-            with pytest.raises(UserError, match=r"visual.a in .*bad.safetensors has NaN or infinite"):
-                merge_checkpoints(base, [one, tmp_path / "bad.safetensors"], name, tmp_path / "m.safetensors")
-            assert not (tmp_path / "m.safetensors").exists()
-    bad["visual.a"][:] = float("nan")  # a diverged training: most of it
-    save_file(bad, tmp_path / "bad.safetensors")
-    for name in ("ties", "breadcrumbs", "opcm", "slerp"):
-        with pytest.raises(UserError, match=r"visual.a in .*bad.safetensors has NaN or infinite"):
-            merge_checkpoints(base, [one, tmp_path / "bad.safetensors"], name, tmp_path / "m.safetensors")
+@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_nan_or_infinite_value_is_refused_with_its_file(name, value, tmp_path):
+    base, one, bad = write(tmp_path, 2, shapes={"visual.a": (30, 20), "c": ()})
+    tensors = load_file(bad)
+    tensors["visual.a"][25, 7] = value
+    save_file(tensors, bad)
+    with pytest.raises(UserError, match=r"visual.a in .*2.safetensors has NaN or infinite"):
+        merge_checkpoints(base, [one, bad], name, tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "opcm", "slerp"])
+def test_a_diverged_training_is_refused_with_its_file(name, tmp_path):
+    base, one, bad = write(tmp_path, 2)
+    tensors = load_file(bad)
+    tensors["visual.a"][:] = float("nan")
+    save_file(tensors, bad)
+    with pytest.raises(UserError, match=r"visual.a in .*2.safetensors has NaN or infinite"):
+        merge_checkpoints(base, [one, bad], name, tmp_path / "m.safetensors")

@@ -1,8 +1,8 @@
-"""A merged CLIP in other libraries gives the same embeddings."""
+"""A merged CLIP gives the same embeddings in other libraries."""
 
 from __future__ import annotations
 
-import shutil
+import json
 import warnings
 
 import pytest
@@ -10,23 +10,21 @@ import torch
 from helpers import command, config
 from safetensors.torch import load_file, save_file
 
-from mergestream.compose.build import load_clip
+from mergestream.compose.inputs import Inputs
 from mergestream.merging.export import export, huggingface
 from mergestream.models import tiny
-from mergestream.runs.directory import Run
 from mergestream.runtime.errors import UserError
 
 
 @pytest.fixture
-def merge(trained, tmp_path):
-    """Merge a trained run with an export; returns the folder of the merge."""
-    shutil.copytree(trained, tmp_path / "runs")
+def merge(root, words, run_at):
+    """Merge a finished run with an export; returns the folder of the merge."""
 
     def run(*overrides):
-        outcome = command("merge.py", f"root={tmp_path}/runs", "tasks=3", *overrides)
+        outcome = command("merge.py", f"root={root}", *words, *overrides)
         assert outcome.code == 0, outcome.err
         assert "exported to" in outcome.out
-        return Run.of(config("merge", f"root={tmp_path}/runs", "tasks=3")).path / "merges/magmax-0.5"
+        return run_at(root).path / "merges/magmax-0.5"
 
     return run
 
@@ -72,18 +70,28 @@ def test_transformers_loads_the_whole_clip(merge):
     assert list(processor.image_mean) == list(tiny.MEAN)
 
 
+SMALL = {
+    "embed_dim": 48,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 96, "head_width": 32, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_a_published_architecture_by_name(tmp_path):
-    """ViT-B-32 with random weights: the file by `open_clip.create_model`, the folder by transformers."""
+def test_an_architecture_of_open_clip_by_its_name(tmp_path):
+    """Laid out as ViT-B-32-quickgelu: the file by `open_clip.create_model`, the folder by transformers."""
     import open_clip
     from transformers import CLIPModel
 
-    name = "ViT-B-32-quickgelu"
+    name = "ViT-small-for-tests"
+    (tmp_path / f"{name}.json").write_text(json.dumps(SMALL))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
     torch.manual_seed(0)
     weights = open_clip.create_model(name, load_weights=False).state_dict()
     save_file({key: tensor.contiguous() for key, tensor in weights.items()}, tmp_path / "w.safetensors")
     node = ["model=vit_b_16", f"model.architecture={name}", f"model.pretrained={tmp_path}/w.safetensors"]
-    clip = load_clip(config("merge", *node))
+    clip = Inputs(config("merge", *node)).clip()
     tower = {key: tensor + 0.01 for key, tensor in clip.encoder.state_dict().items()}
     path = export(clip, tower, "open_clip", tmp_path)
     with warnings.catch_warnings():
@@ -91,7 +99,7 @@ def test_a_published_architecture_by_name(tmp_path):
         loaded = open_clip.create_model(name, pretrained=str(path)).eval()
     assert torch.equal(loaded.visual.proj, clip.encoder.proj + 0.01)
     assert torch.equal(loaded.token_embedding.weight, clip.model.token_embedding.weight)
-    images, tokens = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer(name)(["a cat", "two dogs on a sofa"])
+    images, tokens = torch.randn(2, 3, 64, 64), open_clip.get_tokenizer(name)(["a cat", "two dogs on a sofa"])
     expected = embeddings(loaded, images, tokens)
     model = CLIPModel.from_pretrained(export(clip, tower, "huggingface", tmp_path)).eval()
     with torch.no_grad():
@@ -101,7 +109,7 @@ def test_a_published_architecture_by_name(tmp_path):
         torch.testing.assert_close(torch.nn.functional.normalize(ours, dim=-1), theirs, rtol=0, atol=1e-4)
 
 
-def test_files_that_this_project_did_not_make(tmp_path):
+def test_merged_files_are_exported(tmp_path):
     clip = tiny.tiny()
     for index in range(3):
         state = {name: tensor + 0.01 * index for name, tensor in clip.model.state_dict().items()}
@@ -115,12 +123,12 @@ def test_files_that_this_project_did_not_make(tmp_path):
     assert all(torch.equal(tensor, exported[name]) for name, tensor in load_file(out).items())
 
 
-def test_what_cannot_be_exported(tmp_path):
+def test_weights_that_do_not_fit_are_not_exported(tmp_path):
     clip = tiny.tiny()
-    with pytest.raises(
-        UserError, match=r"export needs the model that the weights belong to; .* no such visual.nonsense"
-    ):
+    with pytest.raises(UserError, match=r"export needs the model of the weights; .* has no weight visual.nonsense"):
         export(clip, {"nonsense": torch.zeros(1)}, "open_clip", tmp_path)
+    with pytest.raises(UserError, match=r"export needs the model of the weights; .* has no weight visual.proj of that"):
+        export(clip, {"proj": torch.zeros(1)}, "open_clip", tmp_path)
     with pytest.raises(UserError, match="cannot hold visual.transformer.resblocks.0.ls_1.gamma"):
         huggingface(
             clip.model, {"visual.transformer.resblocks.0.ls_1.gamma": torch.zeros(1), "logit_scale": torch.ones(())}

@@ -1,4 +1,4 @@
-"""What is found under a root, and what is named and left out."""
+"""Which results under a root are used, and why others are left out."""
 
 from __future__ import annotations
 
@@ -7,46 +7,58 @@ import os
 import shutil
 
 import pandas as pd
+import pytest
 from helpers import command
 from made_up import write
 
 from mergestream.reporting.collect import collect
 from mergestream.runtime import files
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 
-def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
-    folders = {
-        name: write(made_up_root, name, 1)
-        for name in ("truncated", "altered", "later", "lacking", "without", "empty", "ragged", "seenless")
-    }
-    content = (folders["truncated"] / "metrics.json").read_text()
-    (folders["truncated"] / "metrics.json").write_text(content[:100])
-    (folders["altered"] / "metrics.json").write_text(content.replace("0.5", "0.9"))
-    for name, change in (("later", {"schema_version": 2}), ("lacking", {"config": {}})):
-        whole = files.read_json(folders[name] / "metrics.json")
-        files.write_json(folders[name] / "metrics.json", {**whole, **change})
-    ragged = {"task_agnostic": [[0.5, 0.5], [0.5]], "task_aware": [[0.5, 0.5]] * 2}
-    for name, change in (("empty", {"summary": {}}), ("ragged", {"accuracy": ragged}), ("seenless", {"seen": []})):
-        whole = files.read_json(folders[name] / "metrics.json")
-        files.write_json(folders[name] / "metrics.json", {**whole, **change})
-    whole = files.read_json(folders["without"] / "metrics.json")
-    files.write_json(folders["without"] / "metrics.json", {k: v for k, v in whole.items() if k != "seen"})
-    of_empty = write(made_up_root, "empty", 1, strategy="magmax")
-    orphan = write(made_up_root, "orphan", 1, strategy="magmax")
-    foreign = made_up_root / "foreign/metrics.json"
-    foreign.parent.mkdir()
-    foreign.write_text(json.dumps({"loss": 1.0}))
-    copy = made_up_root / "backup"
-    shutil.copytree(made_up_root / "digits/class-2/tiny/seq/seed-1", copy, ignore=shutil.ignore_patterns("merges"))
-    unfinished = made_up_root / "digits/class-2/tiny/seq/seed-9"
-    (unfinished / "task-00").mkdir(parents=True)
-    for name in ("config.yaml", "stream.json", "task-00/evaluation.json"):
-        (unfinished / name).write_text("")
-    (made_up_root / "linked").symlink_to(made_up_root / "digits")
-    half = made_up_root / "digits/class-2/tiny/ind/seed-1/merges/ties-1"
-    half.mkdir()
-    (half / "merged.safetensors").touch()
-    locked, read = write(made_up_root, "ind", 8) / "metrics.json", files.read_json
+
+def altered(path, **changes):
+    """Change values of a JSON file, or drop those that are None, and renew its checksum."""
+    content = {**files.read_json(path), **changes}
+    files.write_json(path, {key: value for key, value in content.items() if value is not None})
+
+
+MATRIX = [[0.5, 0.5], [0.5, 0.5]]
+DAMAGES = {
+    "truncated": (lambda path: path.write_text(path.read_text()[:100]), "cannot be read"),
+    "edited": (lambda path: path.write_text(path.read_text().replace("0.5", "0.9")), "was altered"),
+    "foreign": (lambda path: path.write_text(json.dumps({"loss": 1.0})), "it is not of mergestream"),
+    "later version": (lambda path: altered(path, schema_version=2), "its schema_version is 2; this version reads 1"),
+    "empty config": (lambda path: altered(path, config={}), "it is not a metrics.json of this version (KeyError"),
+    "missing key": (lambda path: altered(path, seen=None), "it has no seen"),
+    "empty summary": (lambda path: altered(path, summary={}), "KeyError: 'final_accuracy'"),
+    "ragged matrix": (
+        lambda path: altered(path, accuracy={"task_agnostic": [[0.5, 0.5], [0.5]], "task_aware": MATRIX}),
+        "task_agnostic is not a matrix of 2 rows",
+    ),
+    "empty list": (lambda path: altered(path, seen=[]), "seen does not have 2 steps"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_results_are_left_out_with_their_merges(name, tmp_path):
+    damage, reason = DAMAGES[name]
+    write(tmp_path, "seq")
+    path = write(tmp_path, "ind") / "metrics.json"
+    merge = write(tmp_path, "ind", strategy="magmax") / "metrics.json"
+    damage(path)
+    found = collect(tmp_path)
+    assert found.runs["method"].tolist() == ["seq"]
+    one, other = found.left_out
+    assert (one.path, other.path) == (path, merge)
+    assert reason in one.reason
+    assert other.reason == "its training is left out"
+    assert not one.expected
+    assert not other.expected
+
+
+def test_unreadable_files_are_left_out(tmp_path, monkeypatch):
+    locked, read = write(tmp_path) / "metrics.json", files.read_json
 
     def refuse(path, *keys, own=False):
         if path == locked:
@@ -54,38 +66,51 @@ def test_what_cannot_be_used_is_named_and_left_out(made_up_root, monkeypatch):
         return read(path, *keys, own=own)
 
     monkeypatch.setattr(files, "read_json", refuse)
-    reasons = {item.path: item.reason for item in collect(made_up_root).left_out}
-    assert len(reasons) == 16
-    for path, reason in (
-        (folders["truncated"] / "metrics.json", "cannot be read"),
-        (folders["altered"] / "metrics.json", "was altered"),
-        (folders["later"] / "metrics.json", "its schema_version is 2"),
-        (folders["lacking"] / "metrics.json", "it is no metrics.json of this version"),
-        (folders["without"] / "metrics.json", "it has no seen"),
-        (folders["empty"] / "metrics.json", "KeyError: 'final_accuracy'"),
-        (folders["ragged"] / "metrics.json", "task_agnostic is no matrix of 2 rows"),
-        (folders["seenless"] / "metrics.json", "seen is not of 2 steps"),
-        (copy / "metrics.json", "a seed has one result"),
-        (of_empty / "metrics.json", "its training is left out"),
-        (orphan / "metrics.json", "its training has not finished"),
-        (made_up_root / "linked", "it is a link"),
-        (half, "it has not finished"),
-        (locked, "Permission denied"),
-        (foreign, "it is not of mergestream"),
-        (unfinished, "it has not finished (tasks done: 1)"),
-    ):
-        assert reason in reasons[path]
+    (problem,) = collect(tmp_path).left_out
+    assert "Permission denied" in problem.reason
+
+
+def test_unfinished_results_and_links_are_expected(tmp_path):
+    finished = write(tmp_path)
+    unfinished = tmp_path / "digits/class-2/tiny/seq/seed-9"
+    (unfinished / "task-00").mkdir(parents=True)
+    for name in ("config.yaml", "stream.json", "task-00/evaluation.json"):
+        (unfinished / name).touch()
+    merge = write(tmp_path, "ind", strategy="magmax") / "metrics.json"
+    unevaluated = finished / "merges/ties-1"
+    unevaluated.mkdir(parents=True)
+    (unevaluated / "merged.safetensors").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "digits")
+    found = collect(tmp_path)
+    assert len(found.runs) == 1
+    assert all(item.expected for item in found.left_out)
+    assert {item.path: item.reason for item in found.left_out} == {
+        unfinished: "it has not finished (tasks done: 1); its command continues it",
+        merge: "its training has not finished",
+        unevaluated: "it has not finished (it is not evaluated); its command continues it",
+        tmp_path / "linked": "it is a link; links are not followed",
+    }
+    outcome = command("report.py", f"root={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("left out: ") == 4
+
+
+def test_every_file_of_a_report_lists_what_is_left_out(made_up_root):
+    broken = [write(made_up_root, name, 1) / "metrics.json" for name in ("one", "two")]
+    for path in broken:
+        path.write_text("{")
     outcome = command("report.py", f"root={made_up_root}")
-    assert outcome.code == 1  # some of it is damage
+    assert outcome.code == 1
     assert len(outcome.err.strip().splitlines()) == 1
-    assert "the report is written, without" in outcome.err
+    assert f"the report is written, without {broken[0]}: " in outcome.err
+    assert "(1 more)" in outcome.err
+    assert outcome.out.count("left out: ") == 2
     for text in ((made_up_root / "_report/report.md").read_text(), (made_up_root / "_report/report.html").read_text()):
-        assert all(f"{path}<" in text or f"{path}`" in text for path in reasons)
-    assert outcome.out.count("left out: ") == len(reasons)
+        assert all(f"{path}<" in text or f"{path}`" in text for path in broken)
     assert len(pd.read_csv(made_up_root / "_report/runs.csv")) == 30
 
 
-def test_roots_within_the_root_are_their_own(made_up_root):
+def test_a_root_inside_the_root_is_left_out(made_up_root):
     inner = made_up_root / "demo"
     write(inner, "ewc", 1)
     (inner / "_base").mkdir()
@@ -97,16 +122,16 @@ def test_roots_within_the_root_are_their_own(made_up_root):
     assert len(pd.read_csv(inner / "_report/runs.csv")) == 1
 
 
-def test_a_copy_does_not_take_the_place_of_a_run(made_up_root):
+def test_a_copy_does_not_replace_the_run(made_up_root):
     shutil.copytree(made_up_root / "digits", made_up_root / "backup")
     found = collect(made_up_root)
     assert len(found.runs) == len(found.left_out) == 30
     assert all(path.startswith(f"{made_up_root}/digits/") for path in found.runs["path"])
     assert all(item.path.is_relative_to(made_up_root / "backup") for item in found.left_out)
-    assert [content["config"]["seed"] for content in found.contents] == list(found.runs["seed"])
+    assert [content["config"]["seed"] for content in found.metrics] == list(found.runs["seed"])
 
 
-def test_any_name_that_a_run_can_have_is_found(made_up_root, monkeypatch):
+def test_folders_with_reserved_names_are_searched(made_up_root, monkeypatch):
     write(made_up_root, "logs", 1)
     write(made_up_root, "task-free", 1)
     assert {"logs", "task-free"} <= set(collect(made_up_root).runs["method"])
@@ -121,15 +146,6 @@ def test_any_name_that_a_run_can_have_is_found(made_up_root, monkeypatch):
     (problem,) = collect(made_up_root).left_out
     assert problem.path == made_up_root / "digits/class-2/tiny/task-free"
     assert problem.reason == "it cannot be read (Permission denied)"
-
-
-def test_half_finished_runs_are_no_failure(made_up_root):
-    (made_up_root / "digits/class-2/tiny/seq/seed-9").mkdir()
-    for name in ("config.yaml", "stream.json"):
-        (made_up_root / "digits/class-2/tiny/seq/seed-9" / name).write_text("")
-    outcome = command("report.py", f"root={made_up_root}")
-    assert outcome.code == 0
-    assert "seed-9: it has not finished (tasks done: 0)" in outcome.out
 
 
 def test_only_runs_of_one_protocol_are_averaged(tmp_path):
@@ -153,7 +169,7 @@ def test_only_runs_of_one_protocol_are_averaged(tmp_path):
     assert "seed 1 has epochs=3, seed 3 has epochs=4" in outcome.err
 
 
-def test_a_value_is_the_same_however_it_is_written(tmp_path):
+def test_equal_numbers_are_the_same_protocol(tmp_path):
     write(tmp_path, seed=1, gradient_clip=1.0, watched=None)
     write(tmp_path, seed=2, gradient_clip=1, accuracy=0.7)
     outcome = command("report.py", f"root={tmp_path}")
@@ -161,7 +177,7 @@ def test_a_value_is_the_same_however_it_is_written(tmp_path):
     assert "60.00 ± 14.14" in outcome.out
 
 
-def test_merges_selected_from_other_candidates_are_not_averaged(tmp_path):
+def test_only_merges_with_the_same_candidates_are_averaged(tmp_path):
     for seed, candidates in ((1, [0.5]), (2, [0.5, 1.0])):
         write(tmp_path, seed=seed)
         path = write(tmp_path, seed=seed, strategy="magmax") / "metrics.json"

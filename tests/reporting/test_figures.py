@@ -1,4 +1,4 @@
-"""What a report's pictures show."""
+"""What the figures of a report show."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_forgetting_by_hand():
     assert forgetting([[0.9, 0.1, 0.1], [0.6, 0.8, 0.2], [0.7, 0.9, 0.5]]) == pytest.approx([0.3, (0.2 - 0.1) / 2])
 
 
-def test_pictures_keep_magmax_and_the_papers_rows():
+def test_magmax_and_the_rows_of_the_paper_are_always_shown():
     best = [f"seq + {i}" for i in range(40)]
     names = [*best[:30], "MaxAbs", *best[30:], "EWC", "MagMax, λ = 0.3"]
-    assert figures._selected(names, 32) == [*best[:29], "MaxAbs", "EWC", "MagMax, λ = 0.3"]
-    assert figures._selected(names, 1) == ["MagMax, λ = 0.3"]
-    assert figures._selected(names, 99) == names
+    assert figures._select(names, 32) == [*best[:29], "MaxAbs", "EWC", "MagMax, λ = 0.3"]
+    assert figures._select(names, 1) == ["MagMax, λ = 0.3"]
+    assert figures._select(names, 99) == names
 
 
 def test_the_comparison_by_hand():
@@ -33,7 +33,7 @@ def test_the_comparison_by_hand():
     values = [({"strategy": str(i)}, 0.5 - 0.01 * i) for i in range(40)]
     values += [({"strategy": "magmax", "scale": "0.5"}, 0.05), ({"method": "joint"}, 0.9)]
     lines = [line(**v, seed=s, final_accuracy=a + gain) for v, a in values for s, gain in ((1, -0.01), (2, 0.01))]
-    ((name, caption, figure),) = figures.of_stream(aggregate(pd.DataFrame(lines)))
+    ((name, caption, figure),) = figures.stream_figures(aggregate(pd.DataFrame(lines)))
     assert (name, "32 of 41" in caption) == ("comparison", True)
     (axis,) = figure.axes
     labels = {label.get_text(): label.get_position()[1] for label in axis.get_yticklabels()}
@@ -56,7 +56,7 @@ def test_curves_and_matrices_by_hand():
         {"overall": [0, 0], "seen": [R[0][0], sum(R[1]) / 2], "accuracy": {"task_agnostic": R}} for R in (first, second)
     ]
     runs = pd.DataFrame([line(seed=seed, final_accuracy=0.5) for seed in (1, 2)])
-    found = {name: figure for name, _, figure in figures.of_benchmark(runs, dict(enumerate(contents)))}
+    found = {name: figure for name, _, figure in figures.benchmark_figures(runs, dict(enumerate(contents)))}
     assert set(found) == {"curves", "matrices"}
     left, right = found["curves"].axes
     assert left.lines[0].get_ydata() == pytest.approx([70, 67.5])
@@ -76,7 +76,7 @@ def test_scale_curves_by_hand():
         for seed in (1, 2)
     ]
     contents = {key: {"overall": [0]} for key in range(len(lines))}
-    ((name, _, figure),) = figures.of_benchmark(pd.DataFrame(lines), contents)
+    ((name, _, figure),) = figures.benchmark_figures(pd.DataFrame(lines), contents)
     (curve,) = figure.axes[0].lines
     assert (name, curve.get_label()) == ("lambda", "MagMax")
     assert curve.get_xdata() == pytest.approx([0.25, 0.5, 1])
@@ -84,17 +84,17 @@ def test_scale_curves_by_hand():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 in a process with threads, as here
-def test_pictures_are_the_same_by_many_processes(made_up_root, monkeypatch):
+def test_processes_draw_the_same_pictures(made_up_root, monkeypatch):
     pictures = []
-    for many in (9, 1):
-        monkeypatch.setattr("mergestream.reporting.run.MANY", many)
+    for few in (9, 1):
+        monkeypatch.setattr("mergestream.reporting.run.FEW", few)
         assert command("report.py", f"root={made_up_root}").code == 0
         pictures.append({path.name: path.read_bytes() for path in sorted((made_up_root / "_report").glob("*.png"))})
     assert pictures[0] == pictures[1]
     assert len(pictures[0]) == 4
 
 
-def test_any_name_can_be_drawn(tmp_path):
+def test_names_with_special_characters_can_be_drawn(tmp_path):
     for name in ("a$\\x$b", "a_b", "a-b"):
         for tag in (None, "pays $1"):
             write(tmp_path, seed=1, dataset={"name": name}, tag=tag)

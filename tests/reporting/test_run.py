@@ -1,4 +1,4 @@
-"""`report.py`: the files that it writes, and what it refuses."""
+"""report.py: the files it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
 from helpers import command
 from made_up import write
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from mergestream.reporting.rows import ROW
 
 
-def test_what_is_written(made_up_root):
+def test_files_of_a_report(made_up_root):
     outcome = command("report.py", f"root={made_up_root}")
     assert outcome.code == 0, outcome.err
     assert "62.00 ± 1.00" in outcome.out
@@ -39,7 +40,8 @@ def test_what_is_written(made_up_root):
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_the_baseline_is_chosen(made_up_root):
+@pytest.mark.usefixtures("without_figures")
+def test_baseline_option(made_up_root):
     outcome = command("report.py", f"root={made_up_root}", "baseline='MaxAbs, λ = 0.5'")
     assert outcome.code == 0, outcome.err
     assert "− MaxAbs, λ = 0.5" in outcome.out
@@ -50,14 +52,15 @@ def test_the_baseline_is_chosen(made_up_root):
     assert command("report.py", f"root={made_up_root}", typed[0]).code == 0
 
 
-def test_bounds_alone_are_a_report(tmp_path):
+def test_report_of_bounds_alone(tmp_path):
     write(tmp_path, "zeroshot")
     outcome = command("report.py", f"root={tmp_path}")
     assert outcome.code == 0, outcome.err
     assert not list((tmp_path / "_report").glob("*comparison*"))
 
 
-def test_bad_roots(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_bad_folders(tmp_path):
     (tmp_path / "file").touch()
     for overrides, message in (
         ([f"root={tmp_path}"], "has none"),
@@ -72,6 +75,6 @@ def test_bad_roots(tmp_path):
 
 
 def test_a_report_imports_no_torch():
-    """Which would take longer than most reports."""
-    code = "import sys, mergestream.reporting.run; sys.exit('torch' in sys.modules)"
+    """Torch takes longer to import than most reports take."""
+    code = "import sys, mergestream.compose.report, mergestream.reporting.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

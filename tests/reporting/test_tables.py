@@ -1,4 +1,4 @@
-"""Results in the paper's layout, and as LaTeX."""
+"""The overview in the paper's layout, and LaTeX."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pandas as pd
 from made_up import line
 
 from mergestream.reporting.statistics import aggregate
-from mergestream.reporting.tables import escaped, latex, overview, percent, ranks
+from mergestream.reporting.tables import escape_latex, latex, overview, percent, ranks
 
 
-def test_best_and_second_leave_the_bounds_out():
+def test_bounds_have_no_rank():
     values = {"joint": 0.9, "seq": 0.7, "ind": 0.8, "lwf": 0.6, "ewc": 0.80001}
     table = aggregate(pd.DataFrame([line(method=m, final_accuracy=a) for m, a in values.items()]))
     rank = dict(zip(table["method"], ranks(table), strict=True))
     assert rank == {"joint": 0, "ind": 1, "ewc": 1, "seq": 2, "lwf": 3}
 
 
-def test_the_papers_layout_has_blanks_where_nothing_was_measured():
+def test_overview_has_blanks_for_missing_results():
     lines = [line(final_accuracy=0.5), line(tasks=5, final_accuracy=0.6), line(method="ind", final_accuracy=0.7)]
     ((title, cells),) = overview(aggregate(pd.DataFrame(lines)), lambda mean, deviation, rank: percent(mean))
     assert title == "class-incremental, tiny"
@@ -28,7 +28,7 @@ def test_the_papers_layout_has_blanks_where_nothing_was_measured():
     assert cells.loc["independent, last task"].tolist() == ["70.00", "", ""]
 
 
-def test_latex(tmp_path):
+def test_latex_of_the_overview(tmp_path):
     values = [("seq", "magmax", 0.75), ("ind", "", 0.5), ("joint", "", 0.9), ("my_method & co", "", 0.6)]
     lines = [
         line(method=m, strategy=s, scale="0.5" if s else "", final_accuracy=a + 0.02 * seed, seed=seed, tasks=tasks)
@@ -56,7 +56,7 @@ def test_latex(tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_every_special_character_of_latex():
-    assert escaped(r"a_b%c&d#e$f{g}h~i^j\k") == (
+def test_special_characters_of_latex_are_escaped():
+    assert escape_latex(r"a_b%c&d#e$f{g}h~i^j\k") == (
         r"a\_b\%c\&d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import config, golden
+from references import REFERENCES
 from safetensors.torch import load_file, save_file
 
 from mergestream import strategies
 from mergestream.merging import merge_checkpoints
+from mergestream.merging.engine import merged_task_vector
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.average import average
 from mergestream.strategies.magmax import magmax
@@ -43,7 +45,7 @@ def test_ties_by_hand():
         ballot, limits = Ballot(frozenset("w"), majority=majority), {"w": [1.0, 1.0, 1.0]}
         tau = ties(ABC.flatten(1).clone(), name="w", start=0, thresholds=limits, ballot=ballot)
         assert ballot.votes == 2 - 1  # +1.5 and +2.5 against −2
-        assert ballot.open["w", 0].tolist() == [0]
+        assert ballot.undecided["w", 0].tolist() == [0]
         return tau.view(2, 3).tolist()
 
     assert merged(1.0) == [[1.0, 1.5, 0.0], [0.0, 2.5, -2.0]]
@@ -102,6 +104,23 @@ def test_ties_on_the_tower_alone_equals_ties_on_the_whole_clip(scope, tmp_path):
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-7)
 
 
+STREAMING = [name for name in strategies.names() if strategies.get(name).streams and not strategies.get(name).survey]
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_stack_in_memory_gives_the_bits_of_files(name, tmp_path):
+    """A strategy that streams takes a stack too; equal magnitudes make MagMax look up single elements."""
+    generator = torch.Generator().manual_seed(0)
+    taus = torch.randn(3, 20, 30, generator=generator).mul(2).round().div(2)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for path, tau in zip(paths, [torch.zeros(20, 30), *taus], strict=True):
+        save_file({"w": tau.contiguous()}, path)
+    bound = strategies.get(name).bind({"steps": 3} if name == "wudi" else {})
+    before = taus.clone()
+    assert torch.equal(bound.strategy(taus, **bound.options), merged_task_vector(paths[0], paths[1:], bound)[0]["w"])
+    assert torch.equal(taus, before)
+
+
 @pytest.mark.parametrize("name", strategies.names())
 def test_yaml_states_the_defaults_of_the_function(name):
     strategy, node = strategies.get(name), config("merge", f"strategy={name}").strategy
@@ -110,8 +129,48 @@ def test_yaml_states_the_defaults_of_the_function(name):
     assert options == strategy.defaults()
 
 
-def test_unknown_names_and_options(tmp_path):
+def test_unknown_names_and_options_are_refused():
     with pytest.raises(UserError, match=r"must be one of average, breadcrumbs, .*; got strategy=magmin"):
         strategies.get("magmin")
     with pytest.raises(UserError, match=r"takes strategy.density, strategy.scope; got strategy.top=1"):
-        strategies.get("ties").check({"top": 1})
+        strategies.get("ties").bind({"top": 1})
+
+
+@pytest.mark.parametrize("name", ["tsv", "iso_c", "knots", "opcm"])
+def test_low_rank_updates_do_not_depend_on_rounding_noise(name, tmp_path):
+    """Rotating all task vectors rotates the merge, also where most singular values are zero; knots rotates the rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    taus = [random(40, 2) @ random(2, 30) for _ in range(3)]
+    left = torch.linalg.qr(random(40, 40)).Q
+    right = torch.linalg.qr(random(30, 30)).Q if name != "knots" else torch.eye(30, dtype=torch.float64)
+    results = []
+    for turned in ([left @ tau @ right for tau in taus], taus):
+        paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+        for path, tau in zip(paths, [torch.zeros(40, 30), *turned], strict=True):
+            save_file({"w": tau.float().contiguous()}, path)
+        merge_checkpoints(paths[0], paths[1:], name, tmp_path / "m.safetensors", scale=1.0)
+        results.append(load_file(tmp_path / "m.safetensors")["w"].double())
+    back = left.T @ results[0] @ right.T
+    assert (back - results[1]).norm() < 1e-3 * results[1].norm()
+
+
+def test_opcm_keeps_a_task_that_comes_after_nothing(tmp_path):
+    tau = torch.arange(16.0).view(4, 4)
+    for index, value in enumerate((torch.zeros(4, 4), torch.zeros(4, 4), tau)):
+        save_file({"w": value}, tmp_path / f"{index}.safetensors")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    merge_checkpoints(paths[0], paths[1:], "opcm", tmp_path / "m.safetensors")
+    # M = τ_2, and its length becomes the mean of 0 and ‖τ_2‖.
+    torch.testing.assert_close(load_file(tmp_path / "m.safetensors")["w"], tau / 2)
+
+
+def test_wudi_on_a_wide_weight_is_the_same(tmp_path):
+    """1 × 9 has more columns than three tasks have rows; its gradient is then made task by task."""
+    taus = torch.randn(3, 1, 9, generator=torch.Generator().manual_seed(0))
+    expected = REFERENCES["wudi"]({"w": taus.double()}, steps=20, lr=0.01)["w"]
+    merged = strategies.get("wudi")(taus, steps=20, lr=0.01)
+    torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-4)

@@ -472,14 +472,14 @@ def test_a_method_that_breaks_down_saves_no_state(short, tmp_path, monkeypatch):
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path):
-    from mergestream.data.archive import official
+    from mergestream.data.archive import archive_errors
 
     (tmp_path / "evil").write_text("x")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(tmp_path / "evil", arcname="../../escaped")
     with (
         pytest.raises(UserError, match="outside the destination"),
-        official("x", tmp_path / "into", str(tmp_path), archive="a.tar", size="1 MB", place="somewhere"),
+        archive_errors("x", tmp_path / "into", str(tmp_path), files="a.tar", size="1 MB", website="somewhere"),
         tarfile.open(tmp_path / "a.tar") as archive,
     ):
         archive.extractall(tmp_path / "into/deep")

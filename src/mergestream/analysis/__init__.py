@@ -1,4 +1,4 @@
-"""What task vectors look like: one function per figure, all from the files of encoders; `run.analyze`."""
+"""Analyses of task vectors: one module for each table and figure, and `analyze`, which writes them."""
 
 from mergestream.analysis.run import analyze
 

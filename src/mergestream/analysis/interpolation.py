@@ -1,4 +1,4 @@
-"""Accuracy along lines in the space of weights: from θ₀ through the merge, and from one θ to another."""
+"""Accuracy along lines in weight space: from θ₀ through the merged encoder, and from one θ_t to another."""
 
 from __future__ import annotations
 
@@ -8,56 +8,59 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.display.plots import COLOURS, axes
+from mergestream.display.plots import COLOURS, subplots
 from mergestream.runtime.rules import require_numbers
+from mergestream.strategies.strategy import BoundStrategy
 
 
 def interpolation(
     subject: Subject,
     *,
+    strategy: BoundStrategy,
     scales: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5),
     steps: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     between: Sequence[int] | None = None,
 ) -> tuple[pd.DataFrame, Figure]:
-    """Accuracy of θ₀ + λ · τ_merged along λ, and of (1 − s) θ_a + s θ_b along s.
+    """Measure the accuracy of θ₀ + λ · τ_merged along λ, and of (1 − s) θ_a + s θ_b along s.
 
     Args:
-        subject: a run, with the ``strategy`` of its config.
+        subject: a run.
+        strategy: merges the task vectors.
         scales: values of λ.
         steps: values of s.
-        between: a and b, counted from 1; None is the first and the last task.
+        between: the tasks a and b, counted from 1; None is the first and the last.
 
     Returns:
-        line, position (λ or s), overall (accuracy among all classes), task_agnostic and task_aware (means over tasks).
+        A table of line, position (λ or s), overall (accuracy among all classes), task_agnostic and task_aware (means
+        over tasks); and its figure.
 
     Raises:
-        UserError: if an option is out of range.
+        UserError: if an option breaks its rule.
     """
     require_numbers("analysis.scales", scales, "such as [0,0.5,1]")
     require_numbers("analysis.steps", steps, "such as [0,0.5,1]")
-    a, b = subject.pair("analysis.between", between)
-    merged, (tau_a, tau_b) = subject.merged(), (subject.task_vector(a - 1), subject.task_vector(b - 1))
-    names = (f"{subject.strategy.name}, λ", f"θ{a} to θ{b}")
-    rows = []
-    for scale in sorted(scales):
-        rows.append((names[0], scale, subject.accuracy(merged, scale)))
+    a, b = subject.pair(between)
+    merged, (tau_a, tau_b) = subject.merged(strategy), (subject.task_vector(a - 1), subject.task_vector(b - 1))
+    name = strategy.strategy.name
+    found = [(f"{name}, λ", scale, subject.accuracy(merged, scale)) for scale in sorted(scales)]
     for step in sorted(steps):
-        mixed = {name: (1 - step) * tau + step * tau_b[name] for name, tau in tau_a.items()}
-        rows.append((names[1], step, subject.accuracy(mixed)))
-    frame = pd.DataFrame(
-        [
-            (line, position, row.overall, pd.Series(row.task_agnostic).mean(), pd.Series(row.task_aware).mean())
-            for line, position, row in rows
-        ],
-        columns=["line", "position", "overall", "task_agnostic", "task_aware"],
-    )
-    figure, found = axes(1, 2, (9, 3.6))
-    for axis, name, label in zip(found, names, ("λ", f"from θ{a} (0) to θ{b} (1)"), strict=True):
-        lines = frame[frame["line"] == name]
-        for colour, measure in zip(COLOURS, ("overall", "task_aware"), strict=False):
-            title = "among all classes" if measure == "overall" else "among the task's classes"
-            axis.plot(lines["position"], 100 * lines[measure], marker="o", markersize=3, color=colour, label=title)
-        axis.set(xlabel=label, ylabel="accuracy (%)")
-    found[0].set_title(f"merged by {subject.strategy.name}", fontsize=10)
+        mixed = {weight: (1 - step) * tau + step * tau_b[weight] for weight, tau in tau_a.items()}
+        found.append((f"θ{a} to θ{b}", step, subject.accuracy(mixed)))
+    rows = [
+        (line, position, row.overall, pd.Series(row.task_agnostic).mean(), pd.Series(row.task_aware).mean())
+        for line, position, row in found
+    ]
+    frame = pd.DataFrame(rows, columns=["line", "position", "overall", "task_agnostic", "task_aware"])
+    return frame, _draw(frame, f"merged by {name}", ("λ", f"from θ{a} (0) to θ{b} (1)"))
+
+
+def _draw(frame: pd.DataFrame, title: str, xlabels: tuple[str, str]) -> Figure:
+    figure, found = subplots(1, 2, (9, 3.6))
+    measures = {"overall": "among all classes", "task_aware": "among the task's classes"}
+    for axes, (_, lines), xlabel in zip(found, frame.groupby("line", sort=False), xlabels, strict=True):
+        for colour, (measure, label) in zip(COLOURS, measures.items(), strict=False):
+            axes.plot(lines["position"], 100 * lines[measure], marker="o", markersize=3, color=colour, label=label)
+        axes.set(xlabel=xlabel, ylabel="accuracy (%)")
+    found[0].set_title(title, fontsize=10)
     found[1].legend(frameon=False, fontsize=8)
-    return frame, figure
+    return figure

@@ -1,4 +1,4 @@
-"""Accuracy task by task, before and after merging (Marczak et al. 2024, supplement, Fig. 2)."""
+"""Accuracy on each task before and after merging (Marczak et al. 2024, supplement, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,45 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.display.plots import COLOURS, axes
+from mergestream.display.plots import COLOURS, subplots
+from mergestream.strategies.strategy import BoundStrategy
 
 
-def per_task(subject: Subject) -> tuple[pd.DataFrame, Figure]:
-    """Task-agnostic accuracy on every task: of θ₀, of the last task's encoder, and of the merge of all.
+def per_task(subject: Subject, *, strategy: BoundStrategy, scale: float) -> tuple[pd.DataFrame, Figure]:
+    """Measure the accuracy on each task: of θ₀, of the encoder of the last task, and of the merged encoder.
 
     Args:
-        subject: a run, with the ``strategy`` and ``lambda`` of its config.
+        subject: a run.
+        strategy: merges the task vectors.
+        scale: λ.
 
     Returns:
-        task, name, model (zero-shot, last task or joint, merged), task_agnostic, task_aware.
+        A table of task, name (of the task), model (zero-shot; last task or joint; the merge), task_agnostic,
+        task_aware; and its figure.
     """
     last_name = "joint" if subject.method.data == "all" else "last task"
-    names = ("zero-shot", last_name, f"{subject.strategy.name}, λ = {subject.scale:g}")
-    last, merged = subject.task_vector(-1), subject.merged()
-    models = (subject.accuracy({}), subject.accuracy(last), subject.accuracy(merged, subject.scale))
+    last, merged = subject.task_vector(-1), subject.merged(strategy)  # before the data are loaded
+    models = {
+        "zero-shot": subject.accuracy({}),
+        last_name: subject.accuracy(last),
+        f"{strategy.strategy.name}, λ = {scale:g}": subject.accuracy(merged, scale),
+    }
     rows = [
-        (task + 1, title, name, found.task_agnostic[task], found.task_aware[task])
-        for name, found in zip(names, models, strict=True)
-        for task, title in enumerate(subject.task_names)
+        (task + 1, name, model, found.task_agnostic[task], found.task_aware[task])
+        for model, found in models.items()
+        for task, name in enumerate(subject.task_names)
     ]
     frame = pd.DataFrame(rows, columns=["task", "name", "model", "task_agnostic", "task_aware"])
-    figure, (axis,) = axes(1, 1, (max(6, 0.5 * len(subject.task_names)), 4))
-    places, width = np.arange(1, len(subject.task_names) + 1), 0.8 / len(names)
-    for index, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
-        values = 100 * frame[frame["model"] == name]["task_agnostic"]
-        axis.bar(places + (index - 1) * width, values, width, color=colour, label=name)
-    axis.set(xlabel="task", ylabel="accuracy among all classes (%)", xticks=places, ylim=(0, 100))
+    return frame, _draw(frame)
+
+
+def _draw(frame: pd.DataFrame) -> Figure:
+    tasks, models = frame["task"].unique(), frame["model"].unique()
+    figure, (axes,) = subplots(1, 1, (max(6, 0.5 * len(tasks)), 4))
+    width = 0.8 / len(models)
+    for index, (colour, model) in enumerate(zip(COLOURS, models, strict=False)):
+        values = 100 * frame[frame["model"] == model]["task_agnostic"]
+        axes.bar(np.array(tasks) + (index - 1) * width, values, width, color=colour, label=model)
+    axes.set(xlabel="task", ylabel="accuracy among all classes (%)", xticks=tasks, ylim=(0, 100))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return frame, figure
+    return figure

@@ -1,62 +1,62 @@
-"""Draw one figure: one config in, a PNG, an SVG and the numbers as CSV out."""
+"""Write the table and the figure of one analysis."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
-from mergestream.compose import targets
-from mergestream.compose.build import build
-from mergestream.compose.checks import check_analysis, check_stream
-from mergestream.display.plots import content
+from mergestream.compose.analysis import AnalysisSettings
+from mergestream.display.plots import render
 from mergestream.display.tables import console
-from mergestream.runs.directory import Run, readable
-from mergestream.runs.identity import NAMING_KEYS, content_hash, typed
+from mergestream.runs.directory import readable
+from mergestream.runs.identity import content_hash
 from mergestream.runtime import files
 
-OWN_KEYS = ("analysis", "strategy", "lambda")
+NAME_LENGTH = 100  # of the options in a file name; longer ones are replaced by their hash
 
 
-def analyze(cfg: DictConfig) -> None:
-    """Look at the run that the config names in the way of its ``analysis``.
+def analyze(settings: AnalysisSettings) -> None:
+    """Analyse a finished run and write the figure as PNG and SVG and its numbers as CSV.
+
+    An analysis that merges has the parameters ``strategy`` and ``scale``.
 
     Raises:
-        UserError: if the config or the run is not what it must be.
+        UserError: if the run does not exist, has not finished, has another config, or cannot be analysed.
     """
-    OmegaConf.resolve(cfg)
-    check_analysis(cfg)
-    check_stream(cfg)
-    targets.allow(cfg.allow_targets)
-    analysis: partial[Any] = build(cfg.analysis)
-    words = typed()
-    of_training = [(key, word) for key, word in words if key.split(".")[0] not in OWN_KEYS]
-    run = Run.of(cfg, [word for key, word in of_training if key not in NAMING_KEYS])
+    run, name = settings.run, settings.analysis.func.__name__
     run.require_finished()
-    run.require_same(cfg, ["dataset", "stream", "model", "method", "tasks", "seed", *(key for key, _ in of_training)])
-    subject = Subject(cfg, run)
-    frame, figure = analysis.func(subject, **analysis.keywords)
-    own = [(key.split(".")[0], word) for key, word in words if key.split(".")[0] in OWN_KEYS]
-    used = {"analysis", *subject.asked}
-    name = _name(analysis.func.__name__, [word for key, word in own if key in used])
-    for kind in ("png", "svg"):
-        with files.whole(run.path / "analyses" / f"{name}.{kind}") as partial_file:
-            partial_file.write_bytes(content(figure, kind))
-    with files.whole(run.path / "analyses" / f"{name}.csv") as partial_file:
-        frame.to_csv(partial_file, index=False)
-    for word in [word for key, word in own if key not in used]:
-        print(f"{word} is left out: analysis={analysis.func.__name__} does not ask for it")
+    run.require_same(settings.config, settings.compared)
+    parameters = inspect.signature(settings.analysis.func).parameters
+    merging = {"strategy": settings.bound, "scale": settings.scale}
+    used = {key: value for key, value in merging.items() if key in parameters}
+    frame, figure = settings.analysis(Subject(run, settings.inputs), **used)
+
+    groups = {"analysis", *("lambda" if key == "scale" else key for key in used)}
+    stem = run.path / "analyses" / _file_name(name, [word for group, word in settings.words if group in groups])
+    _write(stem, frame, figure)
+    for group, word in settings.words:
+        if group not in groups:
+            print(f"{word} has no effect: analysis={name} does not use {group}")
     with pd.option_context("display.width", 120, "display.max_rows", 12):
         console().print(str(frame))
-    print(f"figure in {readable(run.path / 'analyses' / name)}.png, .svg; its numbers in .csv")
+    print(f"figure in {readable(stem)}.png and .svg, its numbers in .csv")
 
 
-def _name(analysis: str, words: Sequence[str]) -> str:
-    """Of the figure's files: what was typed for it comes behind, or a hash of it where that is long."""
-    changed = "-".join(sorted(w.removeprefix("analysis.") for w in words if not w.startswith("analysis=")))
-    short = changed if len(changed) < 100 else content_hash(changed)[:16]
-    return f"{analysis}-{short}".replace("/", "_") if changed else analysis
+def _file_name(analysis: str, words: Sequence[str]) -> str:
+    """Return the name of the files: the analysis and the options that were typed for it."""
+    options = "-".join(sorted(word.removeprefix("analysis.") for word in words if not word.startswith("analysis=")))
+    short = options if len(options) < NAME_LENGTH else content_hash(options)[:16]
+    return f"{analysis}-{short}".replace("/", "_") if options else analysis
+
+
+def _write(stem: Path, frame: pd.DataFrame, figure: Figure) -> None:
+    for kind in ("png", "svg"):
+        with files.whole(stem.with_name(f"{stem.name}.{kind}")) as partial:
+            partial.write_bytes(render(figure, kind))
+    with files.whole(stem.with_name(f"{stem.name}.csv")) as partial:
+        frame.to_csv(partial, index=False)

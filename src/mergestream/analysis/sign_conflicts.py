@@ -1,4 +1,4 @@
-"""How often task vectors pull a parameter both ways (Marczak et al. 2024, Fig. 2; supplement, Fig. 1)."""
+"""How often task vectors disagree in sign (Marczak et al. 2024, Fig. 2; supplement, Fig. 1)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergestream.analysis.subject import Subject
-from mergestream.display.plots import COLOURS, axes, band
+from mergestream.display.plots import COLOURS, integer_ticks, plot_mean, subplots
+from mergestream.merging.vectors import Block, TaskVectors
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies.ties import thresholds, trimmed
+
+COLUMNS = ["method", "seed", "tasks", "parameters", "surviving", "conflicting", "share", "share_of_surviving"]
 
 
 def sign_conflicts(
@@ -22,54 +25,61 @@ def sign_conflicts(
     methods: Sequence[str] = ("ind", "seq"),
     seeds: Sequence[int] | None = None,
 ) -> tuple[pd.DataFrame, Figure]:
-    """Share of the parameters that are positive in one task vector and negative in another, once each is trimmed to
-    its largest values as `ties` does it, for the first t tasks.
+    """Count the parameters that are positive in one of the first t task vectors and negative in another.
+
+    Each task vector is first trimmed to its largest values, as `ties` does it.
 
     Args:
-        subject: a run; the runs of the other methods lie beside it.
-        density: share of each task vector that survives.
-        methods: that are compared.
-        seeds: of which the figure shows mean and deviation; None is the run's own.
+        subject: a run.
+        density: share of each task vector that survives trimming.
+        methods: methods to compare; the run of each must exist.
+        seeds: seeds whose mean and deviation the figure shows; None is the seed of the run.
 
     Returns:
-        method (and in what else its run differs), seed, tasks (t), parameters, surviving (in at least two of the t),
-        conflicting, share (of all parameters), share_of_surviving.
+        A table of method (and what else its run differs in), seed, tasks (t), parameters, surviving (in at least two
+        of the t task vectors), conflicting, share (of all parameters), share_of_surviving; and its figure.
 
     Raises:
         UserError: if the density is not in (0, 1], or the runs cannot be compared.
     """
     require_fraction("analysis.density", density)
+    by_seed = {seed: other.with_methods(methods) for seed, other in subject.with_seeds(seeds).items()}
     rows = []
-    runs = [
-        (s, *pair) for s, of_seed in subject.of_seeds(seeds).items() for pair in of_seed.of_methods(methods).items()
-    ]
-    for seed, method, other in runs:
+    for seed, label, other in [(seed, *item) for seed, others in by_seed.items() for item in others.items()]:
         with other.vectors() as vectors:
-            limits = thresholds(vectors, density, "encoder")
+            total = sum(block.size for block in vectors.blocks(vectors.encoder_names))
+            counts = _count(vectors, density).tolist()
+        for t, (surviving, conflicting) in enumerate(counts[1:], start=2):
+            shares = conflicting / total, conflicting / surviving if surviving else float("nan")
+            rows.append((label, seed, t, total, surviving, conflicting, *shares))
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame, _draw(frame)
 
-            def count(block, _: Tensor, taus: Tensor, limits: dict = limits) -> list[list[int]]:
-                kept = trimmed(taus, limits[block.name])
-                positive, negative = (kept > 0).int().cumsum(0), (kept < 0).int().cumsum(0)
-                conflicting = ((positive > 0) & (negative > 0)).flatten(1).sum(1)
-                # As numbers: small arrays, left between the large ones of a block, keep the heap from being used again.
-                return [(positive + negative > 1).flatten(1).sum(1).tolist(), conflicting.tolist()]
 
-            blocks = vectors.blocks(vectors.encoder_names)
-            surviving, conflicting = np.sum(vectors.map(count, blocks), axis=0)
-            total = sum(block.size for block in blocks)
-        for t in range(1, len(conflicting)):
-            both, most = int(conflicting[t]), int(surviving[t])
-            rows.append((method, seed, t + 1, total, most, both, both / total, both / most if most else float("nan")))
-    columns = ["method", "seed", "tasks", "parameters", "surviving", "conflicting", "share", "share_of_surviving"]
-    frame = pd.DataFrame(rows, columns=columns)
-    figure, found = axes(1, 2, (9, 3.6))
-    titles = ("of all parameters", "of those that survive in two or more")
-    for axis, measure, title in zip(found, ("share", "share_of_surviving"), titles, strict=True):
+def _count(vectors: TaskVectors, density: float) -> np.ndarray:
+    """Return the numbers of parameters that survive twice and that conflict in the first t tasks, int64 [T, 2]."""
+    limits = thresholds(vectors, density, "encoder")
+
+    def count(block: Block, _base: Tensor, taus: Tensor) -> list[list[int]]:
+        kept = trimmed(taus, limits[block.name])
+        positive, negative = (kept > 0).int().cumsum(0), (kept < 0).int().cumsum(0)
+        surviving = (positive + negative > 1).flatten(1).sum(1)
+        conflicting = ((positive > 0) & (negative > 0)).flatten(1).sum(1)
+        # Plain numbers: small tensors, left between the large ones of a block, would fragment the heap.
+        return [surviving.tolist(), conflicting.tolist()]
+
+    return np.sum(vectors.map(count, vectors.blocks(vectors.encoder_names)), axis=0).T
+
+
+def _draw(frame: pd.DataFrame) -> Figure:
+    figure, found = subplots(1, 2, (9, 3.6))
+    titles = {"share": "of all parameters", "share_of_surviving": "of those that survive in two or more"}
+    for axes, (measure, title) in zip(found, titles.items(), strict=True):
         for colour, (method, lines) in zip(COLOURS, frame.groupby("method", sort=False), strict=False):
             shares = lines.pivot(index="seed", columns="tasks", values=measure)
-            band(axis, shares.columns, shares.to_numpy(), colour, method)
-        axis.set(xlabel="tasks", ylabel="sign conflicts (%)", ylim=(0, None))
-        axis.set_title(title, fontsize=10)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+            plot_mean(axes, shares.columns, shares.to_numpy(), colour, method)
+        axes.set(xlabel="tasks", ylabel="sign conflicts (%)", ylim=(0, None))
+        axes.set_title(title, fontsize=10)
+        integer_ticks(axes.xaxis)
     found[0].legend(frameon=False)
-    return frame, figure
+    return figure

@@ -14,7 +14,8 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     from mergestream.compose.report import report_settings
     from mergestream.reporting.run import report
 
-    report(report_settings(cfg))
+    settings = report_settings(cfg)
+    report(settings.root, settings.out, settings.baseline)
 
 
 main = Command("report", _work)

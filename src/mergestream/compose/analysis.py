@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,10 +12,14 @@ from mergestream.compose import checks
 from mergestream.compose.build import build
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import ANALYSIS_KEYS, typed
-from mergestream.compose.run import trained_run
+from mergestream.compose.run import recorded, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.runs.directory import Run
 from mergestream.strategies.strategy import BoundStrategy
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -24,21 +28,24 @@ class AnalysisSettings:
 
     Args:
         run: the run directory.
+        config: the resolved config.
+        compared: keys in which the config of the run must agree with `config`.
         inputs: data and weights.
-        analysis: ``analysis(subject) -> (table, figure)``, with its options bound.
+        analysis: ``analysis(subject, *, strategy, scale) -> (table, figure)`` with its options; `strategy` and `scale`
+            only if it merges.
         bound: the strategy and its options.
         scale: λ.
-        words: (group, override) of what was typed about the analysis itself.
-        compared: keys in which the run's config must agree with this one.
+        words: (config group, override) of what was typed about the analysis, the strategy and λ.
     """
 
     run: Run
+    config: dict[str, Any]
+    compared: list[str]
     inputs: Inputs
-    analysis: partial[Any]
+    analysis: partial[tuple[pd.DataFrame, Figure]]
     bound: BoundStrategy
     scale: float
     words: list[tuple[str, str]]
-    compared: list[str]
 
 
 def analysis_settings(cfg: DictConfig, shared: dict[str, Any]) -> AnalysisSettings:
@@ -57,10 +64,11 @@ def analysis_settings(cfg: DictConfig, shared: dict[str, Any]) -> AnalysisSettin
     (scale,) = scales_of(cfg)
     return AnalysisSettings(
         run=run,
+        config=recorded(cfg),
+        compared=compared,
         inputs=Inputs(cfg, shared),
         analysis=build(cfg.analysis, cfg.allow_targets),
         bound=bound_strategy(cfg),
         scale=scale,
         words=[(key.split(".")[0], word) for key, word in typed() if key.split(".")[0] in ANALYSIS_KEYS],
-        compared=compared,
     )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import targets
 from mergestream.compose.build import build, device_of
-from mergestream.data.soundness import without_corrupt
+from mergestream.data.integrity import check_images
 from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.evaluation import Evaluator
@@ -54,7 +54,7 @@ class Inputs:
         suite = {"datasets": self._datasets()} if "datasets" in node else {}
         without = ("name", "domains", "order", *suite)  # `domains` and `order` are for the stream
         source = build(node, cfg.allow_targets, without=without, **suite)
-        return without_corrupt(source, Path(cfg.root) / "_data", skip=cfg.data.skip_corrupt)
+        return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
 
     def stream(self, transforms: Transforms, source: Source) -> TaskStream:
         """Return `source`, divided into tasks as the ``stream`` group says."""

@@ -35,7 +35,7 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
 
 def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str]]:
     """Return the finished run that a config names, and the keys in which both must agree."""
-    run = run_of(cfg, [word for _, word in typed(without=(*own_keys, *NAMING_KEYS))])
+    run = run_of(cfg, [word for _, word in typed(without=own_keys, without_keys=NAMING_KEYS)])
     return run, [*COMPARED, *(key for key, _ in typed(without=own_keys))]
 
 

@@ -124,7 +124,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         timeout_minutes=cfg.launcher.timeout_minutes,
     )
     return TrainingSettings(
-        run=run or run_of(cfg, [word for _, word in typed(without=NAMING_KEYS)]),
+        run=run or run_of(cfg, [word for _, word in typed(without_keys=NAMING_KEYS)]),
         config=recorded(cfg),
         inputs=Inputs(cfg),
         method=method,

@@ -1,4 +1,4 @@
-"""What every reader of an official archive shares: one line about files that are missing or damaged, and file lists."""
+"""What the readers of official archives share: error messages, safe extraction, file lists and class names."""
 
 from __future__ import annotations
 
@@ -11,75 +11,78 @@ import numpy as np
 
 from mergestream.data.images import ImageFiles
 from mergestream.data.source import Split
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
 
 
 @contextmanager
-def official(
+def archive_errors(
     dataset: str,
     path: Path,
     root: str,
     *,
-    archive: str,
+    files: str,
     size: str,
-    place: str,
-    into: str = "",
+    website: str,
+    folder: str = "",
     unpack: bool = True,
     download: bool | None = None,
     mirror: bool = False,
 ) -> Iterator[None]:
-    """Around the reading of a dataset's own files: whatever goes wrong becomes what to fetch, and where to put it.
+    """Replace any error in the block by one line that says which files to fetch and where to put them.
 
     Args:
-        dataset: its name in the ``dataset`` group.
-        path: the file or folder that is looked for.
+        dataset: option of the ``dataset`` group.
+        path: file or folder that the block reads.
         root: ``data.root``.
-        archive: names of the files to fetch.
-        size: of these files, for people.
-        place: where they are published.
-        into: folder below `root` that they belong into.
-        unpack: whether they are unpacked there, or put there as they are.
-        download: ``data.download``; None where that cannot fetch them.
-        mirror: whether ``dataset.mirror`` can stand in.
+        files: names of the files to fetch.
+        size: their size, such as "170 MB".
+        website: where they are published.
+        folder: folder below `root` that they belong in.
+        unpack: whether they are unpacked there or stay as they are.
+        download: ``data.download``; None if the dataset cannot be downloaded.
+        mirror: whether the dataset has the key ``dataset.mirror``.
 
     Raises:
-        UserError: instead of any other exception.
+        UserError: in place of any other exception.
     """
     try:
-        with contained():
+        with safe_extraction():
             yield
     except UserError:
         raise
     except ImportError as error:
         raise UserError(f"dataset={dataset} needs the package {error.name}; type: pip install {error.name}") from error
-    except Exception as error:  # the readers of a dozen formats raise what they like at damaged files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        exists = path.exists()
-        plain = isinstance(error, FileNotFoundError) or "not found" in reason or "not present" in reason
-        if exists:
-            state = f"is unreadable or incomplete ({reason})"
-        else:
-            state = "is not there" if plain else f"is not there ({reason})"  # such as why a download failed
-        manner = "unpack it in" if unpack else "put it into"
-        advice = f"fetch {archive} ({size}) from {place} and {manner} {Path(root) / into} (data.root={root})"
+    except Exception as error:  # each of a dozen file formats raises exceptions of its own on damaged files
+        where = f"{'unpack it in' if unpack else 'put it into'} {Path(root) / folder} (data.root={root})"
+        advice = f"fetch {files} ({size}) from {website} and {where}"
         if download is not None:
-            # Torchvision fetches nothing where it finds a folder, so that what is damaged must go first.
-            first = f"delete {path} and " if exists else ""
-            again = "type the same command again" if download else "write data.download=true"
-            advice = f"{first}{again} to fetch it ({size}), or {advice}"
+            # Torchvision skips the download if the folder exists, so damaged files must be deleted first.
+            delete = f"delete {path} and " if path.exists() else ""
+            again = "run the same command again" if download else "write data.download=true"
+            advice = f"{delete}{again} to fetch it ({size}), or {advice}"
         if mirror:
-            advice += "; or write dataset.mirror=USER/NAME for a copy on the Hugging Face Hub"
-        raise UserError(f"dataset={dataset} needs {path}, which {state}. {advice[0].upper()}{advice[1:]}") from error
+            advice += "; or write dataset.mirror=USER/NAME to use a copy on the Hugging Face Hub"
+        advice = advice[0].upper() + advice[1:]
+        raise UserError(f"dataset={dataset} needs {path}, which {_problem(path, error)}. {advice}") from error
+
+
+def _problem(path: Path, error: Exception) -> str:
+    reason = first_line(error)
+    if path.exists():
+        return f"is unreadable or incomplete ({reason})"
+    if isinstance(error, FileNotFoundError) or "not found" in reason or "not present" in reason:
+        return "does not exist"
+    return f"does not exist ({reason})"  # the reason tells, for example, why a download failed
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Let no tar archive that is unpacked in the block write outside its folder: no ``..``, no links that lead out.
+def safe_extraction() -> Iterator[None]:
+    """Reject tar archives unpacked in the block that would write outside their folder, by ``..`` or by links.
 
-    Zip archives cannot, as Python unpacks them.
+    Python's zipfile needs no such filter: it removes ``..`` and writes links as plain files.
     """
     before = vars(tarfile.TarFile).get("extraction_filter")
-    # Stored as the class attribute that Python reads; a plain function would be bound to the archive.
+    # A staticmethod: Python reads the class attribute, and a plain function would be bound to the archive.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
@@ -87,27 +90,18 @@ def contained() -> Iterator[None]:
         tarfile.TarFile.extraction_filter = before
 
 
-def check_partition(partition: int) -> None:
-    """
-    Raises:
-        UserError: if it is none of the ten official ones.
-    """
-    if isinstance(partition, bool) or partition not in range(1, 11):
-        raise UserError(f"dataset.partition must be a whole number from 1 to 10; got dataset.partition={partition}")
-
-
 def file_split(paths: Sequence[str | Path], labels: Sequence[int], domains: Sequence[int] | None = None) -> Split:
-    """A split of one file per image.
+    """Return a split with one file per image.
 
     Raises:
-        UserError: if a file is not there.
+        UserError: if a file does not exist.
     """
     if missing := next((path for path in paths if not Path(path).is_file()), None):
-        raise UserError(f"{missing} is listed by its dataset but is not there; unpack the archive again")
-    as_ids = None if domains is None else np.asarray(domains, dtype=np.int64)
-    return Split(ImageFiles(paths), np.asarray(labels, dtype=np.int64), as_ids)
+        raise UserError(f"{missing} is listed by its dataset but does not exist; unpack the archive again")
+    domain_ids = None if domains is None else np.asarray(domains, dtype=np.int64)
+    return Split(ImageFiles(paths), np.asarray(labels, dtype=np.int64), domain_ids)
 
 
-def spoken(name: str) -> str:
-    """A class name as a prompt says it: ``great_white_shark`` is "great white shark"."""
+def readable_name(name: str) -> str:
+    """Return a class name as it appears in a prompt: ``great_white_shark`` becomes "great white shark"."""
     return " ".join(name.replace("_", " ").split())

@@ -1,4 +1,4 @@
-"""Collections of images by index: in memory, in files, or parts of others."""
+"""Indexable collections of images: in memory, in files, concatenations and subsets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from mergestream.data.decode import open_picture
+
 
 class Images(Protocol):
-    """N images by index, opened only when asked for."""
+    """N images by index; each is opened when it is accessed."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
-class Pictures:
-    """A uint8 array [N, H, W] or [N, H, W, 3] in memory."""
+class ImageArray:
+    """Images in memory: a uint8 array, [N, H, W] for grey or [N, H, W, 3] for colour."""
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
@@ -34,21 +36,20 @@ class Pictures:
 
 
 class ImageFiles:
-    """One file per image."""
+    """Image files, one per image, opened as RGB."""
 
     def __init__(self, paths: Sequence[str | Path]):
-        self.paths = [str(path) for path in paths]  # strings: a Path takes five times the memory
+        self.paths = [str(path) for path in paths]  # a Path takes five times the memory of a string
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
+        return open_picture(self.paths[index])
 
 
-class Joined:
-    """Several collections, one after the other."""
+class ConcatImages:
+    """The images of several collections in a row."""
 
     def __init__(self, parts: Sequence[Images]):
         self.parts = parts
@@ -62,8 +63,8 @@ class Joined:
         return self.parts[number][index - (self.ends[number - 1] if number else 0)]
 
 
-class Chosen:
-    """The images at the given positions of a collection."""
+class SubsetImages:
+    """The images at given positions of another collection."""
 
     def __init__(self, images: Images, positions: np.ndarray):
         self.images, self.positions = images, positions
@@ -75,13 +76,13 @@ class Chosen:
         return self.images[int(self.positions[index])]
 
 
-def files_of(images: Images) -> Iterator[tuple[int, str]]:
-    """(position, path) of every image that lies in a file of its own."""
+def image_paths(images: Images) -> Iterator[tuple[int, str]]:
+    """Yield (position, path) of every image that has a file of its own."""
     if isinstance(images, ImageFiles):
         yield from enumerate(images.paths)
-    elif isinstance(images, Joined):
+    elif isinstance(images, ConcatImages):
         for part, end in zip(images.parts, images.ends, strict=True):
-            yield from ((end - len(part) + position, path) for position, path in files_of(part))
-    elif isinstance(images, Chosen):
-        paths = dict(files_of(images.images))
+            yield from ((end - len(part) + position, path) for position, path in image_paths(part))
+    elif isinstance(images, SubsetImages):
+        paths = dict(image_paths(images.images))
         yield from ((n, paths[p]) for n, p in enumerate(images.positions.tolist()) if p in paths)

@@ -1,94 +1,125 @@
-"""A dataset from the Hugging Face Hub, for those whose official source is gone: ``dataset.mirror=USER/NAME``."""
+"""Datasets from the Hugging Face Hub, for when the official source is gone: ``dataset.mirror=USER/NAME``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from mergestream.data.archive import spoken
-from mergestream.data.manifest import divide
+from mergestream.data.archive import readable_name
+from mergestream.data.decode import to_rgb
+from mergestream.data.manifest import Record, split_by_name
 from mergestream.data.source import Split
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, first_line
+
+if TYPE_CHECKING:  # an optional dependency
+    from datasets import Dataset
 
 
-class Rows:
-    """The images of a table of the ``datasets`` library."""
+class TableImages:
+    """The images in one column of a table of the ``datasets`` library."""
 
-    def __init__(self, table: Any, column: str):
+    def __init__(self, table: Dataset, column: str):
         self.table, self.column = table, column
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.table[int(index)][self.column].convert("RGB")
+        return to_rgb(self.table[int(index)][self.column])
 
 
-def mirrored(
+def load_mirror(
     dataset: str, mirror: str, class_names: Sequence[str] = (), test_fraction: float = 0.2, split_seed: int = 0
-) -> tuple[list[str], Split, Split, dict[str, Any]]:
-    """(class names, train, test, record) of a repository on the Hub, or of a local folder that ``datasets`` reads.
+) -> tuple[list[str], Split, Split, Record]:
+    """Load a dataset from a repository on the Hub, or from a local folder that ``datasets`` can read.
 
-    The labels are matched to `class_names` by name, whatever their order in the mirror. A mirror with a single split
-    is divided by a manifest of its row numbers.
+    Labels are matched to `class_names` by name, because mirrors number the classes in orders of their own. A mirror
+    with a single split is split by a manifest of its row numbers.
 
     Args:
-        dataset: name in the ``dataset`` group, for messages.
-        mirror: USER/NAME, or a folder.
-        class_names: in the order of the class ids; none takes the mirror's own.
-        test_fraction, split_seed: see `divide`.
+        dataset: option of the ``dataset`` group.
+        mirror: ``dataset.mirror``: USER/NAME, or a folder.
+        class_names: in the order of the class ids; by default the mirror's own.
+        test_fraction, split_seed: see `split_by_name`.
+
+    Returns:
+        Class names, train split, test split, and a record for ``stream.json``.
 
     Raises:
-        UserError: if the library or the repository is not there, or its classes are others.
+        UserError: if the library is not installed, or the mirror cannot be loaded or has other classes.
     """
+    tables = _load_tables(mirror)
+    image_column, label_column = _columns(tables, mirror)
+    labels = {name: list(table[label_column]) for name, table in tables.items()}
+    own_names, own_values = _own_classes(tables, label_column, labels)
+    names = list(class_names) or [readable_name(name) for name in own_names]
+    ids = {readable_name(name).lower(): c for c, name in enumerate(names)}
+    if unknown := [name for name in own_names if readable_name(name).lower() not in ids]:
+        raise UserError(f"dataset.mirror={mirror} must have the classes of {dataset}; {unknown[0]} is not one of them")
+    to_id = {value: ids[readable_name(name).lower()] for value, name in zip(own_values, own_names, strict=True)}
+
+    def split(name: str) -> Split:
+        if any(value not in to_id for value in labels[name]):  # benchmarks hide test labels as -1 or null
+            raise UserError(f"dataset.mirror={mirror} must have a label for every image; its split {name} does not")
+        class_ids = np.array([to_id[value] for value in labels[name]], dtype=np.int64)
+        return Split(TableImages(tables[name], image_column), class_ids)
+
+    record: Record = {"mirror": mirror}
+    if len(tables) == 1:
+        everything = split(next(iter(tables)))
+        rows = [f"{row:08d}" for row in range(len(everything))]
+        train, test, manifest = split_by_name(
+            rows, everything.labels.tolist(), test_fraction=test_fraction, seed=split_seed
+        )
+        return names, everything.subset(train), everything.subset(test), record | manifest
+    test_name = next((name for name in ("test", "validation", "valid") if name in tables), None)
+    if "train" not in tables or test_name is None:
+        raise UserError(f"dataset.mirror={mirror} must have the splits train and test; it has {', '.join(tables)}")
+    return names, split("train"), split(test_name), record
+
+
+def _load_tables(mirror: str) -> Mapping[str, Dataset]:
     try:
-        from datasets import ClassLabel, load_dataset
-        from datasets import Image as ImageColumn
+        from datasets import load_dataset
     except ImportError as error:
-        raise UserError("dataset.mirror needs another package; type: pip install mergestream[mirrors]") from error
+        raise UserError("dataset.mirror needs the package datasets; type: pip install mergestream[mirrors]") from error
     try:
-        tables = load_dataset(mirror)
-    except Exception as error:  # the library raises whatever its readers and its HTTP client raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"dataset.mirror={mirror} must be a dataset of the Hugging Face Hub: {reason}") from error
+        return load_dataset(mirror)
+    except Exception as error:  # the library passes on whatever its readers and its HTTP client raise
+        rule = f"dataset.mirror={mirror} must be a dataset on the Hugging Face Hub"
+        raise UserError(f"{rule}: {first_line(error)}") from error
+
+
+def _columns(tables: Mapping[str, Dataset], mirror: str) -> tuple[str, str]:
+    """The names of the image column and of the label column."""
+    from datasets import ClassLabel
+    from datasets import Image as ImageColumn
+
     features = next(iter(tables.values())).features
-    pixels = [name for name, feature in features.items() if isinstance(feature, ImageColumn)]
+    images = [name for name, feature in features.items() if isinstance(feature, ImageColumn)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     for name in ("class_name", "label", "label_name"):
         if name in features and getattr(features[name], "dtype", None) in ("string", "large_string"):
             labels.append(name)
-    if not pixels or not labels:
+    if not images or not labels:
         raise UserError(
-            f"dataset.mirror={mirror} must have a column of images and one of labels; its columns are "
+            f"dataset.mirror={mirror} must have an image column and a label column; its columns are "
             f"{', '.join(features)}"
         )
-    column, feature = labels[0], features[labels[0]]
-    values = {name: list(table[column]) for name, table in tables.items()}
-    numbered = isinstance(feature, ClassLabel)
-    own = feature.names if numbered else sorted({v for vs in values.values() for v in vs if v is not None})
-    names = list(class_names) or [spoken(name) for name in own]
-    ids = {spoken(name).lower(): c for c, name in enumerate(names)}
-    if unknown := [name for name in own if spoken(name).lower() not in ids]:
-        raise UserError(
-            f"dataset.mirror={mirror} must have the classes of {dataset}; it has {unknown[0]}, which is none"
-        )
-    to_id = {value if numbered else name: ids[spoken(name).lower()] for value, name in enumerate(own)}
+    return images[0], labels[0]
 
-    def split(name: str) -> Split:
-        if any(value not in to_id for value in values[name]):  # -1 or null, where a benchmark keeps them secret
-            raise UserError(f"dataset.mirror={mirror} must have a label for every image; those of {name} have none")
-        return Split(Rows(tables[name], pixels[0]), np.array([to_id[v] for v in values[name]], dtype=np.int64))
 
-    note: dict[str, Any] = {"mirror": mirror}
-    if len(tables) == 1:
-        whole = split(next(iter(tables)))
-        rows = [f"{row:08d}" for row in range(len(whole))]
-        train, test, record = divide(rows, whole.labels.tolist(), test_fraction=test_fraction, seed=split_seed)
-        return names, whole.choose(train), whole.choose(test), {**note, **record}
-    test_name = next((name for name in ("test", "validation", "valid") if name in tables), None)
-    if "train" not in tables or test_name is None:
-        raise UserError(f"dataset.mirror={mirror} must have the splits train and test; it has {', '.join(tables)}")
-    return names, split("train"), split(test_name), note
+def _own_classes(
+    tables: Mapping[str, Dataset], column: str, labels: Mapping[str, Sequence[int | str | None]]
+) -> tuple[list[str], Sequence[int | str]]:
+    """The mirror's class names, and the value by which its label column refers to each."""
+    from datasets import ClassLabel
+
+    feature = next(iter(tables.values())).features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names), range(len(feature.names))
+    names = sorted({str(value) for values in labels.values() for value in values if value is not None})
+    return names, names

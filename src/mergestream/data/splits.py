@@ -1,4 +1,4 @@
-"""Which class ids belong to which task, and which training samples are kept for validation."""
+"""Which classes and samples go to which task, and which samples are held out for validation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mergestream.runtime.seeding import permutation
 
 
 def class_splits(num_classes: int, tasks: int, class_order: Sequence[int] | None = None) -> list[list[int]]:
-    """Class ids of each task: task t takes positions floor(C/T·t) … floor(C/T·(t+1))-1 of the class order, sorted.
+    """Return the sorted class ids of each task: positions ⌊C·t/T⌋ … ⌊C·(t+1)/T⌋ − 1 of the class order for task t.
 
-    The boundaries are the published ones (Marczak et al. 2024), so tasks are unequal when T does not divide C.
+    The boundaries are the published ones (Marczak et al. 2024), so tasks differ in size if T does not divide C.
 
     Args:
         num_classes: C.
         tasks: T, between 1 and C.
-        class_order: a permutation of 0…C-1; None is the natural order.
+        class_order: a permutation of 0 … C−1; by default the natural order.
 
     Raises:
-        UserError: if `tasks` is out of range or `class_order` is no permutation.
+        UserError: if `tasks` is out of range or `class_order` is not a permutation.
     """
     if not 1 <= tasks <= num_classes:
         raise UserError(
@@ -32,25 +32,25 @@ def class_splits(num_classes: int, tasks: int, class_order: Sequence[int] | None
     order = list(range(num_classes)) if class_order is None else [int(c) for c in class_order]
     if sorted(order) != list(range(num_classes)):
         raise UserError(
-            f"a class order is a permutation of 0…{num_classes - 1}; got {len(order)} entries: {order[:8]}…"
+            f"a class order must be a permutation of 0 … {num_classes - 1}; got {len(order)} entries: {order[:8]}…"
         )
-    # Integer arithmetic: floor(C·t/T) is exact where C/T·t in floating point may fall just below a whole number.
+    # Integers, because the floating-point C/T·t can fall just below the exact ⌊C·t/T⌋.
     bounds = [num_classes * task // tasks for task in range(tasks + 1)]
     return [sorted(order[low:high]) for low, high in pairwise(bounds)]
 
 
-def named_order(count: int, order: str, published: Mapping[str, Sequence[int]], seed: int, what: str) -> list[int]:
-    """The order of classes or domains that ``stream.order`` names: natural, shuffled (by `seed`), or a published one.
+def resolve_order(count: int, order: str, published: Mapping[str, Sequence[int]], seed: int, what: str) -> list[int]:
+    """Return the order of classes or domains that ``stream.order`` names.
 
     Args:
-        count: how many there are.
+        count: number of classes or domains.
         order: natural, shuffled, or a key of `published`.
         published: orders that the dataset publishes.
         seed: draws the shuffled order.
-        what: class order or domain order; keys the draw.
+        what: "class order" or "domain order"; part of the key of the draw.
 
     Raises:
-        UserError: if the dataset has no order of that name.
+        UserError: if there is no order of that name.
     """
     if order == "natural":
         return list(range(count))
@@ -62,25 +62,39 @@ def named_order(count: int, order: str, published: Mapping[str, Sequence[int]], 
     raise UserError(f"stream.order must be one of {options} for this dataset; got stream.order={order}")
 
 
-def validation_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) indices: floor(fraction · n) samples of every label go to validation, drawn by `seed`."""
+def validation_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out ⌊fraction · n⌋ of the n samples of each label for validation, drawn by `seed`.
+
+    Args:
+        labels: class or domain id of every training sample, int64 [N].
+        fraction: in [0, 1).
+        seed: seed of the run.
+
+    Returns:
+        Positions of the training samples and positions of the validation samples.
+    """
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
-        chosen = permutation(len(of_class), seed, "validation", int(label))[: int(fraction * len(of_class))]
-        held_out[of_class[chosen]] = True
+        drawn = permutation(len(of_class), seed, "validation", int(label))[: int(fraction * len(of_class))]
+        held_out[of_class[drawn]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def parts_of_classes(labels: np.ndarray, positions: np.ndarray, parts: int, seed: int, name: str) -> list[np.ndarray]:
-    """`positions` cut into parts with a share of every class: of n samples, ⌊n·t/T⌋ … ⌊n·(t+1)/T⌋−1 go to part t.
+def stratified_parts(labels: np.ndarray, positions: np.ndarray, parts: int, seed: int, name: str) -> list[np.ndarray]:
+    """Divide samples into T parts with an equal share of every class.
+
+    Of the n shuffled samples of a class, samples ⌊n·t/T⌋ … ⌊n·(t+1)/T⌋ − 1 go to part t.
 
     Args:
         labels: class id of every sample of the split, int64 [N].
-        positions: those that are shared out, int64.
+        positions: samples to divide, int64.
         parts: T.
         seed: draws the order of the samples of a class.
-        name: of the split; keys the draw.
+        name: name of the split; part of the key of the draw.
+
+    Returns:
+        Sorted positions of each part.
     """
     shares: list[list[np.ndarray]] = [[] for _ in range(parts)]
     for label in np.unique(labels):

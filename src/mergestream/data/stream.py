@@ -1,9 +1,9 @@
-"""The stream: the LightningDataModule that serves one task at a time."""
+"""The LightningDataModule that serves a stream of tasks, one at a time."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,20 @@ from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
 from mergestream.data.source import Source
 from mergestream.data.tasks import Task
 from mergestream.models.clip import Transforms
+from mergestream.runtime import processes
 from mergestream.runtime.seeding import key
 
 
 class TaskStream(pl.LightningDataModule):
-    """T tasks, one at a time: iterate over it, and the train loader serves the task of the iteration.
+    """A stream of T tasks, whose train and validation loaders serve the task with index `current`.
 
     Args:
         source: the dataset.
         tasks: its tasks, in order.
-        transforms: image transforms for training and for evaluation.
+        transforms: image transforms for training and evaluation.
         batch_size: samples in a global training batch, all processes together.
         seed: keys the shuffle and the augmentation.
-        num_workers: worker processes per loader; the result does not depend on it.
+        num_workers: worker processes per loader; results do not depend on it.
     """
 
     def __init__(
@@ -45,19 +46,14 @@ class TaskStream(pl.LightningDataModule):
         self.source, self.tasks, self.transforms = source, list(tasks), transforms
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.current = 0
-        self._kept: dict[str, dict[int, Tensor]] = {"test": {}, "validation": {}}  # images as they are evaluated
-        self._position = (0, 0)  # epoch, and batches of it, where the next training begins
+        self._cache: dict[str, dict[int, Tensor]] = {"test": {}, "validation": {}}  # transformed images
+        self._position = (0, 0)  # (epoch, batch) at which the next train loader starts
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __iter__(self) -> Iterator[Task]:
-        for index, task in enumerate(self.tasks):
-            self.current = index
-            yield task
-
     def joined(self) -> TaskStream:
-        """The same data as a stream of one task that holds everything."""
+        """Return the same data as a stream with a single task."""
 
         def union(field: str) -> np.ndarray:
             return np.unique(np.concatenate([getattr(task, field) for task in self.tasks]))
@@ -74,63 +70,60 @@ class TaskStream(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Where the training is: the epoch, and how many of its batches are done."""
+        """Return the position of the training: the epoch, and how many of its batches are finished."""
         assert self.trainer is not None
-        epoch, done = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
-        whole = done >= self.trainer.num_training_batches
-        return {"epoch": epoch + 1, "batch": 0} if whole else {"epoch": epoch, "batch": done}
+        epoch, batch = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
+        epoch_finished = batch >= self.trainer.num_training_batches
+        return {"epoch": epoch + 1, "batch": 0} if epoch_finished else {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next train loader begins there."""
+        """Start the next train loader at a saved position."""
         self._position = (state["epoch"], state["batch"])
 
     def train_dataloader(self) -> DataLoader:
-        """Batches (images [B, 3, H, W], labels [B], weights [B]) of the current task, for this process."""
+        """Return this process's batches (images [B, 3, H, W], labels [B], weights [B]) of the current task."""
         (epoch, batch), self._position = self._position, (0, 0)
         return self._train_loader(epoch, batch)
 
     def consolidation_dataloader(self) -> DataLoader:
-        """One more pass over the current task with draws of its own, such as a Fisher is measured on."""
+        """Return one more pass over the current task, with random draws of its own, to estimate a Fisher on."""
         return self._train_loader(epoch=-1)
 
     def _train_loader(self, epoch: int, batch: int = 0) -> DataLoader:
-        parts = (self.seed, self.current)
+        task_key = (self.seed, self.current)
         samples = self.tasks[self.current].train
-        batches = KeyedBatchSampler(samples, self.batch_size, (*parts, "shuffle"), *self._rank())
-        batches.begin(epoch, batch)
-        images = TrainImages(self.source.train, self.transforms.train, (*parts, "augmentation"))
+        batches = KeyedBatchSampler(samples, self.batch_size, (*task_key, "shuffle"), *processes.shard())
+        batches.start_at(epoch, batch)
+        images = TrainImages(self.source.train, self.transforms.train, (*task_key, "augmentation"))
         return DataLoader(images, batch_sampler=batches, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The current task's validation samples for this process; nothing where ``stream.validation`` is 0."""
+        """Return this process's validation batches of the current task; none if ``stream.validation`` is 0."""
         if not len(self.tasks[self.current].validation):
             return []
-        return self.eval_dataloader("validation", *self._rank(), only=self.current)
+        return self.eval_dataloader("validation", *processes.shard(), only=self.current)
 
     def eval_dataloader(
         self, split: str = "test", rank: int = 0, world_size: int = 1, only: int | None = None
     ) -> DataLoader:
-        """Batches (images, labels, tasks) over a split, each sample once over all processes.
+        """Return batches (images, labels, tasks) of a split, without padding, so that no sample counts twice.
 
         Args:
             split: test or validation.
-            rank, world_size: this process takes every `world_size`-th sample; nothing is padded.
-            only: one task; None is all of them.
+            rank, world_size: this process among all; it takes every `world_size`-th sample.
+            only: index of a single task; by default all tasks.
         """
         positions = [getattr(task, split) for t, task in enumerate(self.tasks) if only in (None, t)]
         tasks = np.repeat(np.arange(len(self.tasks)) if only is None else [only], [len(p) for p in positions])
         shard = slice(rank, None, world_size)
         samples = self.source.test if split == "test" else self.source.train
-        return DataLoader(
-            EvalImages(
-                samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard], self._kept[split]
-            ),
-            batch_size=max(1, min(256, 2 * self.batch_size)),
-            **self._loader_options(),
+        images = EvalImages(
+            samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard], self._cache[split]
         )
+        return DataLoader(images, batch_size=max(1, min(256, 2 * self.batch_size)), **self._loader_options())
 
     def describe(self) -> dict[str, Any]:
-        """What ``stream.json`` records: classes and sample counts of each task, and a hash of each split's indices."""
+        """Return the content of ``stream.json``: classes, sample counts and hashes of the sample indices per task."""
         names = self.source.class_names
         return {
             "num_classes": self.source.num_classes,
@@ -148,14 +141,11 @@ class TaskStream(pl.LightningDataModule):
             ],
         }
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            # Keeps the loader from drawing its base seed from the global generator that training uses.
+            # Without a generator of its own, the loader would draw from the global one, which training uses.
             "generator": torch.Generator().manual_seed(key(self.seed)),
         }
 

@@ -1,3 +1,3 @@
-"""Merging: from a base and fine-tuned checkpoints to one merged file."""
+"""Merging: checkpoints in, one merged checkpoint out."""
 
 from mergestream.merging.engine import merge_checkpoints as merge_checkpoints

@@ -1,4 +1,4 @@
-"""The merge of all tasks so far, kept up to date after every task, in the space of one encoder."""
+"""The merge of all tasks so far, updated after each task; takes the space of one encoder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergestream import __version__
 from mergestream.merging.engine import merged_task_vector
+from mergestream.merging.provenance import dumped_options, provenance
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
@@ -19,10 +19,10 @@ from mergestream.strategies.task_arithmetic import task_arithmetic
 
 @dataclass(frozen=True)
 class RunningMerge:
-    """What a strategy has made of the task vectors so far: MagMax's extremes, the average's sum.
+    """The merged task vector of the tasks so far, such as MagMax's extremes or the sum of an average.
 
-    The file holds the strategy's result before it is `finish`ed, in float32, and the number of tasks in it. A strategy
-    with `running` makes of it and the next task vector what it makes of all of them, to the bit.
+    The file holds the strategy's result before `finalize`, in float32, and the number of tasks in it. For a strategy
+    with `running`, merging it with the next task vector gives the merge of all of them, to the bit.
 
     Args:
         path: the file.
@@ -40,49 +40,54 @@ class RunningMerge:
 
     @property
     def tasks(self) -> int:
-        """How many tasks are in it.
+        """The number of tasks in it.
 
         Raises:
-            UserError: if the file belongs to other options.
+            UserError: if the file was made with other options.
         """
         if not self.path.is_file():
             return 0
         metadata = files.read_metadata(self.path)
-        if metadata.get("options") != self._options():
+        if metadata.get("options") != dumped_options(self.bound):
             raise UserError(
-                f"{self.path} was merged with strategy.…={metadata.get('options')}, and this command says "
-                f"{self._options()}. Use the options of the training."
+                f"a running merge keeps its options; {self.path} was made with {metadata.get('options')}, got "
+                f"{dumped_options(self.bound)}. Use the options of the training."
             )
         return int(metadata["tasks"])
 
     def add(self, task: int, base: Path, encoder: Path) -> None:
-        """Take the encoder of `task`, counted from 0, into the merge; if it is in already, leave it."""
+        """Merge an encoder into it, unless it already holds that task.
+
+        Args:
+            task: the task, counted from 0.
+            base: the file of θ₀.
+            encoder: the file of the task's encoder.
+
+        Raises:
+            UserError: if an earlier task is missing.
+        """
         done = self.tasks
         if task < done:
             return
         if task > done:
-            raise UserError(f"{self.path} holds {done} tasks, so task {task + 1} does not continue it")
-        tau, (of_base, of_encoder) = merged_task_vector(base, [encoder], task_arithmetic, {})  # the sum of one
+            raise UserError(
+                f"a running merge takes one task after the other; {self.path} holds {done} tasks, got task {task + 1}"
+            )
+        tau, (base_hash, encoder_hash) = merged_task_vector(base, [encoder], task_arithmetic.bind({}))
         past = self._read()
-        result = {}
-        for name, row in tau.items():
-            rows = torch.stack([past[name], row] if past else [row])
-            result[name] = self.bound.strategy.function(rows, **self.bound.options)
-        inputs = [*(self._inputs() or [of_base]), of_encoder]
-        metadata = {
-            "strategy": self.bound.strategy.name,
-            "options": self._options(),
-            "tasks": str(task + 1),
-            "inputs": json.dumps(inputs),
-            "version": __version__,
+        strategy, options = self.bound.strategy, self.bound.options
+        result = {
+            name: strategy.accumulate(torch.stack([past[name], new] if past else [new]), **options)
+            for name, new in tau.items()
         }
-        files.write_tensors(self.path, result, metadata)
+        inputs = [*(self._inputs() or [base_hash]), encoder_hash]
+        files.write_tensors(self.path, result, provenance(self.bound, inputs, tasks=task + 1))
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
-        """The merged task vector of all tasks in it, and the content hashes of θ₀ and of every encoder that went in."""
-        result, tasks = self._read(), self.tasks
-        if self.bound.strategy.finish:
-            result = {name: self.bound.strategy.finish(tau, tasks) for name, tau in result.items()}
+        """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
+        result, tasks, finalize = self._read(), self.tasks, self.bound.strategy.finalize
+        if finalize:
+            result = {name: finalize(tau, tasks) for name, tau in result.items()}
         return result, self._inputs()
 
     def _read(self) -> dict[str, Tensor]:
@@ -90,6 +95,3 @@ class RunningMerge:
 
     def _inputs(self) -> list[str]:
         return json.loads(files.read_metadata(self.path)["inputs"]) if self.path.is_file() else []
-
-    def _options(self) -> str:
-        return json.dumps(self.bound.options, sort_keys=True)

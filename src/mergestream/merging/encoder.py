@@ -1,15 +1,14 @@
-"""One merged image tower of a run: θ₀ + λ · τ, its file, and its description."""
+"""A merged image tower of a run: θ₀ + λ · τ, its file, and its description."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mergestream import __version__
+from mergestream.merging.provenance import provenance
 from mergestream.runtime import files
 from mergestream.strategies.strategy import BoundStrategy
 
@@ -22,20 +21,26 @@ def apply(base: Mapping[str, Tensor], tau: Mapping[str, Tensor], scale: float) -
 def write_merged(
     path: Path, theta: Mapping[str, Tensor], bound: BoundStrategy, scale: float, inputs: Sequence[str]
 ) -> None:
-    """Write a merged encoder, with a record of what it was made from."""
-    metadata = {
-        "format": "pt",
-        "strategy": bound.strategy.name,
-        "scale": repr(scale),
-        "options": json.dumps(bound.options, sort_keys=True),
-        "version": __version__,
-        "inputs": json.dumps(list(inputs)),
-    }
-    files.write_tensors(path, theta, metadata)
+    """Write a merged encoder.
+
+    Args:
+        path: the file.
+        theta: its weights.
+        bound: the strategy and its options.
+        scale: λ.
+        inputs: content hashes of θ₀ and of each encoder that was merged.
+    """
+    files.write_tensors(path, theta, provenance(bound, inputs, scale=scale))
 
 
 def describe(bound: BoundStrategy, scale: float, tried: Mapping[float, float]) -> dict[str, Any]:
-    """Return how a merge was made, for its metrics.json; `tried` are validation accuracies by λ."""
+    """Return the part of a merge's metrics.json that says how it was made.
+
+    Args:
+        bound: the strategy and its options.
+        scale: λ.
+        tried: validation accuracy of each λ that was tried, in order; empty if λ was given.
+    """
     result: dict[str, Any] = {"strategy": bound.strategy.name, "scale": scale, "options": bound.options}
     result["changed"] = bound.changed
     if tried:

@@ -1,4 +1,4 @@
-"""A merged image tower as other libraries load it: the whole CLIP, under the names that they use."""
+"""Export: a merged CLIP in the formats of open_clip and transformers."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from mergestream.runtime.errors import UserError
 
 
 def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> Path:
-    """Write `clip` with the weights `encoder` in its image tower; returns what was written.
+    """Write the whole CLIP with the weights `encoder` in its image tower; return the path.
 
     ``open_clip`` writes ``open_clip.safetensors`` for ``open_clip.create_model(name, pretrained=FILE)``;
     ``huggingface`` writes a folder ``huggingface`` for ``transformers.CLIPModel.from_pretrained(FOLDER)``.
 
     Args:
-        clip: the model whose image tower was merged.
-        encoder: the merged weights, under the tower's names or those of the whole model.
+        clip: the model of the image tower.
+        encoder: the merged weights, named as in the image tower or as in the whole model.
         to: open_clip or huggingface.
         folder: where to write.
 
     Raises:
-        UserError: if the weights are not those of the model, or the format cannot hold it.
+        UserError: if the weights do not belong to the model, or the format cannot hold it.
     """
     state = dict(clip.model.state_dict())
     given = dict(encoder)
     if given.keys() != state.keys():
         given = {f"visual.{name}": tensor for name, tensor in given.items()}
     if wrong := sorted(given.keys() - state.keys()) or [n for n, t in given.items() if t.shape != state[n].shape]:
-        raise UserError(f"export needs the model that the weights belong to; {clip.source} has no such {wrong[0]}")
+        raise UserError(
+            f"export needs the model of the weights; model={clip.source} has no weight {wrong[0]} of that shape"
+        )
     state = {name: tensor.detach().cpu() for name, tensor in {**state, **given}.items()}
     if to == "open_clip":
         path = folder / "open_clip.safetensors"
@@ -51,7 +53,15 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> 
 
 
 def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the tensors of ``transformers.CLIPModel`` for a CLIP of open_clip with two transformers."""
+    """Return config.json and the tensors of ``transformers.CLIPModel``.
+
+    Args:
+        model: a CLIP of open_clip whose towers are transformers.
+        state: its weights.
+
+    Raises:
+        UserError: if transformers' CLIP has no such architecture or weight.
+    """
     visual = model.visual
     if not hasattr(visual, "class_embedding") or getattr(visual, "attn_pool", None) is not None:
         raise UserError("export=huggingface needs a CLIP with a vision transformer and a class token")
@@ -59,7 +69,7 @@ def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any
     for name, tensor in state.items():
         tensors |= _renamed(name, tensor)
     text = _tower(model.transformer, model.token_embedding.weight.shape[1])
-    last = model.vocab_size - 1  # open_clip pools the text at the largest id, which is the end mark
+    last = model.vocab_size - 1  # open_clip pools the text at the largest id, the end-of-text token
     config = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -85,6 +95,7 @@ def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any
 
 
 def _tower(transformer: Any, width: int) -> dict[str, Any]:
+    """Return the part of config.json that both towers have."""
     block = transformer.resblocks[0]
     activation = next(module for name, module in block.mlp.named_children() if name == "gelu")
     return {
@@ -106,7 +117,7 @@ PLAIN = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
 }
 NORMS = {
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # spelt like this there
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # their spelling
     "visual.ln_post": "vision_model.post_layernorm",
     "ln_final": "text_model.final_layer_norm",
 }
@@ -116,7 +127,7 @@ LAYERS |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
 def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor of open_clip under the name, or the three names, that it has in transformers."""
+    """Return a tensor of open_clip under its name in transformers, or in three parts under three names."""
     if name in PLAIN:
         return {PLAIN[name]: tensor}
     if name in PROJECTIONS:
@@ -133,11 +144,12 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {f"{prefix}.self_attn.{letter}_proj.{kind}": third for letter, third in thirds}
     module, _, kind = part.rpartition(".")
     if module not in LAYERS:
-        raise UserError(f"export=huggingface cannot hold {name}: transformers' CLIP has no such weight")
+        raise UserError(f"export=huggingface cannot hold {name}; transformers' CLIP has no such weight")
     return {f"{prefix}.{LAYERS[module]}.{kind}": tensor}
 
 
 def _preprocessor(clip: Clip) -> dict[str, Any]:
+    """Return preprocessor_config.json, the evaluation transform."""
     evaluation: Any = clip.transforms.eval
     normalize, size = evaluation.transforms[-1], clip.model.visual.image_size[0]
     return {

@@ -1,4 +1,4 @@
-"""Where a merge is written: one file, or a folder like the base's with the same shards and its side files."""
+"""The output of a merge: a file, or a folder with the shards and side files of the base."""
 
 from __future__ import annotations
 
@@ -19,36 +19,46 @@ from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json
 
-UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".ot")  # the same weights in other formats, before the merge
+UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".ot")  # formats that would hold the base's weights
 RECORD = "merge.json"  # marks a folder that a merge wrote
 
 
 class Output:
-    """The writers of one merge.
+    """Writes the tensors of one merge.
 
     Args:
-        writers: by the name of the tensor that they write.
+        entries: dtype and shape of each tensor.
+        writers: the file that each tensor is written to.
     """
 
-    def __init__(self, writers: Mapping[str, TensorWriter]):
-        self.writers = writers
+    def __init__(self, entries: Mapping[str, Entry], writers: Mapping[str, TensorWriter]):
+        self.entries, self.writers = entries, writers
 
     def write(self, name: str, start: int, values: Tensor) -> None:
+        """Write `values`, contiguous [n], to the tensor's elements from `start`."""
         self.writers[name].write(name, start, values)
 
     def set_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Set the metadata of all files."""
         for writer in self.writers.values():
             writer.metadata = dict(metadata)
 
 
+def path_of(out: Path, scale: float) -> Path:
+    """Return the path of one of several λ: `out` with -λ after its stem."""
+    suffix = out.suffix if out.suffix == ".safetensors" else ""
+    return out.with_name(f"{out.name.removesuffix(suffix)}-{scale:.12g}{suffix}")
+
+
 def check_out(out: Path) -> None:
-    """
+    """Check that a merge may write `out`: a .safetensors file, a new folder, or a folder that a merge wrote.
+
     Raises:
-        UserError: if `out` can be neither a new file nor a folder that a merge may replace.
+        UserError: if it may not.
     """
     if out.suffix == ".safetensors":
         if out.is_dir():
-            raise UserError(f"out must be a file where it ends in .safetensors; got out={out}, a folder")
+            raise UserError(f"out must be a file if it ends in .safetensors; got out={out}, a folder")
     elif out.is_file() or out.suffix in WEIGHTS:
         raise UserError(f"out must end in .safetensors, or be a folder; got out={out}")
     elif out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - _written(out))):
@@ -56,49 +66,57 @@ def check_out(out: Path) -> None:
 
 
 def _written(folder: Path) -> set[str]:
-    """What the merge that wrote `folder` put there."""
+    """Return the names of the files that a merge wrote to `folder`."""
     return {RECORD, *read_json(folder / RECORD, "files")["files"]} if (folder / RECORD).is_file() else set()
 
 
 @contextmanager
 def output(out: Path, base: Checkpoint, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Iterator[Output]:
-    """Writers for `entries`; `out` appears when the block ends well, and is as before if not.
+    """Yield an `Output`. `out` appears when the block succeeds, and stays as it was otherwise.
 
     Args:
         out: a .safetensors file, or a folder.
-        base: whose shards and side files a folder gets.
+        base: a folder gets its shards and side files.
         entries: dtype and shape of each tensor.
-        metadata: with values as long as the final ones; see `TensorWriter`.
+        metadata: values as long as the final ones; see `TensorWriter`.
     """
     if out.suffix == ".safetensors":
         with files.whole(out) as partial, TensorWriter(partial, entries, metadata) as writer:
-            yield Output(dict.fromkeys(entries, writer))
+            yield Output(entries, dict.fromkeys(entries, writer))
         return
     with _whole_folder(out) as partial, ExitStack() as stack:
         writers: dict[str, TensorWriter] = {}
-        shards: dict[str, str] = {}
         for file in base.files:
-            name = _shard_name(file.path.name)
-            inside = {key: entry for key, entry in entries.items() if base.holders[key] is file}
-            writer = stack.enter_context(TensorWriter(partial / name, inside, metadata))
+            inside = {name: entry for name, entry in entries.items() if base.holders[name] is file}
+            writer = stack.enter_context(TensorWriter(partial / _shard_name(file.path.name), inside, metadata))
             writers |= dict.fromkeys(inside, writer)
-            shards |= dict.fromkeys(inside, name)
-        yield Output(writers)
+        yield Output(entries, writers)
         if base.index is not None:
-            size = sum({id(writer): writer.size for writer in writers.values()}.values())
-            content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shards.items()))}
-            (partial / _index_name(base.index.name)).write_text(json.dumps(content, indent=2) + "\n")
-        folder = base.path if base.path.is_dir() else base.index.parent if base.index else None
-        for path in sorted(folder.iterdir()) if folder else ():
-            if path.is_file() and path.name[0] != "." and path.name != RECORD and not _is_weights(path):
-                shutil.copy2(path, partial / path.name)
-        _state_dtype(partial / "config.json", {entries[name].dtype for name in writers})
+            _write_index(partial / _index_name(base.index.name), writers)
+        _copy_side_files(base, partial)
+        _update_dtype(partial / "config.json", {entries[name].dtype for name in writers})
         record = {"files": sorted(path.name for path in partial.iterdir()), **next(iter(writers.values())).metadata}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _state_dtype(config: Path, dtypes: set[torch.dtype]) -> None:
-    """Let a config.json that names the dtype of the weights name that of the merged ones."""
+def _write_index(path: Path, writers: Mapping[str, TensorWriter]) -> None:
+    """Write the index of a sharded checkpoint."""
+    size = sum({id(writer): writer.size for writer in writers.values()}.values())
+    shards = {name: writers[name].path.name for name in sorted(writers)}
+    content = {"metadata": {"total_size": size}, "weight_map": shards}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _copy_side_files(base: Checkpoint, target: Path) -> None:
+    """Copy the base's other files, such as its config and tokenizer."""
+    folder = base.path if base.path.is_dir() else base.index.parent if base.index else None
+    for path in sorted(folder.iterdir()) if folder else ():
+        if path.is_file() and path.name[0] != "." and path.name != RECORD and not _is_weights(path):
+            shutil.copy2(path, target / path.name)
+
+
+def _update_dtype(config: Path, dtypes: set[torch.dtype]) -> None:
+    """Put the dtype of the merged weights into a config.json that states one."""
     floating = {dtype for dtype in dtypes if dtype.is_floating_point}
     content = read_json(config) if config.is_file() else {}
     changed = {
@@ -113,9 +131,9 @@ def _state_dtype(config: Path, dtypes: set[torch.dtype]) -> None:
 
 @contextmanager
 def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well.
+    """Yield a temporary folder beside `path` that replaces it when the block succeeds.
 
-    Folders cannot be exchanged in one step; what a power cut between the two leaves is put back by the next merge.
+    Two folders cannot be exchanged in one step. If the power fails in between, the next merge restores the old one.
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,14 @@
-"""Tensors in one file, read in pieces; and a .safetensors file written in pieces."""
+"""Files of tensors, read and written piece by piece."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,12 +37,12 @@ LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies in a file.
+    """A tensor in a file.
 
     Args:
-        dtype: its type.
+        dtype: its dtype.
         shape: its shape.
-        offset: of its first byte in the file; None where the file does not hold it in one piece.
+        offset: position of its first byte in the file; None if the file does not hold it in one piece.
     """
 
     dtype: torch.dtype
@@ -51,20 +51,26 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        return prod(self.shape)
+        """The number of elements."""
+        return math.prod(self.shape)
 
 
 def bytes_of(values: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
-    content: Any = values.view(-1).view(torch.uint8).numpy()
-    return memoryview(content)
+    """Return the memory of a contiguous tensor on the CPU."""
+    return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
+
+
+def is_finite(values: Tensor) -> bool:
+    """Return whether every value is finite."""
+    # A finite sum proves it, and is cheap; a sum may also overflow, so only the values prove the opposite.
+    return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
 
 
 class TensorFile:
-    """A file of tensors that are read piece by piece; thread-safe, and nothing of it stays in memory.
+    """A file of tensors that are read piece by piece. Thread-safe; keeps no tensor in memory if it can be avoided.
 
     Args:
-        path: a .safetensors file, or one of torch.save with tensors only.
+        path: a .safetensors file, or a file that torch.save wrote and that holds only tensors.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -75,7 +81,7 @@ class TensorFile:
         if not path.is_file():
             raise UserError(f"a checkpoint must be an existing file; {path} is not there")
         self.metadata: dict[str, str] = {}
-        self.loaded: dict[str, Tensor] = {}  # what cannot be read by offset
+        self.loaded: dict[str, Tensor] = {}  # tensors without an offset
         self.entries: dict[str, Entry] = {}
         self.descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -88,7 +94,7 @@ class TensorFile:
             raise
 
     def read(self, name: str, start: int, target: memoryview) -> None:
-        """Fill `target`, bytes, with the tensor's elements from `start` on."""
+        """Fill the bytes `target` with the tensor's elements from `start`."""
         entry = self.entries[name]
         offset, size = entry.offset, entry.dtype.itemsize
         if offset is None:
@@ -99,10 +105,11 @@ class TensorFile:
         while len(target):
             count = os.preadv(self.descriptor, [target], offset)
             if count == 0:
-                raise UserError(f"{self.path} ended while {name} was read; was it replaced meanwhile?")
+                raise UserError(f"{self.path} ended while {name} was read; was the file replaced meanwhile?")
             target, offset = target[count:], offset + count
 
     def close(self) -> None:
+        """Close the file."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -121,7 +128,7 @@ class TensorFile:
                 first, last = item["data_offsets"]
                 entry = Entry(DTYPES[item["dtype"]], tuple(item["shape"]), 8 + length + first)
                 if first < 0 or first + entry.numel * entry.dtype.itemsize != last or 8 + length + last > size:
-                    raise ValueError(f"{name} does not lie within the file")
+                    raise ValueError(f"{name} lies outside of the file")
                 self.entries[name] = entry
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             raise UserError(f"{self.path} must be a valid .safetensors file: {error}") from error
@@ -141,10 +148,10 @@ class TensorFile:
 
 
 def _mapping_start(path: Path, tensors: Mapping[str, Tensor]) -> int | None:
-    """Address at which torch mapped a zip file of `torch.save`; None if the tensors are not mapped from one.
+    """Return the address at which torch mapped a zip file of `torch.save`; None if the tensors are not mapped.
 
-    torch does not say where a tensor lies in the file, but the archive's index says where the storages are: the
-    distances between the storages' addresses and these offsets are all the same.
+    torch does not tell where a tensor lies in the file, but the archive's index tells where the storages are. A
+    storage's address minus its offset in the file is the same for all of them.
     """
     addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel()}
     if not addresses or not zipfile.is_zipfile(path):
@@ -153,25 +160,25 @@ def _mapping_start(path: Path, tensors: Mapping[str, Tensor]) -> int | None:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for record in archive.infolist():
             if record.filename.rpartition("/")[0].endswith("data") and record.file_size:
-                file.seek(record.header_offset + 26)  # lengths of name and extra field, which follow a 30-byte header
+                file.seek(record.header_offset + 26)  # the lengths of two fields that follow the 30-byte header
                 name, extra = struct.unpack("<HH", file.read(4))
                 offsets.add(record.header_offset + 30 + name + extra)
     lowest = min(addresses)
     starts = [lowest - offset for offset in offsets]
     fitting = [start for start in starts if {address - start for address in addresses} <= offsets]
-    return fitting[0] if len(fitting) == 1 else None  # equal layers, or other tensors in the file, may fit twice
+    return fitting[0] if len(fitting) == 1 else None  # equal layers or further tensors may allow several
 
 
 class TensorWriter:
-    """A .safetensors file whose tensors are written piece by piece; thread-safe.
+    """A .safetensors file that is written piece by piece. Thread-safe.
 
-    The header comes first in the file but its metadata may be known last: `close` writes it, in as many bytes as the
-    metadata given here takes.
+    The header comes first in the file, but the metadata in it may be known last. It is written at the end of the
+    ``with`` block, into the space that the metadata given here needs.
 
     Args:
-        path: the file to make.
+        path: the new file.
         tensors: dtype and shape of each tensor, in the order of the file.
-        metadata: with values as long as the final ones.
+        metadata: values as long as the final ones, which may replace it.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]):
@@ -189,7 +196,7 @@ class TensorWriter:
         os.truncate(self.descriptor, 8 + self.length + position)
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Put `values`, contiguous [n], at the tensor's elements from `start` on."""
+        """Write `values`, contiguous [n], to the tensor's elements from `start`."""
         source = bytes_of(values)
         offset = 8 + self.length + self.header[name]["data_offsets"][0] + start * values.element_size()
         try:
@@ -197,7 +204,7 @@ class TensorWriter:
                 count = os.pwrite(self.descriptor, source, offset)
                 source, offset = source[count:], offset + count
         except OSError as error:
-            error.filename = str(self.path)  # a full disk is reported with the file that did not fit
+            error.filename = str(self.path)  # so that the report of a full disk names it
             raise
 
     def __enter__(self) -> TensorWriter:

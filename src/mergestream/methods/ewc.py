@@ -1,10 +1,9 @@
-"""Elastic weight consolidation: hold on to the weights that earlier tasks need (Kirkpatrick et al. 2017)."""
+"""Elastic weight consolidation: a penalty on moving weights that earlier tasks need (Kirkpatrick et al. 2017)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,37 +14,40 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
+from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
-from mergestream.runtime.rules import require_number
+from mergestream.runtime.rules import require_choice, require_number
 from mergestream.runtime.seeding import key
 
-MICRO_BATCH = 32  # samples whose gradients are held at once
+MICRO_BATCH = 32  # samples whose gradients are in memory at once
 CONSOLIDATIONS = ("ema", "online", "separate")
 ESTIMATORS = ("reference", "exact", "sample", "empirical", "max_pred", "batched")
 
 
 def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> dict[str, Tensor]:
-    """Diagonal of the Fisher information of p(y | x, θ) = softmax(model(x)), one tensor for each trained parameter.
+    """Return the diagonal of the Fisher information of p(y | x, θ) = softmax(model(x)), by parameter name.
 
-    exact       1/N Σ_n Σ_c p_c (∂ log p_c / ∂θ)²
-    sample      1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the input
-    empirical   the same with the label y_n for c
-    max_pred    the same with the most probable class for c
-    batched     1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²: squares of batch means, smaller than the empirical Fisher
-    reference   as published with MagMax, which differs from max_pred in two ways: gradients of batch means are never
-                zeroed, so that batch b squares the sum over all batches up to b; and the sum of squares times the
-                batch's size is divided by (⌊N/s⌋ + 1) · s, with s the size of the first batch
+    The estimators, for N samples in B batches b:
+
+    - exact: 1/N Σ_n Σ_c p_c (∂ log p_c / ∂θ)²
+    - sample: 1/N Σ_n (∂ log p_c / ∂θ)², c drawn from p, keyed by the input
+    - empirical: the same with the label y_n for c
+    - max_pred: the same with the most probable class for c
+    - batched: 1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²; squares of batch means, smaller than the empirical Fisher
+    - reference: as published with MagMax. It differs from max_pred in two ways: the gradients of batch means are never
+      zeroed, so batch b squares the sum over all batches up to b; and the sum of the squares, each times the size of
+      its batch, is divided by (⌊N/s⌋ + 1) · s, where s is the size of the first batch
 
     Args:
-        model: images → logits; parameters that do not require a gradient are left out. Its mode is left as it is.
-        batches: (inputs, labels), each sample once.
+        model: images → logits, in the mode (train or eval) that the caller has set. Only parameters that require a
+            gradient are included.
+        batches: (inputs, labels) of this process; together, the processes have each sample once.
         estimator: one of the above.
 
     Raises:
-        UserError: for another estimator.
+        UserError: if the estimator is unknown.
     """
-    if estimator not in ESTIMATORS:
-        raise UserError(f"method.estimator must be one of {', '.join(ESTIMATORS)}; got method.estimator={estimator}")
+    require_choice("method.estimator", estimator, ESTIMATORS)
     if estimator in ("reference", "batched"):
         return _of_batch_means(model, batches, accumulate=estimator == "reference")
     return _of_samples(model, batches, estimator)
@@ -65,12 +67,12 @@ def _of_samples(model: nn.Module, batches: Batches, estimator: str) -> dict[str,
     per_sample: Callable[..., dict[str, Tensor]] = vmap(grad(log_probability), in_dims=(None, 0, 0))
     for inputs, labels in batches:
         for x, y in zip(inputs.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True):
-            if not len(x):  # a process may have no sample of a small last batch
+            if not len(x):  # a process may have no samples of a small last batch
                 continue
             with torch.no_grad():
                 probabilities = F.softmax(model(x), dim=-1)
             for classes, weights in _classes(probabilities, x, y, estimator):
-                with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no rule for vmap
+                with sdpa_kernel(SDPBackend.MATH):  # vmap does not support the fused attention kernels
                     gradients = per_sample(parameters, x, classes)
                 for name, gradient in gradients.items():
                     totals[name] += torch.einsum("n,n...->...", weights, gradient.square())
@@ -80,13 +82,13 @@ def _of_samples(model: nn.Module, batches: Batches, estimator: str) -> dict[str,
 
 
 def _classes(probabilities: Tensor, inputs: Tensor, labels: Tensor, estimator: str) -> Iterable[tuple[Tensor, Tensor]]:
-    """(class of each sample, its weight) for every gradient that the estimator takes."""
+    """Yield (class of each sample, weight of each sample) for every gradient that the estimator needs."""
     ones = torch.ones_like(probabilities[:, 0])
     if estimator == "exact":
         for c in range(probabilities.shape[1]):
             yield torch.full_like(labels, c), probabilities[:, c]
     elif estimator == "sample":
-        # Keyed by the input itself, so that the draw does not depend on which process makes it, or when.
+        # Keyed by the input, so that the draw does not depend on the process or on the order of the samples.
         keys = [key(hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest()) for x in inputs]
         uniform = torch.tensor([[k / 2**63] for k in keys], dtype=torch.float64)
         drawn = torch.searchsorted(probabilities.cpu().double().cumsum(-1), uniform)[:, 0]
@@ -102,13 +104,13 @@ def _of_batch_means(model: nn.Module, batches: Batches, accumulate: bool) -> dic
     samples = size = number = 0
     for inputs, labels in batches:
         gradients = [torch.zeros_like(p) for p in parameters.values()]
-        if len(inputs):  # a process may have no sample of a small last batch
+        if len(inputs):  # a process may have no samples of a small last batch
             with torch.enable_grad():
                 logits = model(inputs)
                 targets = logits.argmax(-1) if accumulate else labels
                 loss = F.cross_entropy(logits, targets, reduction="sum")
                 gradients = list(torch.autograd.grad(loss, list(parameters.values())))
-        # The batch is the global one: every process ends with the same totals.
+        # Means are over the global batch, so every process ends with the same totals.
         count = int(_sum_over_processes(torch.tensor(float(len(inputs)))))
         for name, gradient in zip(parameters, gradients, strict=True):
             mean = _sum_over_processes(gradient) / count
@@ -120,7 +122,7 @@ def _of_batch_means(model: nn.Module, batches: Batches, accumulate: bool) -> dic
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
+    if processes.grouped():
         if dist.get_backend() == "nccl":
             value = value.cuda()
         dist.all_reduce(value)
@@ -128,7 +130,13 @@ def _sum_over_processes(value: Tensor) -> Tensor:
 
 
 def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
-    """½ Σ F (θ − θ*)², a scalar. Kirkpatrick et al. 2017, Eq. 3, without λ."""
+    """Return ½ Σ F (θ − θ*)², a scalar: Kirkpatrick et al. 2017, Eq. 3, without λ.
+
+    Args:
+        parameters: θ, by name.
+        fisher: F; its names are the parameters to penalise.
+        anchor: θ*.
+    """
     terms = [(fisher[name] * (parameters[name] - anchor[name]).square()).sum() for name in fisher]
     return 0.5 * torch.stack(terms).sum()
 
@@ -138,17 +146,17 @@ def _to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor
 
 
 class EWC(Method):
-    """Sequential fine-tuning with ``strength`` · `ewc_penalty` of earlier tasks added to the loss.
+    """Sequential fine-tuning with the loss plus ``strength`` · `ewc_penalty` of earlier tasks.
 
     Args:
-        id: name of the method's folder.
+        id: name of the method in the run directory.
         strength: λ, at least 0.
-        estimator: see `fisher_diagonal`; λ = 1e6 belongs to ``reference``.
-        consolidation: what becomes of earlier Fishers: ``ema`` F ← decay · F + (1 − decay) · F_new, from 0 (published);
-            ``online`` F ← decay · F + F_new (Schwarz et al. 2018); both anchor at the latest weights. ``separate``
-            keeps each task's own F and anchor (Kirkpatrick et al. 2017).
+        estimator: see `fisher_diagonal`. The published λ = 1e6 goes with ``reference``.
+        consolidation: how the Fishers of the tasks are combined. ``ema``: F ← decay · F + (1 − decay) · F_new, from 0
+            (published). ``online``: F ← decay · F + F_new (Schwarz et al. 2018). Both anchor at the latest weights.
+            ``separate``: each task keeps its own F and anchor (Kirkpatrick et al. 2017).
         decay: in [0, 1].
-        mode: eval or train, the mode of the encoder during the Fisher pass.
+        mode: mode of the encoder while its Fisher is estimated, eval or train.
 
     Raises:
         UserError: if a value is out of range.
@@ -165,10 +173,9 @@ class EWC(Method):
     ):
         require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
         require_number("method.decay", decay, "between 0 and 1", lambda x: 0 <= x <= 1)
-        choices = {"estimator": ESTIMATORS, "consolidation": CONSOLIDATIONS, "mode": ("eval", "train")}
-        for name, value in (("estimator", estimator), ("consolidation", consolidation), ("mode", mode)):
-            if value not in choices[name]:
-                raise UserError(f"method.{name} must be one of {', '.join(choices[name])}; got method.{name}={value}")
+        require_choice("method.estimator", estimator, ESTIMATORS)
+        require_choice("method.consolidation", consolidation, CONSOLIDATIONS)
+        require_choice("method.mode", mode, ("eval", "train"))
         super().__init__(id, start="previous", data="task")
         self.strength, self.estimator, self.consolidation = float(strength), estimator, consolidation
         self.decay, self.mode = decay, mode
@@ -176,7 +183,7 @@ class EWC(Method):
         self.samples: list[int] = []  # in the Fisher of each task
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
-        """λ · Σ ½ F (θ − θ*)²; the same on every process."""
+        """Return λ · Σ ½ F (θ − θ*)², which is the same on every process."""
         if not self.terms:
             return None
         self.terms = [(_to(fisher, images.device), _to(anchor, images.device)) for fisher, anchor in self.terms]
@@ -184,18 +191,20 @@ class EWC(Method):
         return self.strength * torch.stack([ewc_penalty(parameters, *term) for term in self.terms]).sum()
 
     def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
-        """Measure the task's Fisher on its own classes and fold it into what is kept."""
+        """Estimate the Fisher of the task over its own classes, and combine it with the earlier ones."""
         columns = {c: i for i, c in enumerate(classes)}
         count = 0
 
-        def local() -> Iterable[tuple[Tensor, Tensor]]:
+        def counted() -> Iterable[tuple[Tensor, Tensor]]:
             nonlocal count
             for x, y in batches:
                 count += len(x)
                 yield x, torch.tensor([columns[int(c)] for c in y], device=y.device)
 
         model = nn.Sequential(encoder, head.restrict(classes)).train(self.mode == "train")
-        fisher = {k.removeprefix("0."): v for k, v in fisher_diagonal(model, local(), estimator=self.estimator).items()}
+        fisher = {
+            k.removeprefix("0."): v for k, v in fisher_diagonal(model, counted(), estimator=self.estimator).items()
+        }
         anchor = {name: p.detach().clone() for name, p in encoder.named_parameters()}
         if self.consolidation != "separate":
             old = self.terms[-1][0] if self.terms else {name: torch.zeros_like(f) for name, f in fisher.items()}
@@ -205,12 +214,12 @@ class EWC(Method):
         self.terms.append((fisher, anchor))
         self.samples.append(int(_sum_over_processes(torch.tensor(count))))
 
-    def facts(self) -> dict[str, Any]:
-        """How the Fishers were estimated, and from how many samples of each task."""
+    def facts(self) -> dict[str, object]:
+        """Return how the Fishers were estimated, and from how many samples of each task."""
         return {"estimator": self.estimator, "consolidation": self.consolidation, "fisher_samples": self.samples}
 
     def state(self) -> dict[str, Tensor]:
-        """Fisher and anchor of every term, and the numbers of samples."""
+        """Return Fisher and anchor of every term, and the number of samples of each task."""
         kinds = ("fisher", "anchor")
         terms = {
             f"{i}/{kind}/{name}": tensor
@@ -221,15 +230,15 @@ class EWC(Method):
         return {"samples": torch.tensor(self.samples), **terms}
 
     def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
-        """The terms as they were saved.
+        """Restore the terms from a saved state.
 
         Raises:
-            UserError: if there are none: without them, what follows would be another method.
+            UserError: if the state is empty: without its penalty, EWC would silently become plain fine-tuning.
         """
         if "samples" not in state:
             raise UserError(
-                "method=ewc continues from the method.safetensors of the last finished task, and that is not there. "
-                "Delete the run directory, or restore the file, and type the same command again."
+                "method=ewc must resume from the method.safetensors of the last finished task, which does not exist. "
+                "Restore the file, or delete the run directory, and run the same command again"
             )
         terms: dict[str, dict[str, dict[str, Tensor]]] = {}
         self.samples = state["samples"].tolist()

@@ -1,4 +1,4 @@
-"""Learning without forgetting: keep answering about the past classes as before (Li & Hoiem 2016)."""
+"""Learning without forgetting: distil the previous encoder's answers about past classes (Li & Hoiem 2016)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from mergestream.methods.method import Batches, Method
 from mergestream.models.clip import TextHead
-from mergestream.runtime.errors import UserError
-from mergestream.runtime.rules import require_number
+from mergestream.runtime.rules import require_choice, require_number
 
-EPSILON = 1e-5  # keeps the student's logarithm finite, as published
+EPSILON = 1e-5  # keeps the logarithm of the student finite, as published
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
-    """Mean over the batch of − Σ_c q_c log p_c, with q and p softened by the temperature, a scalar.
+    """Return the batch mean of − Σ_c q_c log p_c, a scalar.
 
-    softened(z)_c = softmax(z)_c^{1/T} / Σ softmax(z)^{1/T};  p is the student's plus ε/C, renormalised; no factor T².
-    Li & Hoiem 2016, Eq. 3, in the published form of Marczak et al. 2024.
+    q and p are the distributions of teacher and student, softened by the temperature:
+    softened(z)_c = softmax(z)_c^{1/T} / Σ softmax(z)^{1/T}. ε/C is added to p, which is renormalised; there is no
+    factor T². Li & Hoiem 2016, Eq. 3, in the published form of Marczak et al. 2024.
 
     Args:
         student_logits, teacher_logits: [B, C].
@@ -38,13 +38,13 @@ def _per_sample(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
 
 
 class LwF(Method):
-    """Sequential fine-tuning with ``strength`` · `distillation_loss` on the past classes added to the loss.
+    """Sequential fine-tuning with the loss plus ``strength`` · `distillation_loss` on the past classes.
 
     Args:
-        id: name of the method's folder.
+        id: name of the method in the run directory.
         strength: λ, at least 0.
         temperature: T, positive.
-        softmax: ``union``, one softmax over all past classes (published); ``per_task``, one for each past task, added.
+        softmax: ``union`` takes one softmax over all past classes (published), ``per_task`` sums a loss per past task.
 
     Raises:
         UserError: if a value is out of range.
@@ -53,28 +53,26 @@ class LwF(Method):
     def __init__(self, id: str = "lwf", strength: float = 0.3, temperature: float = 2.0, softmax: str = "union"):
         require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
         require_number("method.temperature", temperature, "positive", lambda x: x >= 1e-6)
-        if softmax not in ("union", "per_task"):
-            raise UserError(f"method.softmax must be one of union, per_task; got method.softmax={softmax}")
+        require_choice("method.softmax", softmax, ("union", "per_task"))
         super().__init__(id, start="previous", data="task")
         self.strength, self.temperature, self.softmax = float(strength), float(temperature), softmax
-        # Attributes of a callback: outside the module, so neither DDP nor the saved encoder knows of them.
+        # Kept on the callback and not on the module, so that DDP and the saved encoder do not see them.
         self.teacher: nn.Module | None = None
-        self.past: list[int] = []  # classes of past tasks, each once: domains and parts share theirs
+        self.past: list[int] = []  # classes of past tasks without duplicates: in some streams, tasks share classes
         self.heads: list[TextHead] = []
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
-        """λ · distillation, as the weighted mean over the global batch."""
+        """Return λ · distillation loss, as the weighted mean over the global batch."""
         if self.teacher is None:
             return None
         with torch.no_grad():
-            memory = self.teacher.to(images.device)(images)
-        losses = [
-            _per_sample(h(features), h(memory), self.temperature) for h in (g.to(images.device) for g in self.heads)
-        ]
+            teacher_features = self.teacher.to(images.device)(images)
+        heads = [head.to(images.device) for head in self.heads]
+        losses = [_per_sample(head(features), head(teacher_features), self.temperature) for head in heads]
         return self.strength * (weights * torch.stack(losses).sum(0)).sum()
 
     def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
-        """The encoder of this task becomes the teacher, and its classes past classes."""
+        """Make the encoder the teacher, and add the classes of the task to the past classes."""
         self.teacher = deepcopy(encoder).eval().requires_grad_(False)
         if self.softmax == "per_task":
             self.heads.append(head.restrict(classes))
@@ -83,5 +81,5 @@ class LwF(Method):
             self.heads = [head.restrict(self.past)]
 
     def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
-        """The saved encoder of the task is the teacher."""
+        """Make the saved encoder the teacher, as `consolidate` does."""
         self.consolidate(encoder, head, classes, ())

@@ -1,66 +1,76 @@
-"""What a method decides: where each task starts, which data it sees, and, in a subclass, what happens in between."""
+"""The base class of continual-learning methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from mergestream.models.clip import TextHead
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_choice
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]  # (images, class ids)
 
 STARTS = ("previous", "base")
 DATA = ("task", "all", "none")
 
 
 class Method(pl.Callback):
-    """A continual-learning method. It is a Lightning callback, so a subclass adds behaviour in hooks.
+    """A continual-learning method: where each task starts and which data it trains on.
+
+    A method is also a Lightning callback: subclasses add behaviour in its hooks and in the ones below.
 
     Args:
-        id: name of the method in the run directory; a subclass with hyper-parameters puts them into it.
+        id: name of the method in the run directory.
         start: ``previous`` fine-tunes task t from θ_{t−1} (sequential), ``base`` from θ₀ (independent).
-        data: ``task`` sees one task after another, ``all`` sees everything as one task (joint), ``none`` trains
-            nothing (zero-shot).
+        data: ``task`` trains on one task after another, ``all`` on all data as a single task (joint), ``none`` does not
+            train (zero-shot).
+
+    Raises:
+        UserError: if `start` or `data` is none of these.
     """
 
     def __init__(self, id: str, start: str = "previous", data: str = "task"):
-        for key, value, options in (("start", start, STARTS), ("data", data, DATA)):
-            if value not in options:
-                raise UserError(f"method.{key} must be one of {', '.join(options)}; got method.{key}={value}")
+        require_choice("method.start", start, STARTS)
+        require_choice("method.data", data, DATA)
         self.id, self.start, self.data = id, start, data
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
-        """What is added to the loss of a batch; None is nothing.
+        """Return the term to add to the loss of a batch, or None.
 
         Args:
-            encoder: the image tower in training.
+            encoder: the image tower that is being trained.
             images: the batch, [B, 3, H, W].
-            features: its output for them, [B, D].
-            weights: of each sample in the mean over the global batch, [B]; see `KeyedBatchSampler`.
+            features: output of the encoder for the batch, [B, D].
+            weights: weight of each sample in the mean over the global batch, [B]; see `KeyedBatchSampler`.
         """
         return None
 
     def consolidate(self, encoder: nn.Module, head: TextHead, classes: Sequence[int], batches: Batches) -> None:
-        """Called on every process when a task has been trained, to keep what later tasks need of it.
+        """Keep what later tasks need; called on every process after a task has been trained.
 
         Args:
-            encoder: the image tower after the task, on its device, in evaluation mode.
+            encoder: the image tower after the task, in evaluation mode, on the device of the process.
             head: text head over all classes.
             classes: class ids of the task.
-            batches: this process's shard of the task's training images, (images, class ids), on the device.
+            batches: this process's shard of the task's training images, (images, class ids), on the same device.
         """
 
-    def facts(self) -> dict[str, Any]:
-        """What metrics.json says of the method, besides its config."""
+    def facts(self) -> dict[str, object]:
+        """Return what metrics.json records about the method in addition to its config."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs besides the encoder, to be saved with the task."""
+        """Return the tensors to save with a task, for `restore`."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor], encoder: nn.Module, head: TextHead, classes: Sequence[int]) -> None:
-        """Called instead of `consolidate` for a task that an earlier process has finished."""
+        """Restore the state after a finished task; called in place of `consolidate` when a run is resumed.
+
+        Args:
+            state: what `state` returned after the task.
+            encoder: the image tower after the task.
+            head: text head over all classes.
+            classes: class ids of the task.
+        """

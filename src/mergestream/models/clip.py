@@ -1,4 +1,4 @@
-"""CLIP as the stream uses it: an image tower to train, and a text tower that makes a frozen head once."""
+"""A CLIP model with its image transforms, and the frozen classification head that its text tower makes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,34 @@ ImageTransform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Transforms:
-    """PIL image → float32 [3, H, W], for training (random crop) and for evaluation (no draws)."""
+    """Image transforms, PIL image → float32 [3, H, W], for training (random crop) and evaluation (deterministic)."""
 
     train: ImageTransform
     eval: ImageTransform
 
 
 def clip_transforms(size: int, mean: Sequence[float], std: Sequence[float]) -> Transforms:
-    """The published transforms: RandomResizedCrop(scale 0.9–1.0, bicubic) without flip; resize and centre crop."""
+    """Return the published transforms.
+
+    Training: RandomResizedCrop(scale 0.9–1.0, bicubic), without flip. Evaluation: resize and centre crop.
+
+    Args:
+        size: side of the square image in px.
+        mean, std: normalisation of each colour channel.
+    """
     train, evaluation = (image_transform(size, is_train=t, mean=tuple(mean), std=tuple(std)) for t in (True, False))
     return Transforms(train, evaluation)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A loaded CLIP: what a function in this folder returns.
+    """A loaded CLIP, as the functions of the ``model`` group return it.
 
     Args:
-        model: with `visual`, `encode_text` and `logit_scale`, as open_clip builds it.
+        model: an open_clip model with `visual`, `encode_text` and `logit_scale`.
         tokenize: texts → token ids.
-        transforms: its image transforms.
-        source: where the weights came from, for the record.
+        transforms: image transforms of the model.
+        source: where the weights come from, recorded in base.json.
     """
 
     model: CLIP
@@ -47,16 +54,16 @@ class Clip:
 
     @property
     def encoder(self) -> nn.Module:
-        """The image tower: the only part that is trained and saved."""
+        """The image tower, the only part that is trained and saved."""
         return self.model.visual
 
 
 class TextHead(nn.Module):
-    """A frozen linear classifier on normalised image features: logits = exp(s) · normalise(f) · Wᵀ.
+    """A frozen linear classifier on image features f: logits = exp(s) · f/‖f‖ · Wᵀ.
 
     Args:
         weight_CD: one normalised text embedding per class.
-        scale: exp(s), CLIP's learnt temperature.
+        scale: exp(s), CLIP's learned logit scale.
     """
 
     weight_CD: Tensor
@@ -67,19 +74,24 @@ class TextHead(nn.Module):
         self.scale = scale
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Return logits [B, C] from image features [B, D]."""
         return self.scale * F.normalize(features_BD, dim=-1) @ self.weight_CD.T
 
     def restrict(self, classes: Sequence[int]) -> TextHead:
-        """The head over `classes` only, columns in their order."""
+        """Return the head over `classes` only, with its columns in their order."""
         return TextHead(self.weight_CD[list(classes)], self.scale)
 
 
 @torch.no_grad()
 def text_head(clip: Clip, prompts: Sequence[Sequence[str]], batch_size: int = 256) -> TextHead:
-    """The zero-shot head: embeddings of all prompts of a class, each normalised, averaged, normalised again.
+    """Return the zero-shot head of Radford et al. 2021, section 3.1.4.
 
-    Radford et al. 2021, section 3.1.4; `prompts` are all prompts of each class, and classes may have different numbers.
+    The weight of a class is the average of its normalised prompt embeddings, normalised again.
+
+    Args:
+        clip: the model whose text tower embeds the prompts.
+        prompts: the prompts of each class; classes may have different numbers of prompts.
+        batch_size: prompts per forward pass.
     """
     device = next(clip.model.parameters()).device
     texts = [text for of_class in prompts for text in of_class]

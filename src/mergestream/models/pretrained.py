@@ -1,4 +1,4 @@
-"""Any CLIP that open_clip builds, with published weights or weights from a file."""
+"""Any CLIP architecture of open_clip, with published weights or weights from a file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ HINT = "model=tiny needs no download."
 
 
 def pretrained(architecture: str, pretrained: str) -> Clip:
-    """An open_clip model with weights by tag (downloaded once) or from a local file.
+    """Return an open_clip model with weights from a tag, downloaded once, or from a local file.
 
     Args:
-        architecture: a name of open_clip, such as ViT-B-16.
-        pretrained: one of its tags, or the path of a .safetensors or tensors-only .pt file with the whole CLIP.
+        architecture: a name from ``open_clip.list_models()``, such as ViT-B-16.
+        pretrained: a tag of the architecture, or the path of a .safetensors or tensors-only .pt file of the whole CLIP.
 
     Raises:
-        UserError: if the name or tag is unknown, the weights cannot be had, or they do not fit.
+        UserError: if the architecture or tag is unknown, or the weights cannot be downloaded, cannot be read or do not
+            fit.
     """
     if open_clip.get_model_config(architecture) is None:
         raise UserError(f"model.architecture must be a name from open_clip.list_models(); got {architecture}. {HINT}")
@@ -40,7 +41,7 @@ def pretrained(architecture: str, pretrained: str) -> Clip:
         model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
     state = {name.removeprefix("module."): tensor.float() for name, tensor in read_tensors(path).items()}
     wanted = model.state_dict()
-    for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as tensors
+    for scalar in ("input_resolution", "context_length", "vocab_size"):  # tensors in OpenAI's archives
         state.pop(scalar, None)
     if wrong := sorted(state.keys() ^ wanted.keys()) or [k for k in wanted if state[k].shape != wanted[k].shape]:
         raise UserError(
@@ -49,10 +50,10 @@ def pretrained(architecture: str, pretrained: str) -> Clip:
         )
     model.load_state_dict(state)
     image = open_clip.get_model_preprocess_cfg(model)
-    # A tag may prescribe its own normalisation; a file is taken to have been trained with the architecture's.
+    # Some tags have a normalisation of their own; weights from a file get that of the architecture.
     tag = open_clip.get_pretrained_cfg(architecture, pretrained) or {}
     mean, std = tag.get("mean", image["mean"]), tag.get("std", image["std"])
-    size = model.visual.image_size  # a number in residual networks, (height, width) in transformers
+    size = model.visual.image_size  # a number for residual networks, (height, width) for transformers
     transforms = clip_transforms(size if isinstance(size, int) else size[0], mean, std)
     return Clip(model.eval(), open_clip.get_tokenizer(architecture), transforms, f"{architecture}/{pretrained}")
 
@@ -67,24 +68,24 @@ def _download(architecture: str, tag: str) -> Path:
     config = get_pretrained_cfg(architecture, tag)
     try:
         return _cached(config) or _fetched(config)
-    except Exception as error:  # the hub's client raises whatever its HTTP library raises
+    except Exception as error:  # the client of the Hub passes on whatever its HTTP library raises
         raise UserError(
-            f"the weights {tag} of {architecture} must be downloaded once, and that failed ({type(error).__name__}). "
+            f"the weights {tag} of {architecture} must be downloaded once, which failed ({type(error).__name__}). "
             f"Fetch {config.get('hf_hub', '')}{HF_SAFE_WEIGHTS_NAME} from the Hugging Face Hub on a machine with "
-            f"network, copy it here, and write model.pretrained=/path/to/{HF_SAFE_WEIGHTS_NAME}. {HINT}"
+            f"network access, copy it here, and write model.pretrained=/path/to/{HF_SAFE_WEIGHTS_NAME}. {HINT}"
         ) from error
 
 
 def _cached(config: dict[str, Any]) -> Path | None:
-    """The file that an earlier download left, found without a word to the network."""
+    """The file of an earlier download, found without network access."""
     repository = config.get("hf_hub", "")
-    if not repository.endswith("/"):  # a tag that names a single file, or none of the hub
+    if not repository.endswith("/"):  # a tag that names a single file, or is not on the Hub
         return None
     found = try_to_load_from_cache(repository.strip("/"), HF_SAFE_WEIGHTS_NAME)
     return Path(found) if isinstance(found, str) else None
 
 
 def _fetched(config: dict[str, Any]) -> Path:
-    # One quick question first: without network the hub's client retries for the better part of a minute.
+    # A quick request first: without network, the client of the Hub would retry for almost a minute.
     get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
     return Path(download_pretrained(config))

@@ -1,4 +1,4 @@
-"""The embedded tiny CLIP: 1.1 M parameters, byte-level text, weights in the package."""
+"""The tiny CLIP that ships with the package: 1.1 M parameters and a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from torch import Tensor
 from mergestream.models.clip import Clip, clip_transforms
 
 WEIGHTS = Path(__file__).with_name("tiny.safetensors")
-CONTEXT_LENGTH = 64  # bytes, the start and end marks included
+CONTEXT_LENGTH = 64  # tokens, including the start and end tokens
 START, END = 256, 257
 IMAGE_SIZE = 32
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def build() -> CLIP:
-    """The architecture, randomly initialised: 4 layers of width 128 on 8 px patches; 2 layers of width 96 on bytes."""
+    """Return the architecture with random weights.
+
+    The image tower has 4 layers of width 128 on patches of 8 px, the text tower 2 layers of width 96 on bytes.
+    """
     return CLIP(
         embed_dim=128,
         vision_cfg={"image_size": IMAGE_SIZE, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
@@ -29,9 +32,9 @@ def build() -> CLIP:
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """UTF-8 bytes between a start and an end mark, padded with 0: int64 [len(texts), 64].
+    """Return the UTF-8 bytes of each text between a start and an end token, padded with 0: int64 [len(texts), 64].
 
-    The end mark has the largest id because open_clip pools the text at the argmax of the ids.
+    The end token has the largest id because open_clip pools the text features at the argmax of the ids.
 
     Raises:
         ValueError: if a text has more than 62 bytes.
@@ -40,13 +43,13 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     for row, text in zip(tokens_NL, texts, strict=True):
         ids = [START, *text.encode(), END]
         if len(ids) > CONTEXT_LENGTH:
-            raise ValueError(f"a prompt for model=tiny has at most {CONTEXT_LENGTH - 2} bytes, got {text!r}")
+            raise ValueError(f"a prompt for model=tiny must have at most {CONTEXT_LENGTH - 2} bytes, got {text!r}")
         row[: len(ids)] = torch.tensor(ids)
     return tokens_NL
 
 
 def tiny() -> Clip:
-    """The pre-trained tiny CLIP; `pretrain_tiny.py` beside this file made the weights."""
+    """Return the tiny CLIP with the weights that scripts/pretrain_tiny.py makes."""
     model = build()
     model.load_state_dict(load_file(WEIGHTS))
     return Clip(model.eval(), tokenize, clip_transforms(IMAGE_SIZE, MEAN, STD), source=f"mergestream/{WEIGHTS.name}")

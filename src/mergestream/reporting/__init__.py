@@ -1,4 +1,4 @@
-"""From the metrics.json under a root to tables, figures and a page: `run.report`."""
+"""Reports: from every metrics.json under a root to tables, statistics, figures and one HTML page."""
 
 from mergestream.reporting.run import report
 

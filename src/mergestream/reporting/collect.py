@@ -1,9 +1,9 @@
-"""Every result under a root as one table; what cannot be used is named, with the reason."""
+"""Read every result under a root into one table, and list what the report leaves out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,143 +12,173 @@ import pandas as pd
 
 from mergestream.reporting.rows import MEASURES, ROW
 from mergestream.runs.identity import deciding, equal_hash
-from mergestream.runs.results import SCHEMA_VERSION
+from mergestream.runs.results import SCHEMA_VERSION, Metrics
 from mergestream.runtime import files
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import UserError, program
 
-HASHES = ["protocol", "data", "source"]  # columns that tell a reader nothing
-# Keys of a protocol that say from which samples, in whatever order, and from which θ₀ a run comes.
+HASHES = ["protocol", "data", "source"]  # columns for comparisons, which no reader needs
+# The keys of a protocol that decide the samples, in whatever order, and θ₀.
 SOURCE = ("dataset.", "stream.", "base_sha256")
-KEYS = {"kind", "config", "zero_shot", "accuracy", "overall", "seen", "summary", "timing", "environment", "provenance"}
+REQUIRED = {"kind", "config", "zero_shot", "accuracy", "overall", "seen", "summary", "timing", "environment"}
+REQUIRED |= {"provenance"}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something under the root that is not in the report.
+    """Something under the root that the report leaves out.
 
     Args:
-        path: of the file or folder.
-        reason: in words.
-        sound: whether that is as it should be, as of a run that has not finished.
+        path: the file or folder.
+        reason: a sentence about it.
+        expected: whether nothing is wrong with it, such as a run that has not finished.
     """
 
     path: Path
     reason: str
-    sound: bool = False
+    expected: bool = False
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What there is to report.
+    """The results under a root.
 
     Args:
-        runs: a line for each metrics.json: the columns of `ROW`, ``trained_tasks``, ``seed``, ``path``, ``seconds``,
-            the measures as fractions, and hashes: ``protocol`` of what its row must have in common, ``data`` of its
-            samples in their order, ``source`` of data set, stream and θ₀ whatever the order and T.
-        contents: what each of these files holds.
-        left_out: what is not among them.
+        runs: one line for each metrics.json: the columns `ROW`, ``trained_tasks``, ``seed``, ``path``, ``seconds``,
+            the `MEASURES` as fractions, and three hashes. Runs of one row have the same ``protocol``; ``data`` is of
+            the samples in their order; ``source`` is of the data set, the stream and θ₀, whatever the order and T.
+        metrics: the contents of these files.
+        protocols: the values behind the hashes ``protocol``.
+        left_out: everything else.
     """
 
     runs: pd.DataFrame
-    contents: list[dict[str, Any]]
+    metrics: list[Metrics]
+    protocols: list[dict[str, Any]]
     left_out: list[LeftOut]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a training and its merges share: the protocol, and two hashes of `Collected`."""
+
+    protocol: dict[str, Any]
+    protocol_hash: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Result:
+    """One metrics.json: its path, its run directory, its line in the table, its content and its protocol."""
+
+    path: Path
+    folder: Path
+    line: dict[str, Any]
+    metrics: Metrics
+    protocol: dict[str, Any]
+
+    def in_place(self) -> bool:
+        """Return whether the run directory has the path that its config determines."""
+        line = self.line
+        tag = f"-{line['tag']}" if line["tag"] else ""
+        stream, seed = f"{line['stream']}-{line['tasks']}", f"seed-{line['seed']}{tag}"
+        return self.folder.resolve().parts[-5:] == (line["dataset"], stream, line["model"], line["method"], seed)
 
 
 def collect(root: Path) -> Collected:
     """Read every run and merge under `root`."""
-    lines: list[dict[str, Any]] = []
-    contents: list[dict[str, Any]] = []
+    results: list[_Result] = []
     left_out: list[LeftOut] = []
-    protocols: dict[Path, dict[str, Any]] = {}
-    hashes: dict[Path, str] = {}
-    sources: dict[Path, str] = {}
-    known: dict[tuple[Any, ...], int] = {}
-    for path, problem in _walk(root):
-        if problem is not None:
-            left_out.append(problem)
+    trainings: dict[Path, _Training] = {}
+    indices: dict[tuple[Any, ...], int] = {}
+    for item in _walk(root):
+        found = item if isinstance(item, LeftOut) else _load(item, trainings)
+        if isinstance(found, LeftOut):
+            left_out.append(found)
             continue
-        try:
-            content = _read(path)
-            folder = _folder(content, path)
-            line = _line(content, path)
-            if content["kind"] == "train":
-                protocols[folder] = protocol(content)
-                hashes[folder] = equal_hash(protocols[folder])
-                source = {key: value for key, value in protocols[folder].items() if key.startswith(SOURCE)}
-                sources[folder] = equal_hash(source)
-            elif folder not in protocols:
-                unfinished = not (folder / "metrics.json").exists()
-                reason = "its training has not finished" if unfinished else "its training is left out"
-                left_out.append(LeftOut(path, reason, sound=unfinished))
-                continue
-            content["protocol"] = {**protocols[folder], **(of_merge := _of_merge(content))}
-            line |= {"protocol": equal_hash([hashes[folder], of_merge]), "source": sources[folder]}
-        except (UserError, OSError) as error:
-            left_out.append(LeftOut(path, str(error)))
+        index = indices.setdefault(tuple(found.line[key] for key in [*ROW, "seed"]), len(results))
+        if index == len(results):
+            results.append(found)
             continue
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            left_out.append(LeftOut(path, f"it is no metrics.json of this version ({type(error).__name__}: {error})"))
-            continue
-        same = tuple(line[key] for key in [*ROW, "seed"])
-        place = known.setdefault(same, len(lines))
-        if place == len(lines):
-            lines.append(line)
-            contents.append(content)
-            continue
-        other = Path(lines[place]["path"])
-        if _in_place(line, folder) and not _in_place(line, _folder(contents[place], other)):  # a copy came first
-            lines[place], contents[place], path, other = line, content, other, path
-        again = f"a seed has one result, and {other} has the same values. Delete one, or train it with tag=NAME"
-        left_out.append(LeftOut(path, again))
-    columns = [*ROW, "trained_tasks", "seed", "path", "protocol", "data", "source", "seconds", *MEASURES]
-    return Collected(pd.DataFrame(lines, columns=columns), contents, left_out)
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, LeftOut | None]]:
-    """Every metrics.json, the runs' before their merges'; and what is no finished run."""
-    unreadable: list[OSError] = []
-    for folder, below, names in os.walk(root, onerror=unreadable.append):
-        path = Path(folder)
-        if path != root and "_base" in below:
-            below.clear()
-            yield (
-                path,
-                LeftOut(path, f"it is a root of its own; its report is python report.py root={path}", sound=True),
+        kept, other = results[index], found
+        if other.in_place() and not kept.in_place():  # a copy was found first
+            kept, other = other, kept
+        results[index] = kept
+        left_out.append(
+            LeftOut(
+                other.path,
+                f"a seed has one result, and {kept.path} has the same values. Delete one, or train it with tag=NAME",
             )
+        )
+    columns = [*ROW, "trained_tasks", "seed", "path", *HASHES, "seconds", *MEASURES]
+    runs = pd.DataFrame([result.line for result in results], columns=columns)
+    return Collected(runs, [r.metrics for r in results], [r.protocol for r in results], left_out)
+
+
+def _walk(root: Path) -> Iterator[Path | LeftOut]:
+    """Yield every metrics.json, those of runs before those of their merges, and every folder to leave out."""
+    unreadable: list[OSError] = []
+    for name, folders, names in os.walk(root, onerror=unreadable.append):
+        folder = Path(name)
+        if folder != root and "_base" in folders:
+            folders.clear()
+            reason = f"it is a root of its own; for its report, type: {program('report')} root={folder}"
+            yield LeftOut(folder, reason, expected=True)
             continue
         in_run = "config.yaml" in names
-        below[:] = sorted(
-            name
-            for name in below
-            if not name.startswith(("_", ".")) and not (in_run and (name == "logs" or name.startswith("task-")))
-        )
-        for link in [name for name in below if os.path.islink(f"{folder}/{name}")]:
-            yield path / link, LeftOut(path / link, "it is a link, which is not followed", sound=True)
+        folders[:] = sorted(below for below in folders if _may_hold_results(below, in_run))
+        for link in [below for below in folders if os.path.islink(f"{name}/{below}")]:
+            yield LeftOut(folder / link, "it is a link; links are not followed", expected=True)
         if "metrics.json" in names:
-            yield path / "metrics.json", None
-        elif "config.yaml" in names and "stream.json" in names:
-            done = len(list(path.glob("task-*/evaluation.json")))
-            yield path, LeftOut(path, f"it has not finished (tasks done: {done}); its command continues it", sound=True)
+            yield folder / "metrics.json"
+        elif in_run and "stream.json" in names:
+            done = len(list(folder.glob("task-*/evaluation.json")))
+            reason = f"it has not finished (tasks done: {done}); its command continues it"
+            yield LeftOut(folder, reason, expected=True)
         elif "merged.safetensors" in names:
-            again = "it has not finished (it is not evaluated); its command continues it"
-            yield path, LeftOut(path, again, sound=True)
+            reason = "it has not finished (it is not evaluated); its command continues it"
+            yield LeftOut(folder, reason, expected=True)
     for error in unreadable:
-        yield Path(error.filename), LeftOut(Path(error.filename), f"it cannot be read ({error.strerror})")
+        yield LeftOut(Path(error.filename), f"it cannot be read ({error.strerror})")
 
 
-def _folder(content: Mapping[str, Any], path: Path) -> Path:
-    """The run that a metrics.json belongs to."""
-    return path.parent if content["kind"] == "train" else path.parents[2]
+def _may_hold_results(name: str, in_run: bool) -> bool:
+    """Return whether to search a folder, which may be inside a run directory."""
+    return not name.startswith(("_", ".")) and not (in_run and (name == "logs" or name.startswith("task-")))
 
 
-def _in_place(line: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the run lies where its values say."""
-    tag = f"-{line['tag']}" if line["tag"] else ""
-    stream, seed = f"{line['stream']}-{line['tasks']}", f"seed-{line['seed']}{tag}"
-    return folder.resolve().parts[-5:] == (line["dataset"], stream, line["model"], line["method"], seed)
+def _load(path: Path, trainings: dict[Path, _Training]) -> _Result | LeftOut:
+    """Read one metrics.json.
+
+    Args:
+        path: the file.
+        trainings: by run directory; that of a merge must be there, that of a training is added.
+    """
+    try:
+        metrics = _read(path)
+        training = metrics["kind"] == "train"
+        folder = path.parent if training else path.parents[2]
+        line = _line(metrics, path)
+        if training:
+            trainings[folder] = _training(metrics)
+        elif folder not in trainings:
+            unfinished = not (folder / "metrics.json").exists()
+            reason = "its training has not finished" if unfinished else "its training is left out"
+            return LeftOut(path, reason, expected=unfinished)
+        shared, merging = trainings[folder], _merge_protocol(metrics)
+        line |= {"protocol": equal_hash([shared.protocol_hash, merging]), "source": shared.source}
+        return _Result(path, folder, line, metrics, {**shared.protocol, **merging})
+    except (UserError, OSError) as error:
+        return LeftOut(path, str(error))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return LeftOut(path, f"it is not a metrics.json of this version ({type(error).__name__}: {error})")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Metrics:
+    """Return the content of a metrics.json.
+
+    Raises:
+        UserError: if it is damaged, or written by another program or version.
+    """
     try:
         content = files.read_json(path, own=True)
     except UserError as error:
@@ -159,62 +189,67 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError("it is not of mergestream (it has no schema_version)" if foreign else str(error)) from error
     if content["schema_version"] != SCHEMA_VERSION:
         raise UserError(f"its schema_version is {content['schema_version']}; this version reads {SCHEMA_VERSION}")
-    if missing := KEYS - content.keys():
-        raise UserError(f"it is no metrics.json of this version (it has no {min(missing)})")
-    return content
+    if missing := REQUIRED - content.keys():
+        raise UserError(f"it is not a metrics.json of this version (it has no {min(missing)})")
+    return content  # type: ignore[return-value]
 
 
-def _line(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The columns of `collect` that one file fills.
+def _line(metrics: Metrics, path: Path) -> dict[str, Any]:
+    """Return the columns of `Collected.runs` that one file determines.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError, IndexError: if it does not hold what such a file holds.
+        KeyError, TypeError, ValueError, AttributeError, IndexError: if a value is missing or malformed.
     """
-    _require_matrices(content)
-    config, merge = content["config"], content.get("merge")
-    changed = ", ".join(f"{key} = {value}" for key, value in sorted(merge["changed"].items())) if merge else ""
-    line = {
+    _require_matrices(metrics)
+    config, merge, tasks = metrics["config"], metrics.get("merge"), len(metrics["zero_shot"]["task_agnostic"])
+    summary = metrics["summary"]
+    measures = {key: float("nan") if summary.get(key) is None else float(summary[key]) for key in MEASURES}
+    return {
         "dataset": str(config["dataset"]["name"]),
         "stream": str(config["stream"]["name"]),
-        "tasks": len(content["zero_shot"]["task_agnostic"]),
-        "trained_tasks": len(content["zero_shot"]["task_agnostic"]),  # `with_bounds` lends rows to other T
+        "tasks": tasks,
+        "trained_tasks": tasks,  # `borrow_bounds` changes the tasks
         "model": str(config["model"]["name"]),
         "method": str(config["method"]["id"]),
         "strategy": merge["strategy"] if merge else "",
-        "options": changed,
-        # Runs of one row share the rule, not the number, where λ was chosen on validation data.
+        "options": ", ".join(f"{k} = {v}" for k, v in sorted(merge["changed"].items())) if merge else "",
+        # Runs of one row share the rule, not the number, if λ was selected on validation data.
         "scale": "" if not merge else "selected" if "selected_on" in merge else f"{merge['scale']:.12g}",
         "tag": str(config["tag"]) if config.get("tag") is not None else "",
         "seed": int(config["seed"]),
         "path": str(path),
-        "seconds": content["timing"]["total"],
-        "data": content["provenance"].get("data_sha256", ""),
+        "seconds": metrics["timing"]["total"],
+        "data": metrics["provenance"].get("data_sha256", ""),
+        **measures,
+        "final_accuracy": float(summary["final_accuracy"]),
     }
-    measures = {key: content["summary"].get(key) for key in MEASURES}
-    numbers = {k: float("nan") if v is None else float(v) for k, v in measures.items()}
-    return {**line, **numbers, "final_accuracy": float(content["summary"]["final_accuracy"])}
 
 
-def _require_matrices(content: Mapping[str, Any]) -> None:
-    steps = len(content["overall"])
-    for kind in ("task_agnostic", "task_aware"):
-        rows = [content["zero_shot"][kind], *content["accuracy"][kind]]
+def _require_matrices(metrics: Metrics) -> None:
+    steps = len(metrics["overall"])
+    agnostic = [metrics["zero_shot"]["task_agnostic"], *metrics["accuracy"]["task_agnostic"]]
+    aware = [metrics["zero_shot"]["task_aware"], *metrics["accuracy"]["task_aware"]]
+    for name, rows in (("task_agnostic", agnostic), ("task_aware", aware)):
         if len(rows) != steps + 1 or len({len(row) for row in rows}) != 1:
-            raise ValueError(f"{kind} is no matrix of {steps} rows")
-    if len(content["seen"]) != steps:
-        raise ValueError(f"seen is not of {steps} steps")
+            raise ValueError(f"{name} is not a matrix of {steps} rows")
+    if len(metrics["seen"]) != steps:
+        raise ValueError(f"seen does not have {steps} steps")
 
 
-def protocol(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the result of a training besides its seed: config, θ₀, and the version of the package."""
-    config = {key: value for key, value in deciding(trained["config"]).items() if key != "seed"}
-    base = trained["provenance"].get("base_sha256")
-    return {**config, "base_sha256": base, "version": trained["environment"]["mergestream"]}
+def _training(metrics: Metrics) -> _Training:
+    """Return what the result of a training depends on besides its seed: config, θ₀ and version."""
+    protocol = {key: value for key, value in deciding(metrics["config"]).items() if key != "seed"}
+    protocol["base_sha256"] = metrics["provenance"].get("base_sha256")
+    protocol["version"] = metrics["environment"]["mergestream"]
+    source = {key: value for key, value in protocol.items() if key.startswith(SOURCE)}
+    return _Training(protocol, equal_hash(protocol), equal_hash(source))
 
 
-def _of_merge(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the result of a merge besides its training, and is no part of its row."""
-    if content["kind"] == "train":
+def _merge_protocol(metrics: Metrics) -> dict[str, Any]:
+    """Return what the result of a merge depends on besides its training and the columns of its row."""
+    if metrics["kind"] == "train":
         return {}
-    found = {"merged by version": content["environment"]["mergestream"]}
-    return found | ({"candidates": content["config"]["candidates"]} if "selected_on" in content["merge"] else {})
+    protocol: dict[str, Any] = {"merged by version": metrics["environment"]["mergestream"]}
+    if "selected_on" in metrics["merge"]:
+        protocol["candidates"] = metrics["config"]["candidates"]
+    return protocol

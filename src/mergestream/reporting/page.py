@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, which asks the network for nothing."""
+"""report.html: one file that holds everything and needs no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from mergestream.reporting.collect import HASHES, LeftOut
 from mergestream.reporting.rows import BENCHMARK, MEASURES, benchmark_title
 from mergestream.reporting.tables import ranks
+from mergestream.runs.results import Metrics
 
-ABOUT = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")  # shown on a run's own page
+ABOUT = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")  # on the page of a run
 TEMPLATES = Environment(
     loader=PackageLoader("mergestream.reporting", "."),
     autoescape=select_autoescape(["html", "html.j2"]),
@@ -26,43 +27,80 @@ TEMPLATES = Environment(
 )
 
 
-def page(
+class Picture(NamedTuple):
+    """A rendered figure: its caption, the name of its file, and its content."""
+
+    caption: str
+    file: str
+    png: bytes
+
+
+class Section(NamedTuple):
+    """A part of the report: a Markdown table and pictures under one title."""
+
+    title: str
+    table: str
+    pictures: list[Picture]
+
+
+class Heading(NamedTuple):
+    """The facts at the top of a report."""
+
+    title: str
+    root: str
+    when: str
+    baseline: str
+
+
+def markdown_page(sections: Sequence[Section], left_out: Sequence[LeftOut], heading: Heading) -> str:
+    """Return report.md."""
+    template = TEMPLATES.get_template("report.md.j2")
+    return template.render(heading=heading, sections=sections, left_out=left_out)
+
+
+def html_page(
     table: pd.DataFrame,
     runs: pd.DataFrame,
-    contents: Sequence[Mapping[str, Any]],
-    pictures: Sequence[tuple[str, Sequence[tuple[str, str, bytes]]]],
+    metrics: Sequence[Metrics],
+    sections: Sequence[Section],
     left_out: Sequence[LeftOut],
-    facts: Mapping[str, Any],
+    heading: Heading,
 ) -> str:
-    """
+    """Return report.html.
+
     Args:
-        table: of `statistics.compare`.
-        runs, contents: of `collect`; `runs.index` points into `contents`.
-        pictures: for each benchmark its title and (caption, file, PNG).
-        left_out: of `collect`.
-        facts: title, when, root, baseline.
+        table: the rows, from `statistics.compare`.
+        runs: the runs, as in `Collected`, with names.
+        metrics: as in `Collected`; the index of `runs` points into it.
+        sections: the pictures.
+        left_out: what the report leaves out.
+        heading: the facts at the top.
     """
+    images = [
+        (section.title, [(p.caption, base64.b64encode(p.png).decode()) for p in section.pictures])
+        for section in sections
+        if section.pictures
+    ]
     return TEMPLATES.get_template("report.html.j2").render(
-        facts=facts,
-        pictures=[(t, [(said, base64.b64encode(png).decode()) for said, _, png in drawn]) for t, drawn in pictures],
+        heading=heading,
+        images=images,
         left_out=left_out,
-        data=_packed({"rows": _rows(table), "runs": _runs(runs, contents), "measures": MEASURES}),
+        data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": MEASURES}),
     )
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = table.assign(rank=ranks(table), scale=table["scale"].map(_scale), benchmark=_titles(table))
-    return _plain(rows.drop(columns=["options", "tag"]).to_dict("records"))
+    """Return the rows as the script reads them."""
+    rows = table.assign(rank=ranks(table), scale=table["scale"].map(_sortable), benchmark=_titles(table))
+    return _without_nan(rows.drop(columns=["options", "tag"]).to_dict("records"))
 
 
-def _runs(runs: pd.DataFrame, contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of the runs, and what their own pages show."""
-    shown = runs.assign(scale=runs["scale"].map(_scale), benchmark=_titles(runs)).drop(
-        columns=["options", "tag", *HASHES]
-    )
-    lines = _plain(shown.to_dict("records"))
+def _runs(runs: pd.DataFrame, metrics: Sequence[Metrics]) -> list[dict[str, Any]]:
+    """Return the runs as the script reads them, with the content of their pages."""
+    shown = runs.assign(scale=runs["scale"].map(_sortable), benchmark=_titles(runs))
+    lines = _without_nan(shown.drop(columns=["options", "tag", *HASHES]).to_dict("records"))
     for line, index in zip(lines, runs.index, strict=True):
-        content = contents[index]
+        content = metrics[index]
         line["config"] = content["config"]
         line["about"] = {key: content[key] for key in ABOUT if content.get(key) is not None}
         for kind in ("task_agnostic", "task_aware"):
@@ -74,18 +112,18 @@ def _titles(lines: pd.DataFrame) -> list[str]:
     return [benchmark_title(*key) for key in lines[BENCHMARK].itertuples(index=False, name=None)]
 
 
-def _scale(scale: str) -> float | str | None:
-    """λ as what a table can sort."""
+def _sortable(scale: str) -> float | str | None:
+    """Return λ as a value that the script can sort."""
     return float(scale) if scale not in ("", "selected") else "on validation" if scale else None
 
 
-def _plain(records: list[dict[Any, Any]]) -> list[dict[str, Any]]:
-    """Without NaN, which JSON has not."""
+def _without_nan(records: list[dict[Any, Any]]) -> list[dict[str, Any]]:
+    """Replace NaN, which JSON lacks, by None."""
     return [
         {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()} for record in records
     ]
 
 
 def _packed(data: Mapping[str, Any]) -> str:
-    """Compressed, since configs say the same over and over; the page's script unpacks it."""
+    """Return compressed JSON, which the script unpacks; configs repeat the same values many times."""
     return base64.b64encode(gzip.compress(json.dumps(data).encode(), compresslevel=3, mtime=0)).decode()

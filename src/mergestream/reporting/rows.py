@@ -1,4 +1,4 @@
-"""What a row of the report is: the runs that differ in nothing but the seed; and what it is called."""
+"""The rows of a report: runs that differ only in the seed, and their names."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ MEASURES = {
     "fwt": "forward transfer",
     "transfer": "transfer",
 }
-BOUNDS = ("zeroshot", "joint")  # methods that no continual learner competes with
+BOUNDS = ("zeroshot", "joint")  # methods that a continual learner is compared with, but does not compete with
 # (method, strategy, options) → name, besides the paper's; others are named "method + strategy".
 NAMES = {**PAPER_NAMES, ("seq", "", ""): "sequential, last task", ("ind", "", ""): "independent, last task"}
 
 
-def names(runs: pd.DataFrame) -> list[str]:
-    """Name of each run's row: `label`, and λ where a benchmark has several of the same label."""
+def row_names(runs: pd.DataFrame) -> list[str]:
+    """Return the name of each run's row: its `label`, and λ if a benchmark has several for this label."""
     labels = pd.Series([label(line) for line in runs.to_dict("records")], index=runs.index, dtype=str)
     several = runs.groupby([*(runs[key] for key in BENCHMARK), labels])["scale"].nunique() > 1
     scaled = set(several[several].index.get_level_values(-1))
     suffix = {scale: ", λ on validation" if scale == "selected" else f", λ = {scale}" for scale in set(runs["scale"])}
-    return [n + suffix[s] if n in scaled else n for n, s in zip(labels, runs["scale"], strict=True)]
+    return [name + suffix[s] if name in scaled else name for name, s in zip(labels, runs["scale"], strict=True)]
 
 
 def label(line: Mapping[str, Any]) -> str:
-    """The method as the paper calls it, what differs from the strategy's defaults, and the tag."""
+    """Return the name of a method and strategy as in the paper, with changed options and the tag.
+
+    Args:
+        line: the columns `ROW` of one run.
+    """
     method, strategy, options = line["method"], line["strategy"], line["options"]
     name = NAMES.get((method, strategy, options))
     if name is None:
@@ -45,20 +49,20 @@ def label(line: Mapping[str, Any]) -> str:
 
 
 def without_scale(name: str) -> str:
-    """The name of a row without its λ."""
+    """Return the name of a row without its λ."""
     return name.partition(", λ")[0]
 
 
 def benchmark_title(dataset: str, stream: str, tasks: int, model: str) -> str:
-    """Such as "digits, class-incremental, 5 tasks, tiny"."""
+    """Return the title of a benchmark, such as "digits, class-incremental, 5 tasks, tiny"."""
     return f"{dataset}, {stream}-incremental, {tasks} tasks, {model}"
 
 
 def is_bound(lines: pd.DataFrame) -> pd.Series:
-    """Whether a row is no competitor but what competitors lie between."""
+    """Return which rows are bounds, zero-shot or joint, rather than competitors."""
     return lines["method"].isin(BOUNDS)
 
 
-def lent(line: Mapping[str, Any]) -> bool:
-    """Whether a row was measured at another T, see `statistics.with_bounds`."""
+def is_borrowed(line: Mapping[str, Any]) -> bool:
+    """Return whether a row was measured with another T; see `statistics.borrow_bounds`."""
     return line["trained_tasks"] != line["tasks"]

@@ -1,6 +1,6 @@
-"""Merge strategies: file ``X.py`` holds the function ``X``, task vectors in and the merged task vector out.
+"""Merge strategies: file ``X.py`` holds the function ``X``, from task vectors to the merged task vector.
 
-Files that start with an underscore hold what several strategies share.
+Files that start with an underscore hold code that several strategies share.
 """
 
 from __future__ import annotations
@@ -8,22 +8,23 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_choice
 from mergestream.strategies.strategy import Strategy
+
+INTERFACE = ("strategy", "task_vectors")  # modules that hold no strategy
 
 
 def names() -> list[str]:
-    """Every strategy in this folder."""
+    """Return the name of every strategy in this folder."""
     files = [module.name for module in iter_modules(__path__)]
-    return sorted(name for name in files if name != "strategy" and not name.startswith("_"))
+    return sorted(name for name in files if name not in INTERFACE and not name.startswith("_"))
 
 
 def get(name: str) -> Strategy:
-    """The strategy called `name`.
+    """Return the strategy called `name`.
 
     Raises:
         UserError: if there is none.
     """
-    if name not in names():
-        raise UserError(f"strategy must be one of {', '.join(names())}; got strategy={name}")
+    require_choice("strategy", name, names())
     return getattr(import_module(f"{__name__}.{name}"), name)

@@ -1,4 +1,4 @@
-"""Counter-based random numbers for single parameters: keyed by what they are for, not by when they are drawn."""
+"""Random numbers for single parameters, determined by a key and the parameter's position."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 from mergestream.runtime.seeding import key
 
-PER_COUNT = 8  # draws of 32 bits in one count of Philox, which makes four 64-bit words
+PER_COUNT = 8  # 32-bit draws per count of Philox, which returns four 64-bit words
 
 
 def draws(start: int, count: int, *parts: int | str) -> np.ndarray:
-    """Draws number start … start + count − 1 of the sequence that belongs to `parts`, uniform uint32 [count].
+    """Return draws number start … start + count − 1 of the sequence that `parts` determine, uniform uint32 [count].
 
-    Philox4x64 (Salmon et al. 2011) maps (key, counter) to numbers, so any piece of the sequence is had directly.
+    Philox4x64 (Salmon et al. 2011) maps (key, counter) to numbers, so any piece of the sequence is computed directly.
     """
     first = start // PER_COUNT
     skipped = start - first * PER_COUNT

@@ -1,4 +1,4 @@
-"""Reductions over the task vectors that several strategies share."""
+"""Reductions over the tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def total(taus: Iterable[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """Σ_t w_t τ_t, one after the other, in one pass over `Rows`."""
+    """Return Σ_t w_t τ_t, added up in the order of the tasks; all w_t are 1 without `weights`."""
     result: Tensor | None = None
     for t, tau in enumerate(taus):
         term = tau if weights is None else tau * weights[t]
@@ -18,45 +18,27 @@ def total(taus: Iterable[Tensor], weights: Sequence[float] | None = None) -> Ten
             result = term.clone() if weights is None else term
         else:
             result += term
-    assert result is not None  # the engine refuses a merge of nothing
+    assert result is not None  # the engine refuses a merge without checkpoints
     return result
 
 
 def summed(taus: Tensor) -> Tensor:
-    """Σ_t τ_t of a stack [T, …]; each element is added up in the same order, whatever memory the stack lies in.
+    """Return Σ_t τ_t of a stack [T, …], in the same order for every element, wherever the stack lies in memory.
 
-    torch adds a single column in another order than several, and in another one again if it lies in one piece.
+    torch adds a single column in another order than several columns, and in a third order if the column is contiguous.
     """
     return taus.sum(0) if taus[0].numel() > 1 else total(taus)
 
 
-def extremes(taus: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """(max_t τ_t, min_t τ_t), NaN where a τ_t is NaN; the result is the caller's to change."""
-    rows = iter(taus)
-    largest = next(rows).clone()
-    smallest = largest.clone()
-    if largest.device.type == "cpu":  # numpy takes four fifths of torch's time
-        high, low = largest.numpy(), smallest.numpy()
-        for tau in rows:
-            row = tau.numpy()
-            np.maximum(high, row, out=high)
-            np.minimum(low, row, out=low)
-        return largest, smallest
-    for tau in rows:
-        torch.maximum(largest, tau, out=largest)
-        torch.minimum(smallest, tau, out=smallest)
-    return largest, smallest
-
-
 def elected(taus: Tensor, majority: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """TIES after trimming: elect a sign for each parameter, average what has it. Yadav et al. 2023, Algorithm 1.
+    """Elect a sign for each parameter and average the values that have it. TIES: Yadav et al. 2023, Algorithm 1.
 
     Args:
-        taus: trimmed task vectors, [T, …]; changed.
+        taus: trimmed task vectors, [T, …]; overwritten.
         majority: +1 or −1, the sign of a parameter whose values sum to zero.
 
     Returns:
-        (mean of the values that have the sign of their sum, that sum, how many values have its sign)
+        (mean of the values that have the sign of their sum, that sum, the number of values that have its sign)
     """
     mass = summed(taus)
     sign = majority * torch.copysign(torch.ones_like(mass), majority * mass + 0.0)  # −0 + 0 is +0
@@ -67,9 +49,9 @@ def elected(taus: Tensor, majority: float = 1.0) -> tuple[Tensor, Tensor, Tensor
 
 
 def keep(taus: Tensor, kept: np.ndarray) -> Tensor:
-    """`taus` with zeros where `kept`, bool of the same shape, is false; changed in place.
+    """Set `taus` to zero where `kept`, bool of the same shape, is false; return it.
 
-    On a CPU numpy does this three times as fast as torch 2.15.
+    On a CPU numpy takes a third of the time of torch 2.15.
     """
     if taus.device.type == "cpu":
         np.multiply(taus.numpy(), kept, out=taus.numpy())
@@ -78,7 +60,10 @@ def keep(taus: Tensor, kept: np.ndarray) -> Tensor:
 
 
 def zeros(values: Tensor) -> Tensor:
-    """Positions of the zeros of a flat tensor, int64 [k]. Comparing is ten times as fast in numpy as in torch 2.15."""
+    """Return the positions of the zeros of a flat tensor, int64 [k].
+
+    On a CPU numpy takes a tenth of the time of torch 2.15.
+    """
     if values.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(values.numpy() == 0))
     return (values == 0).nonzero().squeeze(1)

@@ -1,38 +1,37 @@
-"""Inner products between task vectors, summed in an order that no block size or thread changes."""
+"""Inner products of task vectors."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mergestream.merging.vectors import Block, TaskVectors
+from mergestream.strategies.task_vectors import CHUNK, Block, SurveyedVectors
 
 COLUMNS = 1 << 13
 
 
-def grams(vectors: TaskVectors) -> dict[str, Tensor]:
-    """⟨τ_s, τ_t⟩ over each weight, float64 [T, T]."""
-    from mergestream.merging.vectors import CHUNK
+def grams(vectors: SurveyedVectors) -> dict[str, Tensor]:
+    """Return ⟨τ_s, τ_t⟩ over each weight, float64 [T, T].
 
-    def products(block: Block, _: Tensor, taus_TN: Tensor) -> list[Tensor]:
+    The sum runs over chunks in their order, so that neither block size nor threads change it.
+    """
+
+    def products(_block: Block, _base: Tensor, taus_TN: Tensor) -> list[Tensor]:
         return [_product(chunk) for chunk in taus_TN.split(CHUNK, dim=1)]
 
     result = {}
     for name in vectors.names:
-        per_block = vectors.map(products, vectors.blocks([name]), device=vectors.device)
+        per_block = vectors.map(products, vectors.blocks([name]))
         result[name] = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
         for product in (product for block in per_block for product in block):
             result[name] += product.cpu()
         if not bool(result[name].isfinite().all()):
-            vectors.check()  # names the file
+            vectors.check()
     return result
 
 
 def _product(taus_TN: Tensor) -> Tensor:
-    """τ τᵀ in float64, a few columns at a time: a copy of all of them is twice as large as they are."""
+    """Return τ τᵀ in float64, a few columns at a time: float64 copies of all columns would take twice their memory."""
     product = torch.zeros(len(taus_TN), len(taus_TN), dtype=torch.float64, device=taus_TN.device)
     for columns in taus_TN.split(COLUMNS, dim=1):
         wide = columns.double()

@@ -1,8 +1,8 @@
-"""The k-th smallest magnitude of a task vector, exactly, without sorting the model or holding it in memory.
+"""The k-th smallest magnitude of a task vector, exact, without sorting the model or holding it in memory.
 
-A sample brackets the value; one pass over the files counts what lies below the bracket and collects what lies inside.
-Where more lies inside than may be collected, the pass makes a histogram of it instead, and the next one looks into the
-right bin. Nothing depends on the sample but the number of passes.
+A sample brackets the value; one pass over the files counts the magnitudes below the bracket and collects those inside.
+If more lie inside than may be collected, the pass makes a histogram of them instead, and the next pass searches the
+right bin. The sample affects only the number of passes.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mergestream.merging.vectors import TaskVectors
+from mergestream.strategies.task_vectors import CPU, Block, Reading, Rows, SurveyedVectors
 
-STRIDE = 1 << 19  # a sample is taken from the first elements of every so many
+STRIDE = 1 << 19  # the sample is drawn from the start of every stretch of so many elements
 COLLECTED = 1 << 20  # elements of a bracket that are kept, 4 MB
-TASKS_AT_ONCE = 32  # so that memory does not grow with T
-SEARCHES = 64  # nor with the number of ranks
+TASKS_AT_ONCE = 32  # bounds the memory for many tasks
+SEARCHES = 64  # bounds the memory for many ranks
 BINS = 4096
-LARGEST = 0x7F7FFFFF  # bits of the largest finite float32; as integers, magnitudes have the order of their values
+LARGEST = 0x7F7FFFFF  # bits of the largest finite float32; read as integers, magnitudes keep their order
+ON_CPU = Reading(CPU)  # numpy counts
 
 
 @dataclass
 class _Search:
-    """Where one k-th smallest magnitude of one task vector is looked for: bits in [low, high]."""
+    """The search for the k-th smallest magnitude of one task vector, whose bits lie in [low, high]."""
 
     task: int
     k: int
@@ -44,11 +43,11 @@ class _Search:
 
     @property
     def shift(self) -> int:
-        """Bits of a bin's width."""
+        """The logarithm of a bin's width."""
         return max(0, (self.high - self.low).bit_length() - BINS.bit_length() + 1)
 
     def count(self, bits: np.ndarray) -> None:
-        """Take account of magnitudes `bits`, int32 [n]."""
+        """Count magnitudes, given by their `bits`, int32 [n]."""
         smaller = bits < self.low
         below = np.count_nonzero(smaller)
         inside = bits[np.flatnonzero((bits <= self.high) != smaller)] - np.int32(self.low)
@@ -66,8 +65,8 @@ class _Search:
                 self.pieces = []
 
     def narrow(self) -> None:
-        """After a pass over everything: the value, or a smaller bracket for the next pass."""
-        rank = self.k - self.below  # 1-based, among what lies inside
+        """Find the value after a pass over all magnitudes, or a smaller bracket for the next pass."""
+        rank = self.k - self.below  # 1-based, inside the bracket
         low, high = self.low, self.high
         if rank < 1:
             low, high = 0, self.low - 1
@@ -90,13 +89,13 @@ class _Search:
         self.bins += np.bincount(inside >> self.shift, minlength=BINS)
 
 
-def smallest_magnitudes(vectors: TaskVectors, names: Sequence[str], ranks: Sequence[int]) -> list[list[float]]:
-    """For every task, the k-th smallest |τ_t| over the weights `names`, for each k of `ranks`.
+def smallest_magnitudes(vectors: SurveyedVectors, names: Sequence[str], ranks: Sequence[int]) -> list[list[float]]:
+    """Return, for each task and each k of `ranks`, the k-th smallest |τ_t| over the weights `names`.
 
     Args:
         vectors: all task vectors.
         names: the weights that are ranked together.
-        ranks: between 1 and the number of their parameters; 0 stands for below all, and gives 0.
+        ranks: from 1 to the number of their parameters; 0 gives 0.
     """
     found = np.zeros((len(vectors), len(ranks)), dtype=np.int32)
     wanted = [(i, k) for i, k in enumerate(ranks) if k > 0]
@@ -106,48 +105,49 @@ def smallest_magnitudes(vectors: TaskVectors, names: Sequence[str], ranks: Seque
         searches = {(t, i): _Search(t, k) for t in tasks for i, k in wanted}
         _bracket(vectors, names, tasks, list(searches.values()))
         while pending := [search for search in searches.values() if search.found is None]:
-
-            def count(
-                _block: object, _base: Tensor, taus: Tensor, tasks: range = tasks, pending: list[_Search] = pending
-            ) -> None:
-                for t, bits in _magnitudes(taus, tasks):
-                    for search in pending:
-                        if search.task == t:
-                            search.count(bits)
-
-            vectors.map(count, vectors.blocks(names, rows=True), rows=True, tasks=tasks)
+            _count(vectors, names, tasks, pending)
             for search in pending:
                 search.narrow()
                 if search.low > LARGEST:
-                    vectors.check()  # names the file with NaN or infinite values, which have the largest bits of all
+                    vectors.check()  # the bits of NaN and infinity are larger than those of any number
         for (t, i), search in searches.items():
             found[t, i] = search.found or 0
     return found.view(np.float32).tolist()
 
 
-def _bracket(vectors: TaskVectors, names: Sequence[str], tasks: range, searches: Sequence[_Search]) -> None:
-    """First brackets, from a sample: the same share of every block, so that each layer counts as much as it should."""
-    from mergestream.merging.vectors import Block
+def _count(vectors: SurveyedVectors, names: Sequence[str], tasks: range, searches: Sequence[_Search]) -> None:
+    """Show all magnitudes to the searches."""
 
-    total = sum(vectors.base.entries[name].numel for name in names)
+    def count(_block: Block, _base: Tensor, taus: Rows) -> None:
+        for t, bits in _magnitudes(taus, tasks):
+            for search in searches:
+                if search.task == t:
+                    search.count(bits)
+
+    vectors.map_rows(count, vectors.blocks(names, streamed=True), ON_CPU, tasks=tasks)
+
+
+def _bracket(vectors: SurveyedVectors, names: Sequence[str], tasks: range, searches: Sequence[_Search]) -> None:
+    """Set first brackets from a sample, which takes the same share of every stretch, so of every layer."""
+    total = sum(vectors.numel(name) for name in names)
     if total <= COLLECTED:
         return
     samples: dict[int, list[np.ndarray]] = {t: [] for t in tasks}
     lock = Lock()
 
-    def take(_block: object, _base: Tensor, taus: Tensor) -> None:
+    def take(_block: Block, _base: Tensor, taus: Rows) -> None:
         for t, bits in _magnitudes(taus, tasks):
-            # Every 16th of a stretch: neighbours, the weights of one neuron, are alike.
+            # Every 16th element: neighbours, which are weights of the same neuron, are alike.
             with lock:
                 samples[t].append(bits[:: min(16, len(bits))].copy())
 
     pieces = []
     for name in names:
-        numel = vectors.base.entries[name].numel
+        numel = vectors.numel(name)
         for start in range(0, numel, STRIDE):
             size = max(1, min(STRIDE, numel - start) // 32)
             pieces.append(Block(name, start, size, (size,)))
-    vectors.map(take, pieces, rows=True, tasks=tasks)
+    vectors.map_rows(take, pieces, ON_CPU, tasks=tasks)
     for t in tasks:
         sample = np.sort(np.concatenate(samples[t]))
         for search in searches:
@@ -159,8 +159,8 @@ def _bracket(vectors: TaskVectors, names: Sequence[str], tasks: range, searches:
                 search.high = int(sample[high]) if high < len(sample) else LARGEST
 
 
-def _magnitudes(taus: Tensor, tasks: range) -> Iterator[tuple[int, np.ndarray]]:
-    """(task, bits of |τ_t|, int32 [n]) of each of `tasks`; the rows are overwritten."""
+def _magnitudes(taus: Rows, tasks: range) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (task, bits of |τ_t|, int32 [n]) of each of `tasks`; overwrites the rows."""
     for t, tau in zip(tasks, taus, strict=True):
         bits = tau.view(-1).numpy().view(np.int32)
         yield t, np.bitwise_and(bits, 0x7FFFFFFF, out=bits)

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from mergestream.strategies._folds import total
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, rows=True, carries=True, running=True, finish=lambda tau, tasks: tau / tasks)
-def average(taus: Tensor) -> Tensor:
-    """τ = 1/T Σ_t τ_t, so that θ_merged is the mean of the fine-tuned weights. Wortsman et al. 2022."""
-    return total(taus)  # divided by T when all are in
+@strategy(scale=1.0, streams=True, propagates_nan=True, running=True, finalize=lambda tau, tasks: tau / tasks)
+def average(taus: Rows) -> Tensor:
+    """τ = 1/T Σ_t τ_t, so θ_merged is the mean of the fine-tuned weights. Wortsman et al. 2022."""
+    return total(taus)  # `finalize` divides by T

@@ -1,4 +1,4 @@
-"""DARE: drop parameters of each task vector at random, rescale the rest, add up."""
+"""DARE: drop random parameters of each task vector, rescale the rest, add up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mergestream.strategies.strategy import strategy
 def dare(taus: Tensor, *, name: str, start: int = 0, density: float = 0.5, seed: int = 5) -> Tensor:
     """τ = Σ_t m_t ∘ τ_t / density with m_t ~ Bernoulli(density), drawn for each parameter and task.
 
-    Yu et al. 2024, section 3.2, with task arithmetic, whose λ is the default.
+    Yu et al. 2024, section 3.2, combined with task arithmetic, whose λ is the default.
 
     Args:
-        taus: the stack [T, n].
-        name: the weight; keys the draws.
-        start: index of the first element.
+        taus: the stack [T, n]; overwritten.
+        name: the weight; a key of the draws.
+        start: position of the block in the weight; selects the draws.
         density: 1 − p, the share of the parameters that survives, in (0, 1].
-        seed: keys the draws.
+        seed: a key of the draws.
 
     Raises:
         UserError: if density is out of range.
@@ -31,7 +31,7 @@ def dare(taus: Tensor, *, name: str, start: int = 0, density: float = 0.5, seed:
 
 
 def dropped(taus: Tensor, name: str, start: int, density: float, seed: int) -> Tensor:
-    """Each task vector with all but a share `density` of its parameters set to zero, and the rest rescaled."""
+    """Set all but a share `density` of each task vector to zero, and rescale the rest; in place."""
     require_fraction("strategy.density", density)
     size = taus[0].numel()
     drawn = np.stack([draws(start, size, seed, name, t) for t in range(len(taus))])

@@ -14,18 +14,18 @@ from mergestream.strategies.strategy import strategy
 
 @strategy(scale=0.55, whole=True)
 def della(taus: Tensor, *, name: str, density: float = 0.5, window: float = 0.2, seed: int = 5) -> Tensor:
-    """τ_p = mean of the kept and rescaled τ_{t,p} that have the sign of their sum.
+    """τ_p = mean of those of the kept and rescaled τ_{t,p} that have the sign of their sum.
 
-    A parameter survives with a probability that grows linearly with the rank of its magnitude in its row, from
-    density − window/2 to density + window/2, and is divided by it (MAGPRUNE). Deep et al. 2024, sections 3.1–3.3. No λ
-    is published for this protocol; the default is that of TIES, whose election it shares.
+    MAGPRUNE: a parameter survives with a probability that grows linearly with the rank of its magnitude in its row,
+    from density − window/2 to density + window/2, and is divided by that probability. Deep et al. 2024, sections
+    3.1–3.3. No λ is published for this protocol; the default is that of TIES, whose election it shares.
 
     Args:
-        taus: the stack of a whole weight.
-        name: the weight; keys the draws.
+        taus: the stack of a whole weight; overwritten.
+        name: the weight; a key of the draws.
         density: mean probability to survive, in (0, 1].
-        window: ε, difference between the probabilities of the largest and of the smallest of a row.
-        seed: keys the draws.
+        window: ε, the difference in probability between the largest and the smallest parameter of a row.
+        seed: a key of the draws.
 
     Raises:
         UserError: if an option is out of range.
@@ -41,7 +41,7 @@ def della(taus: Tensor, *, name: str, density: float = 0.5, window: float = 0.2,
 
     rows = taus.view(len(taus), -1, taus.shape[-1]) if taus.dim() > 2 else taus.view(len(taus), 1, -1)
     for t, tau in enumerate(rows):
-        # Stable, so that equal magnitudes, as in bfloat16, rank by position and not by the sort's whim.
+        # A stable sort ranks equal magnitudes, common in bfloat16, by position.
         rank = tau.abs().argsort(dim=1, stable=True).argsort(dim=1)
         chance = low + (high - low) * rank / max(1, tau.shape[1] - 1)
         drawn = torch.from_numpy(draws(0, tau.numel(), seed, name, t) / 2**32).view(tau.shape)

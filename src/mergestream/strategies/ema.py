@@ -1,4 +1,4 @@
-"""Exponential moving average of the task vectors over time."""
+"""Exponential moving average: each task vector moves the mean by a fixed share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, rows=True, carries=True, running=True)
-def ema(taus: Tensor, *, decay: float = 0.5) -> Tensor:
+@strategy(scale=1.0, streams=True, propagates_nan=True, running=True)
+def ema(taus: Rows, *, decay: float = 0.5) -> Tensor:
     """m_1 = τ_1, m_t = decay · m_{t−1} + (1 − decay) · τ_t, τ = m_T. Dziadzio et al. 2025, section 3.
 
     Args:
         taus: T task vectors, in the order of the tasks.
-        decay: share of the past, in [0, 1); 0 is the last task alone.
+        decay: weight of the past, in [0, 1); 0 returns the last task vector.
 
     Raises:
         UserError: if decay is out of range.

@@ -1,4 +1,4 @@
-"""Iso-C: the sum of the task vectors with all singular values made equal."""
+"""Iso-C: the sum of the task vectors, with all singular values made equal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch import Tensor
 from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import on_matrices, svd
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, rows=True, whole=True)
+@strategy(scale=1.0, streams=True, whole=True)
 @on_matrices
-def iso_c(taus: Tensor) -> Tensor:
-    """τ = σ̄ U Vᵀ, with U diag(σ) Vᵀ = Σ_t τ_t and σ̄ the mean of σ. Mean on weights that are no matrices.
+def iso_c(taus: Rows) -> Tensor:
+    """τ = σ̄ U Vᵀ, with U diag(σ) Vᵀ = Σ_t τ_t and σ̄ the mean of σ; the mean on weights that are not matrices.
 
-    Marczak et al. 2025, section 4.1. The paper chooses λ on validation data; 1 is its α without a choice.
+    Marczak et al. 2025, section 4.1. The paper chooses λ on validation data; the default is λ = 1.
 
     Args:
         taus: T tensors of one shape, a whole weight.

@@ -9,16 +9,17 @@ from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, rows=True, whole=True)
+@strategy(scale=1.0, streams=True, whole=True)
 @on_matrices
-def iso_cts(taus: Tensor, *, common: float = 0.8) -> Tensor:
-    """τ = σ̄ Û V̂ᵀ: the first singular vectors of Σ_t τ_t, and those of each τ_t outside of their span.
+def iso_cts(taus: Rows, *, common: float = 0.8) -> Tensor:
+    """τ = σ̄ Û V̂ᵀ, from the first singular vectors of Σ_t τ_t and those of each τ_t outside of their span.
 
-    Û and V̂ are the orthonormal matrices nearest to [U_common, U_1 … U_T] and its V; σ̄ is the mean of all singular
-    values that belong to them. Mean on weights that are no matrices. Marczak et al. 2025, Algorithm 1; the paper
-    chooses λ on validation data.
+    Û is the orthonormal matrix nearest to [U_common, U_1 … U_T], V̂ likewise; σ̄ is the mean of the singular values
+    that belong to these vectors. Weights that are not matrices are averaged. Marczak et al. 2025, Algorithm 1. The
+    paper chooses λ on validation data.
 
     Args:
         taus: T tensors of one shape, a whole weight.

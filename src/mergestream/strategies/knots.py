@@ -1,4 +1,4 @@
-"""KnOTS: one singular value decomposition of all tasks side by side, then TIES in the basis that they share."""
+"""KnOTS: one singular value decomposition of all tasks side by side, then TIES in their shared basis."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mergestream.strategies.strategy import strategy
 def knots(taus: Tensor, *, density: float = 0.2) -> Tensor:
     """τ = U diag(S) · ties(V_1ᵀ … V_Tᵀ), with U diag(S) [V_1ᵀ … V_Tᵀ] = [τ_1 … τ_T]; KnOTS-TIES.
 
-    TIES trims each V_t to its largest magnitudes, elects a sign for each entry and averages what agrees. Mean on
-    weights that are no matrices. Stoica et al. 2025, section 4; the paper chooses λ on validation data, the default is
-    that of TIES.
+    TIES trims each V_t to its largest magnitudes, elects a sign for each entry and averages the values that agree.
+    Weights that are not matrices are averaged. Stoica et al. 2025, section 4. The paper chooses λ on validation data;
+    the default is that of TIES.
 
     Args:
         taus: the stack [T, m, n] of a whole weight.

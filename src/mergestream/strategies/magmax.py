@@ -1,29 +1,30 @@
-"""MagMax: of each parameter, the task's value that is largest in magnitude."""
+"""MagMax: for each parameter, the task's value with the largest magnitude."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mergestream.strategies._folds import extremes, zeros
+from mergestream.strategies._folds import zeros
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=0.5, rows=True, carries=True, running=True)
-def magmax(taus: Tensor) -> Tensor:
-    """τ_p = τ_{t*,p} with t* = argmax_t |τ_{t,p}|; equal magnitudes go to the later task.
+@strategy(scale=0.5, streams=True, propagates_nan=True, running=True)
+def magmax(taus: Rows) -> Tensor:
+    """τ_p = τ_{t*,p} with t* = argmax_t |τ_{t,p}|; of equal magnitudes, the later task's value is kept.
 
-    Marczak et al. 2024, Eq. 2. On independently fine-tuned encoders (method=ind) this is MaxAbs.
+    Marczak et al. 2024, Eq. 2. With independently fine-tuned encoders (method=ind) this is MaxAbs.
     """
-    largest, smallest = extremes(taus) if isinstance(taus, Tensor) else taus.extremes()
-    largest, smallest = largest.view(-1), smallest.view(-1)
-    balance = largest + smallest  # zero only if both are equal in magnitude, else of the larger one's sign
+    largest, smallest = (extreme.view(-1) for extreme in taus.extremes())
+    balance = largest + smallest  # zero only if both have the same magnitude, otherwise the sign of the larger one
     merged = torch.maximum(largest, smallest.neg_(), out=smallest).copysign_(balance)
-    # +x and −x meet in a few of a million parameters, in bfloat16 in far more; only there the order of tasks matters.
+    # Only where +x and −x meet does the order of the tasks matter: in a few of a million float32 parameters, and in
+    # many more in bfloat16.
     tied = zeros(balance)
     tied = tied[largest[tied] > 0]
     if len(tied):
-        winners, *later = taus.flatten(1)[:, tied] if isinstance(taus, Tensor) else taus[:, tied]
+        winners, *later = taus.at(tied)
         for tau in later:
             winners = torch.where(tau.abs() >= winners.abs(), tau, winners)
         merged[tied] = winners

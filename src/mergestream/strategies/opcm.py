@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,11 @@ from torch import Tensor
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._matrices import svd
 from mergestream.strategies.strategy import strategy
-
-if TYPE_CHECKING:
-    from mergestream.merging.vectors import Block, TaskVectors
+from mergestream.strategies.task_vectors import Block, Rows, SurveyedVectors
 
 
-def survey(vectors: TaskVectors, *, alpha: float = 0.5) -> dict[str, Any]:
-    """The factor that gives the merged vector the mean length of the task vectors.
+def survey(vectors: SurveyedVectors, *, alpha: float = 0.5) -> dict[str, Any]:
+    """Compute the factor that gives the merged vector the mean length of the task vectors.
 
     Args:
         vectors: all task vectors.
@@ -29,10 +27,10 @@ def survey(vectors: TaskVectors, *, alpha: float = 0.5) -> dict[str, Any]:
     """
     require_fraction("strategy.alpha", alpha, zero=True)
 
-    def squares(_block: Block, _: Tensor, taus: Tensor) -> list[float]:
+    def squares(_block: Block, _base: Tensor, taus: Rows) -> list[float]:
         lengths: list[float] = []
 
-        def measured() -> Iterator[Tensor]:  # on the way, without a second reading
+        def measured() -> Iterator[Tensor]:  # so that each task vector is read once
             for tau in taus:
                 lengths.append(float(tau.double().square().sum()))
                 yield tau
@@ -40,36 +38,32 @@ def survey(vectors: TaskVectors, *, alpha: float = 0.5) -> dict[str, Any]:
         merged = accumulated(measured(), alpha)
         return [*lengths, float(merged.double().square().sum())]
 
-    blocks = vectors.blocks(vectors.names, whole=True)
-    *lengths, merged = (
-        torch.tensor(vectors.map(squares, blocks, rows=True, device=vectors.device), dtype=torch.float64)
-        .sum(0)
-        .sqrt()
-        .tolist()
-    )
+    per_weight = vectors.map_rows(squares, vectors.blocks(vectors.names, whole=True))
+    *lengths, merged = torch.tensor(per_weight, dtype=torch.float64).sum(0).sqrt().tolist()
     if not math.isfinite(sum(lengths) + merged):
-        vectors.check()  # names the file
+        vectors.check()
     return {"alpha": alpha, "factor": sum(lengths) / len(lengths) / merged if merged else 0.0}
 
 
-@strategy(scale=1.0, survey=survey, rows=True, whole=True)
-def opcm(taus: Tensor, *, alpha: float, factor: float) -> Tensor:
-    """M_1 = τ_1, M_t = M_{t−1} + P(τ_t), τ = M_T · mean_t ‖τ_t‖ / ‖M_T‖, the lengths over the whole model.
+@strategy(scale=1.0, survey=survey, streams=True, whole=True)
+def opcm(taus: Rows, *, alpha: float, factor: float) -> Tensor:
+    """M_1 = τ_1, M_t = M_{t−1} + P(τ_t), τ = M_T · mean_t ‖τ_t‖ / ‖M_T‖, with lengths over the whole model.
 
-    P expresses τ_t in the singular vectors of M_{t−1}, drops the diagonal and the block of the leading ones, which
-    hold a share `alpha` of the singular values' sum, and goes back. Weights that are no matrices are added. Tang et al.
-    2025, Eq. 5–8. (There M carries a factor 1/λ_t after every task; it cancels in the next, so it is applied once.)
+    P expresses τ_t in the singular vectors of M_{t−1}, drops the diagonal and the block of the leading vectors, which
+    hold a share `alpha` of the sum of the singular values, and transforms back. Weights that are not matrices are
+    added. Tang et al. 2025, Eq. 5–8. (Their M has a factor 1/λ_t after each task; it cancels in the next, so it is
+    applied once.)
 
     Args:
         taus: T tensors of one shape, a whole weight.
-        alpha: in [0, 1); more protects more directions of the past.
+        alpha: in [0, 1); a larger one protects more directions of the past.
         factor: mean_t ‖τ_t‖ / ‖M_T‖.
     """
     return accumulated(taus, alpha) * factor
 
 
 def accumulated(taus: Iterable[Tensor], alpha: float) -> Tensor:
-    """M_T of one weight."""
+    """Return M_T of one weight."""
     rows = iter(taus)
     merged = next(rows).clone()
     for tau in rows:
@@ -78,7 +72,7 @@ def accumulated(taus: Iterable[Tensor], alpha: float) -> Tensor:
             continue
         U, S, Vt = svd(merged)
         inside = U.T @ tau @ Vt.T
-        outside = tau - U @ inside @ Vt  # what lies outside of the singular vectors stays
+        outside = tau - U @ inside @ Vt  # the part that the singular vectors do not span stays
         leading = int((S.cumsum(0) <= alpha * S.sum()).sum())
         inside.diagonal().zero_()
         inside[:leading, :leading] = 0

@@ -1,4 +1,4 @@
-"""RandMix: of each parameter, the value of a task drawn at random."""
+"""RandMix: for each parameter, the value of a random task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mergestream.strategies.strategy import strategy
 
 @strategy(scale=1.0)
 def random_mix(taus: Tensor, *, name: str, start: int = 0, seed: int = 5) -> Tensor:
-    """τ_p = τ_{u,p} with u uniform over the tasks, drawn for each parameter. Marczak et al. 2024, section 4.1.
+    """τ_p = τ_{u,p}, with u drawn uniformly from the tasks for each parameter. Marczak et al. 2024, section 4.1.
 
     Args:
-        taus: T tensors of one shape.
-        name: the weight; with the element's index it keys the draw, so the order of the weights does not matter.
-        start: index of the first element.
-        seed: keys the draws.
+        taus: the stack of a block, [T, …].
+        name: the weight; a key of the draws.
+        start: position of the block in the weight; selects the draws.
+        seed: a key of the draws.
     """
     # 32 bits scaled to 0…T−1: bias below T / 2³².
     index = draws(start, taus[0].numel(), seed, name).astype(np.uint64) * np.uint64(len(taus)) >> np.uint64(32)

@@ -1,9 +1,9 @@
-"""SLERP: the spherical mean of the task vectors, one after the other."""
+"""SLERP: the spherical mean of the task vectors, taken one after the other."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,21 +11,19 @@ from torch import Tensor
 from mergestream.strategies._folds import total
 from mergestream.strategies._gram import grams
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
-if TYPE_CHECKING:
-    from mergestream.merging.vectors import TaskVectors
-
-PARALLEL = 1e-6  # sine of the angle below which the formula divides by almost zero
+PARALLEL = 1e-6  # a sine below this is too small to divide by
 
 
-def survey(vectors: TaskVectors) -> dict[str, Any]:
-    """The weight of each task vector in the mean, from the angles between the whole task vectors."""
+def survey(vectors: SurveyedVectors) -> dict[str, Any]:
+    """Compute the weight of each task vector in the mean from the angles between the whole task vectors."""
     gram = torch.stack(list(grams(vectors).values())).sum(0)
     return {"weights": weights(gram)}
 
 
 def weights(gram: Tensor) -> list[float]:
-    """w with slerp(τ_1 … τ_T) = Σ_t w_t τ_t.
+    """Return w with slerp(τ_1 … τ_T) = Σ_t w_t τ_t.
 
     Args:
         gram: inner products of the task vectors, float64 [T, T].
@@ -33,7 +31,7 @@ def weights(gram: Tensor) -> list[float]:
     result = torch.zeros(len(gram), dtype=torch.float64)
     result[0] = 1.0
     for t in range(1, len(gram)):
-        # slerp(m, τ; s) with s = 1/(t+1), so that every task has had the same share in the end.
+        # slerp(m, τ; s) with s = 1/(t+1), so that all tasks end up with the same share.
         share = 1 / (t + 1)
         norms = math.sqrt(max(0.0, float(result @ gram @ result)) * float(gram[t, t]))
         cosine = float(result @ gram[t]) / norms if norms else 1.0
@@ -47,15 +45,15 @@ def weights(gram: Tensor) -> list[float]:
     return result.tolist()
 
 
-@strategy(scale=1.0, rows=True, carries=True, survey=survey)
-def slerp(taus: Tensor, *, weights: list[float]) -> Tensor:
+@strategy(scale=1.0, streams=True, propagates_nan=True, survey=survey)
+def slerp(taus: Rows, *, weights: list[float]) -> Tensor:
     """m_1 = τ_1, m_t = slerp(m_{t−1}, τ_t; 1/t), τ = m_T; Ω is the angle between the whole vectors.
 
-    slerp(a, b; s) = sin((1−s)Ω)/sin Ω · a + sin(sΩ)/sin Ω · b. Shoemake 1985, Eq. (slerp); the means of two and more
-    models as in Dziadzio et al. 2025. All of it stays in the span of the task vectors, so T weights say it.
+    slerp(a, b; s) = sin((1−s)Ω)/sin Ω · a + sin(sΩ)/sin Ω · b. Shoemake 1985, Eq. (slerp); means of more than two
+    models as in Dziadzio et al. 2025. The result lies in the span of the task vectors, so T weights describe it.
 
     Args:
         taus: T tensors of one shape.
-        weights: of each task vector.
+        weights: one for each task vector.
     """
     return total(taus, weights)

@@ -1,80 +1,90 @@
-"""What the merge engine needs to know of a strategy besides its equation."""
+"""A strategy: the equation of a merge, and what the merge engine must know to apply it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from mergestream.runtime.errors import UserError
+from mergestream.strategies.task_vectors import Block, Rows, StackedRows
 
-PLACE = ("name", "start")  # where a block lies
+PLACE = ("name", "start")  # parameters that the engine fills in from the block
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A pure function of task vectors, and how it is applied: θ_merged = θ₀ + scale · function(taus).
+    """A function from task vectors to the merged task vector; θ_merged = θ₀ + scale · function(taus).
+
+    The engine calls the function for one block of a weight at a time.
 
     Args:
-        function: ``function(taus, **options) -> tau``: T float32 task vectors in, one out. The engine calls it for one
-            block of a weight after another; `taus` is the stack [T, n] of the block. If it has parameters ``name`` or
-            ``start``, it is told which weight, and at which element of it the block starts.
+        function: ``function(taus, **options) -> tau``. `taus` is the stack [T, n] of a block of n elements, in float32.
+            A function with a parameter ``name`` or ``start`` gets the name of the weight, or the position in the weight
+            at which the block starts.
         scale: the published λ.
-        survey: ``survey(vectors, **options) -> dict``, for a strategy that must see all weights first (a global
-            threshold). It takes the options, and what it returns goes to the function in their place.
-        rows: `taus` is a `Rows` instead of a stack: it has a length, and iterating reads one [n] after the other into
-            one buffer, which the function may change. Faster where the function is a loop over the tasks.
-        whole: a block is a whole weight in its own shape: [T, *shape], or rows of that shape.
-        carries: NaN or infinity in any task vector shows in the result, so the inputs need not be checked one by one.
-        running: function((function((τ_1 … τ_{t−1})), τ_t)) = function((τ_1 … τ_t)), to the bit, so that a running merge
-            needs the merge so far and the new task vector only.
-        again: ``again(**options) -> dict``, asked once all is merged: (name, start) of the tiles that are merged once
-            more, because of something that only shows in the end, and at which positions; None is all of them.
-        finish: ``finish(tau, T) -> tau``, what is left to do with the function's result once all tasks are in.
+        survey: ``survey(vectors, **options) -> dict``, for a strategy that has to see all weights first, such as one
+            with a global threshold. It takes the options; the function gets what it returns instead. `vectors` is a
+            `SurveyedVectors`.
+        streams: `taus` is a `Rows` instead of a stack, which reads one task vector after the other. Faster for a
+            function that loops over the tasks.
+        whole: each block is a whole weight in its own shape, so `taus` is the stack [T, *shape], or a `Rows` of that
+            shape.
+        propagates_nan: a NaN or an infinite value in any task vector makes the result NaN or infinite, so the engine
+            checks the result instead of every input.
+        running: f(f(τ_1 … τ_{t−1}), τ_t) = f(τ_1 … τ_t) to the bit, so a running merge needs only the merge so far and
+            the new task vector.
+        revisit: ``revisit(**options) -> dict``, called after all blocks, for a strategy that learns only then how to
+            merge some of their elements. It maps (name, start) of tiles that must be merged again to positions in the
+            tile; None stands for all.
+        finalize: ``finalize(tau, T) -> tau``, applied once to the function's result for all T tasks.
     """
 
     function: Callable[..., Tensor]
     scale: float
     survey: Callable[..., dict[str, Any]] | None = None
-    rows: bool = False
+    streams: bool = False
     whole: bool = False
-    carries: bool = False
+    propagates_nan: bool = False
     running: bool = False
-    again: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
-    finish: Callable[[Tensor, int], Tensor] | None = None
+    revisit: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
+    finalize: Callable[[Tensor, int], Tensor] | None = None
 
-    def __call__(self, taus: Any, **options: Any) -> Tensor:
-        tau = self.function(taus, **options)
-        return self.finish(tau, len(taus)) if self.finish else tau
+    def __call__(self, taus: Tensor | Rows, **options: Any) -> Tensor:
+        """Return the merged task vector of a block.
+
+        Args:
+            taus: the stack of the task vectors, or `Rows` if the strategy `streams`.
+            options: the options, or what `survey` returned.
+        """
+        tau = self.accumulate(taus, **options)
+        return self.finalize(tau, len(taus)) if self.finalize else tau
+
+    def accumulate(self, taus: Tensor | Rows, **options: Any) -> Tensor:
+        """Return the merged task vector of a block before `finalize`."""
+        return self.function(StackedRows(taus) if self.streams and isinstance(taus, Tensor) else taus, **options)
 
     @property
     def name(self) -> str:
+        """The name of the function."""
         return self.function.__name__
 
-    @property
-    def wanted(self) -> list[str]:
-        """Which of `PLACE` the function is told."""
+    def place(self, block: Block) -> dict[str, Any]:
+        """Return the arguments for the function's parameters ``name`` and ``start``, if it has them."""
+        return {key: getattr(block, key) for key in self._place}
+
+    @cached_property
+    def _place(self) -> list[str]:
         return [key for key in PLACE if key in inspect.signature(self.function).parameters]
 
     def defaults(self) -> dict[str, Any]:
-        """The options and their default values."""
+        """Return the options and their default values."""
         parameters = inspect.signature(self.survey or self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in PLACE}
-
-    def check(self, options: dict[str, Any]) -> dict[str, Any]:
-        """All options, those in `options` over the defaults.
-
-        Raises:
-            UserError: if one is not an option of this strategy.
-        """
-        defaults = self.defaults()
-        if unknown := sorted(options.keys() - defaults.keys()):
-            known = ", ".join(f"strategy.{key}" for key in defaults) or "no options"
-            raise UserError(f"strategy={self.name} takes {known}; got strategy.{unknown[0]}={options[unknown[0]]}")
-        return {**defaults, **options}
 
     def bind(self, options: Mapping[str, Any], seed: int | None = None) -> BoundStrategy:
         """Return this strategy with all of its options.
@@ -89,7 +99,10 @@ class Strategy:
         defaults = self.defaults()
         if seed is not None and "seed" in defaults:
             defaults["seed"] = seed
-        return BoundStrategy(self, self.check(dict(options)), defaults)
+        if unknown := sorted(options.keys() - defaults.keys()):
+            known = ", ".join(f"strategy.{key}" for key in defaults) or "no options"
+            raise UserError(f"strategy={self.name} takes {known}; got strategy.{unknown[0]}={options[unknown[0]]}")
+        return BoundStrategy(self, {**defaults, **options}, defaults)
 
     def require_running(self) -> None:
         """Check that a running merge can continue this strategy task by task.
@@ -99,8 +112,8 @@ class Strategy:
         """
         if not self.running:
             raise UserError(
-                "merge_every_task=true needs a strategy that can be continued: magmax, average, task_arithmetic, ema; "
-                f"strategy={self.name} needs all task vectors at once"
+                "merge_every_task=true needs a strategy that can continue task by task: magmax, average, "
+                f"task_arithmetic or ema; strategy={self.name} needs all task vectors at once"
             )
 
 
@@ -130,5 +143,5 @@ class BoundStrategy:
 
 
 def strategy(*, scale: float, **how: Any) -> Callable[[Callable[..., Tensor]], Strategy]:
-    """Decorator that makes a function a strategy; the arguments are those of `Strategy`."""
+    """Decorate a function to make it a strategy; the arguments are those of `Strategy`."""
     return lambda function: Strategy(function, scale, **how)

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from mergestream.strategies._folds import total
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=0.3, rows=True, carries=True, running=True)
-def task_arithmetic(taus: Tensor) -> Tensor:
+@strategy(scale=0.3, streams=True, propagates_nan=True, running=True)
+def task_arithmetic(taus: Rows) -> Tensor:
     """τ = Σ_t τ_t. Ilharco et al. 2023, section 2."""
     return total(taus)

@@ -7,13 +7,16 @@ from torch import Tensor
 
 from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, rows=True, whole=True)
+@strategy(scale=1.0, streams=True, whole=True)
 @on_matrices
-def tsv(taus: Tensor) -> Tensor:
-    """τ = Û diag(S) V̂ᵀ, with U = [U_1 … U_T] the first r/T singular vectors of each τ_t, and Û the orthonormal matrix
-    nearest to U; S and V likewise. Mean on weights that are no matrices. Gargiulo et al. 2025, Algorithm 1; λ = 1.
+def tsv(taus: Rows) -> Tensor:
+    """τ = Û diag(S) V̂ᵀ, with U = [U_1 … U_T] the first r/T singular vectors of each τ_t.
+
+    Û is the orthonormal matrix nearest to U; S and V̂ likewise. Weights that are not matrices are averaged. Gargiulo et
+    al. 2025, Algorithm 1, with λ = 1.
 
     Args:
         taus: T tensors of one shape, a whole weight.
@@ -26,6 +29,6 @@ def tsv(taus: Tensor) -> Tensor:
         left.append(U[:, :kept].clone())
         values.append(S[:kept].clone())
         right.append(Vt[:kept].clone())
-    # More tasks than rank: what comes last does not fit into an orthonormal basis.
+    # With more tasks than rank, the last vectors do not fit into an orthonormal basis.
     U, S, Vt = torch.cat(left, 1)[:, :rank], torch.cat(values)[:rank], torch.cat(right)[:rank]
     return nearest_orthonormal(U) * S @ nearest_orthonormal(Vt)

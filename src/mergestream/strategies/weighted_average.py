@@ -1,9 +1,9 @@
-"""Weighted averaging: the mean of the task vectors, each with a weight of its own."""
+"""Weighted averaging: the mean of the task vectors, each with its own weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,20 +11,19 @@ from torch import Tensor
 from mergestream.runtime.errors import UserError
 from mergestream.strategies._folds import total
 from mergestream.strategies.strategy import strategy
-
-if TYPE_CHECKING:
-    from mergestream.merging.vectors import TaskVectors
+from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
 
-def survey(vectors: TaskVectors, *, weights: Sequence[float] | None = None) -> dict[str, Any]:
-    """Scale the weights so that they sum to one.
+def survey(vectors: SurveyedVectors, *, weights: Sequence[float] | None = None) -> dict[str, Any]:
+    """Normalize the weights so that they sum to one.
 
     Args:
         vectors: all task vectors.
-        weights: w_1 … w_T, in any unit, the training samples of each task for example; None weighs all alike.
+        weights: w_1 … w_T in any unit, for example the number of training samples of each task; None weights all tasks
+            equally.
 
     Raises:
-        UserError: if they are not T numbers with a sum that can be divided by.
+        UserError: if they are not T numbers, or sum to zero.
     """
     numbers = [1.0] * len(vectors) if weights is None else weights
     try:
@@ -39,7 +38,7 @@ def survey(vectors: TaskVectors, *, weights: Sequence[float] | None = None) -> d
     return {"weights": (values / values.sum()).tolist()}
 
 
-@strategy(scale=1.0, rows=True, carries=True, survey=survey)
-def weighted_average(taus: Tensor, *, weights: Sequence[float]) -> Tensor:
-    """τ = Σ_t w_t τ_t / Σ_t w_t. With the numbers of samples as weights: McMahan et al. 2017, Algorithm 1."""
+@strategy(scale=1.0, streams=True, propagates_nan=True, survey=survey)
+def weighted_average(taus: Rows, *, weights: Sequence[float]) -> Tensor:
+    """τ = Σ_t w_t τ_t / Σ_t w_t. McMahan et al. 2017, Algorithm 1, where w_t is the number of samples."""
     return total(taus, weights)

@@ -1,19 +1,20 @@
-"""WUDI: the vector whose difference from each task vector lies least in the directions of that task."""
+"""WUDI: the vector that interferes least with the directions of each task."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_number, require_whole
 from mergestream.strategies._matrices import on_matrices
 from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, rows=True, whole=True)
+@strategy(scale=1.0, streams=True, whole=True)
 @on_matrices
-def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
-    """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t. Mean on weights that are no matrices.
+def wudi(taus: Rows, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
+    """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t; the mean where weights are no matrices.
 
     Cheng et al. 2025, Eq. 8, with their 300 steps of 1e-5. The gradient is 2 (m A − B) with A = Σ_t τ_tᵀτ_t / ‖τ_t‖²
     and B = Σ_t τ_t τ_tᵀτ_t / ‖τ_t‖², so the task vectors are read once.
@@ -21,16 +22,13 @@ def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
     Args:
         taus: T tensors of one shape, a whole weight.
         steps: of Adam.
-        lr: its step size, in the units of the weights.
+        lr: step size of Adam, in the units of the weights.
 
     Raises:
         UserError: if an option is out of range.
     """
-    if not isinstance(steps, int) or steps < 0 or not isinstance(lr, (int, float)) or not lr > 0:
-        raise UserError(
-            "strategy.steps must be a whole number and strategy.lr positive; "
-            f"got strategy.steps={steps} and strategy.lr={lr}"
-        )
+    require_whole("strategy.steps", steps, 0)
+    require_number("strategy.lr", lr, "positive", lambda x: x > 0)
     rows, columns = taus.shape[1:]
     if columns > len(taus) * rows:  # A would be larger than all task vectors together
         return _by_task([tau.clone() for tau in taus], steps, lr)
@@ -48,7 +46,7 @@ def wudi(taus: Tensor, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
 
 
 def _by_task(taus: list[Tensor], steps: int, lr: float) -> Tensor:
-    """The same with the gradient as the sum of 2 (m − τ_t) τ_tᵀ τ_t / ‖τ_t‖²."""
+    """Return the same with the gradient summed over the tasks: 2 (m − τ_t) τ_tᵀ τ_t / ‖τ_t‖²."""
     merged = torch.stack(taus).sum(0)
     changed = [(tau, tau.square().sum()) for tau in taus if bool(tau.any())]
     optimizer = torch.optim.Adam([merged], lr=lr)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -246,9 +247,12 @@ def _worker(
             fork_server.enter(environment)
             function(*arguments, signals)
     except BaseException as error:
+        failure = Failure.of(error)
+        if failure.kind == "lost":  # the agent reports the process that ends first: let that be the one that was lost
+            time.sleep(1)
         # The agent reads this file, and kills the other processes as soon as this one ends.
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            message = json.dumps(asdict(Failure.of(error)))
+            message = json.dumps(asdict(failure))
             with suppress(FileNotFoundError):  # the launcher has ended, and nobody asks
                 Path(path).write_text(json.dumps({"message": message, "timestamp": 0}))
         sys.exit(1)

@@ -6,27 +6,30 @@ from pathlib import Path
 
 from torchvision.datasets import DTD
 
-from mergestream.data.archive import check_partition, file_split, official, spoken
+from mergestream.data.archive import archive_errors, file_split, readable_name
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
+from mergestream.runtime.rules import require_whole
 
 
 def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
-    """3,760 + 1,880 textures in 47 classes: train and val of a partition, and its test.
+    """Return Describable Textures: 3,760 training and 1,880 test images of 47 textures.
+
+    The training images are the official train and val lists of a partition.
 
     Raises:
         UserError: if the archive is missing or damaged.
     """
-    check_partition(partition)
-    with official(
+    require_whole("dataset.partition", partition, 1, 10)
+    with archive_errors(
         "dtd", Path(root) / "dtd/dtd", root,
-        archive="dtd-r1.0.1.tar.gz", size="625 MB", place="robots.ox.ac.uk/~vgg/data/dtd", download=download,
-        into="dtd",
+        files="dtd-r1.0.1.tar.gz", size="625 MB", website="robots.ox.ac.uk/~vgg/data/dtd", download=download,
+        folder="dtd",
     ):  # fmt: skip
         parts = [DTD(root, split=part, partition=partition, download=download) for part in ("train", "val", "test")]
-        if not all(p.classes == parts[0].classes for p in parts):  # labels are the places of the names in each list
+        if not all(p.classes == parts[0].classes for p in parts):  # each list numbers its own classes
             raise ValueError("the lists of train, val and test must have the same classes")
     first, second, test = (file_split(p._image_files, p._labels) for p in parts)
-    train = Split.join([first, second])
-    names = [spoken(name) for name in parts[0].classes]
+    train = Split.concat([first, second])
+    names = [readable_name(name) for name in parts[0].classes]
     return Source(names, prompts(names, templates("dtd")), train, test)

@@ -6,22 +6,22 @@ from pathlib import Path
 
 from torchvision.datasets import EuroSAT
 
-from mergestream.data.archive import file_split, official
-from mergestream.data.manifest import divide
-from mergestream.data.protocol import class_names, templates
+from mergestream.data.archive import archive_errors, file_split
+from mergestream.data.manifest import split_by_name
+from mergestream.data.protocol import class_names_by_folder, templates
 from mergestream.data.source import Source, prompts
 
 
 def eurosat(root: str, download: bool = False, test_fraction: float = 0.1, split_seed: int = 0) -> Source:
-    """27,000 satellite images of 64 px in 10 classes, of which a manifest keeps a tenth for the test.
+    """Return EuroSAT: 27,000 satellite images of 64 px in 10 classes, split by a manifest (see `split_by_name`).
 
     Raises:
         UserError: if the archive is missing or damaged.
     """
-    folder, known = Path(root) / "eurosat" / "2750", class_names("eurosat")
-    with official(
+    folder, known = Path(root) / "eurosat" / "2750", class_names_by_folder("eurosat")
+    with archive_errors(
         "eurosat", folder, root,
-        archive="EuroSAT.zip", size="94 MB", place="github.com/phelber/EuroSAT", download=download, into="eurosat",
+        files="EuroSAT.zip", size="94 MB", website="github.com/phelber/EuroSAT", download=download, folder="eurosat",
     ):  # fmt: skip
         found = EuroSAT(root, download=download)
         if found.classes != sorted(known):
@@ -29,7 +29,7 @@ def eurosat(root: str, download: bool = False, test_fraction: float = 0.1, split
     paths, labels = zip(*found.samples, strict=True)
     names = [known[name] for name in found.classes]
     relative = [Path(path).relative_to(folder).as_posix() for path in paths]
-    train, test, record = divide(relative, labels, test_fraction=test_fraction, seed=split_seed)
+    train, test, record = split_by_name(relative, labels, test_fraction=test_fraction, seed=split_seed)
     everything = file_split(paths, labels)
-    parts = everything.choose(train), everything.choose(test)
+    parts = everything.subset(train), everything.subset(test)
     return Source(names, prompts(names, templates("eurosat")), *parts, notes=record)

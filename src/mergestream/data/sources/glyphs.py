@@ -1,8 +1,8 @@
-"""Glyphs: 100 characters drawn in six domains with the fonts that matplotlib ships; the offline stand-in for CIFAR100.
+"""Glyphs: 100 characters drawn with matplotlib's fonts in six domains, an offline stand-in for CIFAR-100.
 
-Drawing is two steps. A *master* is a character set in one font at 64 px; `disturb` turns a batch of masters into
-32 px pictures with a random warp, reduction, polarity and noise. The pre-training of the tiny CLIP draws with the
-same two functions and milder settings, so that the domains below are partly new to it.
+`render` draws a character in one font at 64 px; `distort` turns a batch of these into 32 px images with a random warp,
+resolution, polarity and noise. The pre-training of the tiny CLIP uses the same two functions with milder settings, so
+the domains below are partly new to it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mergestream.data.images import Pictures
+from mergestream.data.images import ImageArray
 from mergestream.data.source import Source, Split, prompts
 
-# Look-alikes across scripts (Latin A, Greek Α, Cyrillic А; 3 and З) are left out: no image could tell them apart.
+# Without look-alikes across scripts (Latin A, Greek Α, Cyrillic А; 3 and З), which no image can tell apart.
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghinqrtmyÆΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφψωБДЖИЙЛЦЧШЩЪЫЬЭЮЯЂЄЉЊЋЏ"
 FONTS = (
     "DejaVuSans.ttf",
@@ -40,25 +40,25 @@ FONTS = (
 )
 TEMPLATES = ("a photo of the {}.", "a picture of the {}.", "a drawing of the {}.", "a scan of the {}.")
 
-MASTER_SIZE = 64  # px; large enough that a warp and a reduction to 32 px lose nothing
-SIZE = 32  # px of the finished picture
+RENDER_SIZE = 64  # px; large enough that warping and reducing to 32 px lose no detail
+SIZE = 32  # px of the finished image
 
 
 @dataclass(frozen=True)
-class Look:
-    """How masters become pictures; every range is drawn uniformly per picture.
+class Distortion:
+    """Ranges of the random changes to a glyph; each is drawn uniformly per image.
 
     Args:
         degrees: rotation in [-degrees, degrees].
         shear: horizontal shear in [-shear, shear].
-        scale: size of the character relative to its master.
-        stretch: width against height, as a factor in [1 - stretch, 1 + stretch].
-        shift: translation in [-shift, shift], as a fraction of half the picture.
-        elastic: amplitude of a smooth random displacement, same unit as `shift`.
-        pixels: side in px to which the picture is reduced before it is brought to 32 px (32: not at all).
+        scale: size of the character relative to its rendering.
+        stretch: ratio of width to height in [1 - stretch, 1 + stretch].
+        shift: translation in [-shift, shift], as a fraction of half the image.
+        elastic: amplitude of a smooth random displacement, in the unit of `shift`.
+        pixels: resolution in px that the image is reduced to before it is enlarged to 32 px (32: not reduced).
         noise: standard deviation of additive Gaussian noise, for intensities in [0, 1].
         inverted: dark characters on a light ground.
-        outlined: only the contour of the strokes is drawn.
+        outlined: only the contours of the strokes.
     """
 
     degrees: float = 10
@@ -74,91 +74,122 @@ class Look:
 
 
 DOMAINS = {
-    "plain": Look(),
-    "rotated": Look(degrees=25),
-    "coarse": Look(pixels=(9, 12)),
-    "noisy": Look(noise=0.12),
-    "inverted": Look(inverted=True),
-    "outlined": Look(outlined=True, scale=(1.2, 1.5)),
+    "plain": Distortion(),
+    "rotated": Distortion(degrees=25),
+    "coarse": Distortion(pixels=(9, 12)),
+    "noisy": Distortion(noise=0.12),
+    "inverted": Distortion(inverted=True),
+    "outlined": Distortion(outlined=True, scale=(1.2, 1.5)),
 }
 
 
-def name(character: str) -> str:
-    """Class name from the Unicode database: ``7`` is "digit seven", ``β`` is "greek small letter beta"."""
+def class_name(character: str) -> str:
+    """Return a character's name in the Unicode database: ``7`` is "digit seven", ``β`` "greek small letter beta"."""
     return unicodedata.name(character).lower()
 
 
 @cache
-def master(character: str, font: str, stroke: int = 0) -> np.ndarray:
-    """`character` in `font`, white on black, centred, uint8 [64, 64]; `stroke` thickens every line by so many px."""
+def render(character: str, font: str, stroke: int = 0) -> np.ndarray:
+    """Draw a character centred, white on black, uint8 [64, 64].
+
+    Args:
+        character: one of `CHARACTERS`.
+        font: one of `FONTS`.
+        stroke: px by which every line is thickened.
+    """
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
-    # BASIC: one layout engine on every machine, whether or not Pillow finds libraqm.
+    # BASIC gives the same layout on every machine, whether or not Pillow finds libraqm.
     face = ImageFont.truetype(str(path), 46, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = face.getbbox(character, stroke_width=stroke)
-    corner = ((MASTER_SIZE - right - left) / 2, (MASTER_SIZE - bottom - top) / 2)
-    image = Image.new("L", (MASTER_SIZE, MASTER_SIZE), 0)
+    corner = ((RENDER_SIZE - right - left) / 2, (RENDER_SIZE - bottom - top) / 2)
+    image = Image.new("L", (RENDER_SIZE, RENDER_SIZE), 0)
     ImageDraw.Draw(image).text(corner, character, fill=255, font=face, stroke_width=stroke)
     return np.asarray(image)
 
 
-def disturb(masters_BHW: Tensor, look: Look, generator: torch.Generator) -> Tensor:
-    """Pictures [B, 32, 32] in [0, 1] from masters uint8 [B, 64, 64], disturbed as `look` says."""
-    batch = len(masters_BHW)
+def distort(glyphs_BHW: Tensor, distortion: Distortion, generator: torch.Generator) -> Tensor:
+    """Return distorted images [B, 32, 32] in [0, 1].
+
+    The order of the random draws is fixed: changing it changes every image of the dataset.
+
+    Args:
+        glyphs_BHW: rendered characters, uint8 [B, 64, 64].
+        distortion: ranges of the random changes.
+        generator: source of all random draws.
+    """
+    ink = glyphs_BHW[:, None].float() / 255
+    if distortion.outlined:
+        # Dilation minus erosion: a band of about 4 px around every edge.
+        ink = F.max_pool2d(ink, 5, 1, 2) + F.max_pool2d(-ink, 3, 1, 1)
+    warped = F.grid_sample(ink, _warp(len(ink), distortion, generator), align_corners=False)
+    images = _reduce(warped, distortion.pixels, generator)[:, 0]
+    images = images * _uniform(len(ink), 0.75, 1.0, generator)[:, None, None]
+    if distortion.inverted:
+        images = 1 - images
+    images = images + distortion.noise * torch.randn(images.shape, generator=generator)
+    return images.clamp(0, 1)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _warp(batch: int, distortion: Distortion, generator: torch.Generator) -> Tensor:
+    """Sampling grids [B, 64, 64, 2] of a random affine map and a smooth displacement."""
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(batch, generator=generator) * (high - low) + low
+        return _uniform(batch, low, high, generator)
 
-    ink = masters_BHW[:, None].float() / 255
-    if look.outlined:
-        # Dilation minus erosion of the master: a band of some 4 px around every edge.
-        ink = F.max_pool2d(ink, 5, 1, 2) + F.max_pool2d(-ink, 3, 1, 1)
+    def symmetric(limit: float) -> Tensor:
+        return uniform(-limit, limit)
 
-    angle, scale = uniform(-look.degrees, look.degrees).deg2rad(), 1 / uniform(*look.scale)
-    cos, sin, shear = angle.cos() * scale, angle.sin() * scale, uniform(-look.shear, look.shear)
-    wide = uniform(1 - look.stretch, 1 + look.stretch)
-    shift_x, shift_y = uniform(-look.shift, look.shift), uniform(-look.shift, look.shift)
-    affine = torch.stack(
-        [
-            torch.stack([cos / wide, cos * shear - sin, shift_x], -1),
-            torch.stack([sin / wide, sin * shear + cos, shift_y], -1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(affine, [batch, 1, MASTER_SIZE, MASTER_SIZE], align_corners=False)
-    bumps = torch.randn(batch, 2, 5, 5, generator=generator) * look.elastic
-    grid = grid + F.interpolate(bumps, size=MASTER_SIZE, mode="bicubic").permute(0, 2, 3, 1)
-    warped = F.grid_sample(ink, grid, align_corners=False)
+    angle, scale = symmetric(distortion.degrees).deg2rad(), 1 / uniform(*distortion.scale)
+    cos, sin, shear = angle.cos() * scale, angle.sin() * scale, symmetric(distortion.shear)
+    width = uniform(1 - distortion.stretch, 1 + distortion.stretch)
+    shift_x, shift_y = symmetric(distortion.shift), symmetric(distortion.shift)
+    rows = [
+        torch.stack([cos / width, cos * shear - sin, shift_x], -1),
+        torch.stack([sin / width, sin * shear + cos, shift_y], -1),
+    ]
+    affine = torch.stack(rows, dim=1)
+    grid = F.affine_grid(affine, [batch, 1, RENDER_SIZE, RENDER_SIZE], align_corners=False)
+    bumps = torch.randn(batch, 2, 5, 5, generator=generator) * distortion.elastic
+    return grid + F.interpolate(bumps, size=RENDER_SIZE, mode="bicubic").permute(0, 2, 3, 1)
 
-    pictures = torch.empty(batch, 1, SIZE, SIZE)
-    low, high = look.pixels
-    pixels = torch.randint(low, high + 1, (batch,), generator=generator)
-    for side in pixels.unique().tolist():
-        reduced = F.interpolate(warped[pixels == side], size=side, mode="area")
-        pictures[pixels == side] = F.interpolate(reduced, size=SIZE, mode="bicubic", align_corners=False)
-    pictures = pictures[:, 0] * uniform(0.75, 1.0)[:, None, None]
-    if look.inverted:
-        pictures = 1 - pictures
-    pictures = pictures + look.noise * torch.randn(pictures.shape, generator=generator)
-    return pictures.clamp(0, 1)
+
+def _reduce(images: Tensor, pixels: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Images [B, 1, 32, 32], each reduced to a random resolution and enlarged again."""
+    reduced = torch.empty(len(images), 1, SIZE, SIZE)
+    low, high = pixels
+    sides = torch.randint(low, high + 1, (len(images),), generator=generator)
+    for side in sides.unique().tolist():
+        small = F.interpolate(images[sides == side], size=side, mode="area")
+        reduced[sides == side] = F.interpolate(small, size=SIZE, mode="bicubic", align_corners=False)
+    return reduced
 
 
 @cache
 def draw_split(per_domain: int, key: int) -> Split:
-    """`per_domain` pictures of every class in every domain, drawn once; all draws come from a generator of `key`."""
+    """Draw `per_domain` images of every class in every domain, with all random draws seeded by `key`."""
     generator = torch.Generator().manual_seed(key)
     labels = np.repeat(np.arange(len(CHARACTERS)), per_domain)
-    pictures = []
-    for look in DOMAINS.values():
+    images = []
+    for distortion in DOMAINS.values():
         fonts = torch.randint(len(FONTS), (len(labels),), generator=generator).tolist()
-        masters = np.stack([master(CHARACTERS[c], FONTS[f]) for c, f in zip(labels, fonts, strict=True)])
-        pictures.append((disturb(torch.from_numpy(masters), look, generator) * 255).round().byte().numpy())
+        rendered = np.stack([render(CHARACTERS[c], FONTS[f]) for c, f in zip(labels, fonts, strict=True)])
+        images.append((distort(torch.from_numpy(rendered), distortion, generator) * 255).round().byte().numpy())
     domains = np.repeat(np.arange(len(DOMAINS)), len(labels))
-    return Split(Pictures(np.concatenate(pictures)), np.tile(labels, len(DOMAINS)), domains)
+    return Split(ImageArray(np.concatenate(images)), np.tile(labels, len(DOMAINS)), domains)
 
 
 def glyphs(train_per_domain: int = 8, test_per_domain: int = 2) -> Source:
-    """The glyphs source: 100 classes × 6 domains × (8 train + 2 test) pictures of 32 px."""
-    names = [name(character) for character in CHARACTERS]
+    """Return 100 classes × 6 domains × (8 training + 2 test) images of 32 px.
+
+    Args:
+        train_per_domain: training images of each class in each domain.
+        test_per_domain: test images of each class in each domain.
+    """
+    names = [class_name(character) for character in CHARACTERS]
     return Source(
         names,
         prompts(names, TEMPLATES),

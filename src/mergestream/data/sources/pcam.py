@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import PCAM
 
-from mergestream.data.archive import official
+from mergestream.data.archive import archive_errors
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 
@@ -16,7 +16,7 @@ NAMES = ("lymph node", "lymph node containing metastatic tumor tissue")
 
 
 class Patches:
-    """The images of an HDF5 file, which is opened for each: an open one would not reach the processes of a loader."""
+    """The images of an HDF5 file, opened anew for each image: loader processes cannot share an open file."""
 
     def __init__(self, path: Path):
         import h5py
@@ -36,17 +36,17 @@ class Patches:
 
 
 def pcam(root: str, download: bool = False) -> Source:
-    """262,144 + 32,768 patches of 96 px from scans of lymph nodes, without and with metastases.
+    """Return PatchCamelyon: 262,144 training and 32,768 test patches of 96 px from scans of lymph nodes.
 
     Raises:
         UserError: if the files are missing or damaged, or h5py is not installed.
     """
-    with official(
+    with archive_errors(
         "pcam", Path(root) / "pcam", root,
-        archive="the x and y files of train and test, camelyonpatch_level_2_split_*.h5.gz", size="7 GB",
-        place="github.com/basveeling/pcam", download=download, into="pcam",
+        files="the x and y files of train and test, camelyonpatch_level_2_split_*.h5.gz", size="7 GB",
+        website="github.com/basveeling/pcam", download=download, folder="pcam",
     ):  # fmt: skip
-        import h5py  # noqa: F401 - torchvision would raise a RuntimeError that says nothing of a package
+        import h5py  # noqa: F401 - torchvision's own RuntimeError does not name the package
 
         train, test = (_split(PCAM(root, split=part, download=download)) for part in ("train", "test"))
     return Source(NAMES, prompts(NAMES, templates("pcam")), train, test)

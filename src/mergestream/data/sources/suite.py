@@ -50,7 +50,7 @@ def suite(
 
     def union(part: str) -> Split:
         splits: list[Split] = [getattr(source, part) for source in sources]
-        joined = Split.join(splits)
+        joined = Split.concat(splits)
         offsets = np.repeat(starts[:-1], [len(s) for s in splits])
         return Split(
             joined.images, joined.labels + offsets, np.repeat(np.arange(len(splits)), [len(s) for s in splits])

@@ -1,4 +1,4 @@
-"""Copies of data sets on the Hugging Face Hub, read from a folder."""
+"""Datasets in the format of the Hugging Face Hub, read from a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from archives import HELD_OUT, code, codes, load, picture, refusal, some
+from archives import HELD_OUT, class_list, code, codes, error_line, load, picture
 from PIL import Image
 
 from mergestream.data.protocol import class_names, templates
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("any_checksum")
 
 @pytest.fixture
 def write_mirror(tmp_path, monkeypatch):
-    """Writes a dataset as the Hub keeps it, in a folder; nothing is cached elsewhere, nothing is fetched."""
+    """A function that writes a dataset in the format of the Hub; nothing is downloaded or cached elsewhere."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
 
     def write(names, splits, column="label", feature="class", images="image"):
-        """`splits`: of each, the (label, number) of its images; the labels are positions in `names`."""
+        """Write the (label, number) images of each split; labels are positions in `names`."""
         kinds = {"class": datasets.ClassLabel(names=names), "text": datasets.Value("string")}
         kind = kinds.get(feature) or datasets.Value(feature)
         for split, samples in splits.items():
@@ -38,11 +38,6 @@ def write_mirror(tmp_path, monkeypatch):
         return f"dataset.mirror={tmp_path}/mirror"
 
     return write
-
-
-def by_name(names, split):
-    """Classes of the images, as ids that belong to other `names`, and their numbers."""
-    return [(names[label], number) for label, number in codes(split)]
 
 
 @pytest.mark.parametrize("feature", ["class", "text"])
@@ -60,7 +55,7 @@ def test_labels_of_a_mirror_are_matched_by_name(feature, write_mirror, tmp_path)
     assert code(pickle.loads(pickle.dumps(source.train.images))[3]) == (3, 0)
 
 
-def test_a_mirror_with_one_split_is_divided(write_mirror, tmp_path):
+def test_mirror_with_a_single_split_is_split_by_row(write_mirror, tmp_path):
     names = [name.replace(" ", "_") for name in class_names("imagenet_r")]
     samples = [(label, number) for number in range(5) for label in range(200)]
     mirror = write_mirror(names, {"test": samples}, column="class_name", feature="text")
@@ -80,12 +75,20 @@ def test_a_mirror_with_one_split_is_divided(write_mirror, tmp_path):
 @pytest.mark.parametrize(
     ("name", "own", "names"),
     [
-        ("cars", some(196, "AM General Hummer SUV 2000"), some(196, "AM General Hummer SUV 2000", then="zone {:03d}")),
-        ("cub200", some(200, "001.Black_footed_Albatross"), some(200, "Black footed Albatross", then="zone {:03d}")),
+        (
+            "cars",
+            class_list(196, "AM General Hummer SUV 2000"),
+            class_list(196, "AM General Hummer SUV 2000", then="zone {:03d}"),
+        ),
+        (
+            "cub200",
+            class_list(200, "001.Black_footed_Albatross"),
+            class_list(200, "Black footed Albatross", then="zone {:03d}"),
+        ),
         ("domainnet", sorted(class_names("domainnet"), key=str.lower), class_names("domainnet")),
     ],
 )
-def test_other_mirrors(name, own, names, write_mirror, tmp_path):
+def test_mirror_with_its_own_class_names_or_order(name, own, names, write_mirror, tmp_path):
     samples = [(label, 0) for label in range(len(own))]
     mirror = write_mirror(own, {"train": samples, "validation": samples[:7]})
     source = load(name, tmp_path, mirror)
@@ -101,43 +104,49 @@ def test_other_mirrors(name, own, names, write_mirror, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["beach", "volcano"]}, "must have the classes of resisc45; it has volcano, which is none"),
-        ({"column": "species"}, "must have a column of images and one of labels; its columns are image, species"),
-        ({"feature": "int64"}, "must have a column of images and one of labels; its columns are image, label"),
-        ({"splits": {"train": [(0, 0)], "extra": [(1, 0)]}}, "must have the splits train and test; it has"),
-        ({"splits": {"train": [(0, 0)], "test": [(-1, 0)]}}, "must have a label for every image"),
+        ({"names": ["beach", "volcano"]}, "must have the classes of resisc45; volcano is not one of them"),
+        ({"column": "species"}, "must have an image column and a label column; its columns are image, species"),
+        ({"feature": "int64"}, "must have an image column and a label column; its columns are image, label"),
+        (
+            {"splits": {"train": [(0, 0)], "extra": [(1, 0)]}},
+            "must have the splits train and test; it has train, extra",
+        ),
+        (
+            {"splits": {"train": [(0, 0)], "test": [(-1, 0)]}},
+            "must have a label for every image; its split test does not",
+        ),
     ],
 )
-def test_mirrors_that_are_refused(arguments, message, write_mirror, tmp_path):
+def test_errors_for_unusable_mirrors(arguments, message, write_mirror, tmp_path):
     defaults = {"names": ["beach", "sea_ice"], "splits": {"train": [(0, 0)], "test": [(1, 0)]}}
     if arguments == {"column": "species"}:
         arguments = {**arguments, "feature": "text"}
     mirror = write_mirror(**{**defaults, **arguments})
-    said = refusal("resisc45", tmp_path, mirror)
-    assert said.startswith(f"dataset.mirror={tmp_path}/mirror ")
-    assert message in said
+    assert error_line("resisc45", tmp_path, mirror) == f"dataset.mirror={tmp_path}/mirror {message}"
 
 
 @pytest.mark.parametrize("name", ["cars", "cub200"])
-def test_a_mirror_without_class_names_is_refused(name, write_mirror, tmp_path):
+def test_error_for_a_mirror_without_class_names(name, write_mirror, tmp_path):
     mirror = write_mirror([], {"train": [(0, 0), (1, 0)], "test": [(1, 0)]}, feature="int64")
-    assert "its columns are image, label" in refusal(name, tmp_path, mirror)
+    message = f"{mirror} must have an image column and a label column; its columns are image, label"
+    assert error_line(name, tmp_path, mirror) == message
 
 
-def test_a_mirror_without_images_is_refused(tmp_path, write_mirror):
+def test_error_for_a_mirror_without_images(tmp_path, write_mirror):
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror/train.jsonl").write_text(json.dumps({"image": "a.jpg", "label": "beach"}) + "\n")
     mirror = f"dataset.mirror={tmp_path}/mirror"
-    assert "its columns are image, label" in refusal("resisc45", tmp_path, mirror)
+    message = f"{mirror} must have an image column and a label column; its columns are image, label"
+    assert error_line("resisc45", tmp_path, mirror) == message
 
 
-def test_a_mirror_that_is_not_there(tmp_path, write_mirror):
+def test_error_for_a_missing_mirror(tmp_path, write_mirror):
     for place in ("nobody/nothing", tmp_path / "nowhere"):
-        said = refusal("cars", tmp_path, f"dataset.mirror={place}")
-        assert said.startswith(f"dataset.mirror={place} must be a dataset of the Hugging Face Hub: ")
+        message = error_line("cars", tmp_path, f"dataset.mirror={place}")
+        assert message.startswith(f"dataset.mirror={place} must be a dataset on the Hugging Face Hub: ")
 
 
-def test_mirrors_need_another_package(tmp_path, monkeypatch):
+def test_error_without_the_datasets_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    said = refusal("cars", tmp_path, "dataset.mirror=nobody/nothing")
-    assert said == "dataset.mirror needs another package; type: pip install mergestream[mirrors]"
+    message = error_line("cars", tmp_path, "dataset.mirror=nobody/nothing")
+    assert message == "dataset.mirror needs the package datasets; type: pip install mergestream[mirrors]"

@@ -1,21 +1,33 @@
-"""The readers of archives in their official formats: labels, names, splits, domains."""
+"""Datasets from archives: labels, class names, prompts, splits and domains."""
 
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import DIVIDED, HELD_OUT, WRITERS, code, codes, idx, lines, load, refusal, save, style, wnid
+from archives import (
+    HELD_OUT,
+    SPLIT_BY_NAME,
+    WRITERS,
+    code,
+    codes,
+    error_line,
+    idx,
+    load,
+    save,
+    save_lines,
+    style,
+    wnid,
+)
 from helpers import ROOT
 from PIL import Image
 
-from mergestream.data.images import files_of
+from mergestream.data.images import image_paths
 from mergestream.data.protocol import domains
 
-# name: (classes, training images, test images, {class id: its name, ...}, a prompt of the first of these)
+# dataset: (classes, training images, test images, {class id: class name, ...}, a prompt of the first of these classes)
 FACTS = {
     "cars": (196, 196, 196, {1: "Acura RL Sedan 2012"}, "i love my Acura RL Sedan 2012!"),
     "cifar10": (10, 50, 10, {9: "truck", 0: "airplane"}, "a blurry photo of a truck."),
@@ -48,23 +60,23 @@ FACTS = {
 pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
-def test_no_dataset_is_forgotten():
+def test_every_dataset_option_has_an_archive_and_expected_values():
     options = {path.stem for path in (ROOT / "configs/dataset").glob("*.yaml")}
     suites = {name for name in options if name.endswith("_datasets")}
     assert set(WRITERS) == set(FACTS) == options - suites - {"digits", "glyphs"}
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_datasets(name, archives):
+def test_labels_names_prompts_and_splits(name, archives):
     source = load(name, archives(name))
     classes, train, test, names, prompt = FACTS[name]
     assert (source.num_classes, len(source.train), len(source.test)) == (classes, train, test)
     assert {label: source.class_names[label] for label in names} == names
     assert prompt in source.prompts[next(iter(names))]
     assert len(source.prompts) == classes
-    for class_name, said in zip(source.class_names, source.prompts, strict=True):
-        assert said
-        assert all(class_name in line for line in said)
+    for class_name, class_prompts in zip(source.class_names, source.prompts, strict=True):
+        assert class_prompts
+        assert all(class_name in prompt for prompt in class_prompts)
     seen = []
     for split in (source.train, source.test):
         drawn = codes(split)
@@ -72,23 +84,22 @@ def test_datasets(name, archives):
         assert [label for label, _ in drawn] == split.labels.tolist()
         assert split.labels.dtype == np.int64
         seen += drawn
-        if name not in DIVIDED:
+        if name not in SPLIT_BY_NAME:
             assert {number >= HELD_OUT for _, number in drawn} == {split is source.test}
     assert len(set(seen)) == len(seen)
     assert {label for label, _ in seen[:train]} == set(range(classes))
-    copy = pickle.loads(pickle.dumps(source.test.images))  # as the processes of a loader get it
+    copy = pickle.loads(pickle.dumps(source.test.images))  # as loader processes receive it
     assert code(copy[0]) == seen[train]
 
 
 @pytest.mark.parametrize("name", ["dtd", "sun397"])
-def test_another_partition(name, archives):
+def test_partition_2_has_its_own_train_and_test_lists(name, archives):
     source = load(name, archives(name), "dataset.partition=2")
     assert {number for _, number in codes(source.test)} == {0}
     assert HELD_OUT in {number for _, number in codes(source.train)}
-    assert "11" in refusal(name, archives(name), "dataset.partition=11")
 
 
-def test_emnist_is_upright(tmp_path):
+def test_emnist_images_are_upright(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
     for part in ("train", "test"):
         stem = f"EMNIST/raw/emnist-digits-{part}"
@@ -99,7 +110,7 @@ def test_emnist_is_upright(tmp_path):
         assert all(np.array_equal(split.images[i], images[i]) for i in range(10))
 
 
-def test_imagenet_r_has_ids_by_name_and_styles_as_domains(archives):
+def test_imagenet_r_orders_classes_by_name_and_has_styles_as_domains(archives):
     source = load("imagenet_r", archives("imagenet_r"))
     assert list(source.class_names) == sorted(source.class_names)
     assert source.domain_names == domains("imagenet_r")
@@ -108,23 +119,28 @@ def test_imagenet_r_has_ids_by_name_and_styles_as_domains(archives):
     for split in (source.train, source.test):
         assert set(split.domains) == set(range(15))
         assert [style(*drawn) for drawn in codes(split)] == [source.domain_names[d] for d in split.domains]
-        for position, path in files_of(split.images):
+        for position, path in image_paths(split.images):
             assert Path(path).parent.name == wnid(split.labels[position])
 
 
-def test_imagenet_r_refuses_what_it_does_not_know(tmp_path):
+def test_errors_for_an_unknown_class_or_style_of_imagenet_r(tmp_path):
     WRITERS["imagenet_r"](tmp_path)
     folder = tmp_path / "imagenet-r"
     readme = (folder / "README.txt").read_text()
-    lines(folder / "README.txt", [line for line in readme.splitlines() if wnid(7) not in line])
-    assert f"{folder / wnid(7)} must be a class that {folder}/README.txt names" in refusal("imagenet_r", tmp_path)
+    save_lines(folder / "README.txt", [line for line in readme.splitlines() if wnid(7) not in line])
+    assert error_line("imagenet_r", tmp_path) == (
+        f"{folder / wnid(7)} must be a class that {folder}/README.txt lists; it is not"
+    )
     (folder / "README.txt").write_text(readme)
     image = folder / wnid(3) / "woodcut_3.jpg"
     save(image, 3, 5)
-    assert re.search(rf"a style of deviantart, .*, sketch; got {image}$", refusal("imagenet_r", tmp_path))
+    assert error_line("imagenet_r", tmp_path) == (
+        "images of ImageNet-R must be named STYLE_NUMBER.jpg, with a style from "
+        f"{', '.join(domains('imagenet_r'))}; got {image}"
+    )
 
 
-def test_a_class_that_a_domain_of_domainnet_lacks_shifts_nothing(archives):
+def test_labels_of_domainnet_are_right_where_a_domain_lacks_classes(archives):
     source = load("domainnet", archives("domainnet"))
     assert source.domain_names == ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"]
     assert source.domain_orders["paper"] == [0, 5, 4, 1, 3, 2]
@@ -135,18 +151,18 @@ def test_a_class_that_a_domain_of_domainnet_lacks_shifts_nothing(archives):
             assert split.labels[split.domains == domain].tolist() == sorted({*range(domain, 345, 6), 344})
 
 
-def test_svhn_has_the_digit_zero_as_class_zero(archives):
+def test_digit_0_of_svhn_is_class_0(archives):
     source = load("svhn", archives("svhn"))
     assert source.test.labels.tolist() == list(range(10))
     assert code(source.test.images[0]) == (0, HELD_OUT)
 
 
-def test_faces_of_both_competitions_are_the_test(archives):
+def test_fer2013_tests_on_the_public_and_the_private_test_set(archives):
     numbers = [number for _, number in codes(load("fer2013", archives("fer2013")).test)]
     assert numbers == [HELD_OUT] * 7 + [HELD_OUT + 1] * 7
 
 
 @pytest.mark.parametrize("name", ["dtd", "sun397"])
-def test_partitions_are_ten(name, tmp_path):
-    said = refusal(name, tmp_path, "dataset.partition=11")
-    assert said == "dataset.partition must be a whole number from 1 to 10; got dataset.partition=11"
+def test_error_for_partition_11(name, tmp_path):
+    message = "dataset.partition must be a whole number, between 1 and 10; got dataset.partition=11"
+    assert error_line(name, tmp_path, "dataset.partition=11") == message

@@ -1,0 +1,52 @@
+"""Counts of correct predictions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mergestream.data.sources.digits import digits
+from mergestream.data.stream import TaskStream
+from mergestream.data.tasks import class_incremental
+from mergestream.evaluation import Evaluator, TaskAccuracy
+from mergestream.models.clip import text_head
+from mergestream.models.tiny import tiny
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2, 3])
+def test_counts_from_logits_against_a_loop(seen):
+    generator = torch.Generator().manual_seed(0)
+    classes = [[0, 3], [1, 4, 5], [2, 6]]
+    task_of = {c: t for t, ids in enumerate(classes) for c in ids}
+    logits, labels = torch.randn(200, 7, generator=generator), torch.randint(7, (200,), generator=generator)
+    tasks = torch.tensor([task_of[int(c)] for c in labels])
+    metric = TaskAccuracy(classes, 7, seen)
+    for part in torch.arange(200).split(64):
+        metric.update(logits[part], labels[part], tasks[part])
+
+    expected = {name: [0, 0, 0] for name in ("total", "agnostic", "aware", "seen_correct")}
+    allowed = [c for ids in classes[:seen] for c in ids]
+    for values, label, task in zip(logits.tolist(), labels.tolist(), tasks.tolist(), strict=True):
+        expected["total"][task] += 1
+        expected["agnostic"][task] += max(range(7), key=lambda c: values[c]) == label
+        expected["aware"][task] += max(classes[task], key=lambda c: values[c]) == label
+        if task < seen:
+            expected["seen_correct"][task] += max(allowed, key=lambda c: values[c]) == label
+    assert metric.compute() == expected
+
+
+def test_evaluator_uses_the_given_weights_and_leaves_them_trainable():
+    clip, source = tiny(), digits()
+    tasks = class_incremental(source, tasks=3, seed=0, order="natural", validation=0.0)
+    stream = TaskStream(source, tasks, clip.transforms, batch_size=64, seed=0)
+    evaluator = Evaluator(clip, text_head(clip, source.prompts), stream, torch.device("cpu"))
+    theta = {name: tensor.clone() for name, tensor in clip.encoder.state_dict().items()}
+    counts = evaluator.counts(theta, seen=1)
+    assert counts["total"] == [len(task.test) for task in tasks]
+    assert sum(counts["agnostic"]) / sum(counts["total"]) > 0.5  # the tiny CLIP recognises digits
+    assert all(aware > agnostic for aware, agnostic in zip(counts["aware"], counts["agnostic"], strict=True))
+    assert counts["seen_correct"][1:] == [0, 0]
+    constant = {name: torch.zeros_like(tensor) for name, tensor in theta.items()}
+    of_class_0 = int((source.test.labels == 0).sum())  # equal logits: the first class wins
+    assert evaluator.counts(constant, seen=1, only=0)["agnostic"] == [of_class_0, 0, 0]
+    clip.encoder(torch.zeros(1, 3, 32, 32)).sum().backward()
