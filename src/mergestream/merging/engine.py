@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -41,6 +42,7 @@ def merge_checkpoints(
     clip_parameters: int | None = None,
     threads: int | None = None,
     block: int | None = None,
+    say: Callable[[str], None] = warnings.warn,
     **options: Any,
 ) -> list[str]:
     """Merge checkpoints: write θ₀ + λ · strategy(θ_1 − θ₀, …, θ_T − θ₀) to `out`.
@@ -69,7 +71,8 @@ def merge_checkpoints(
             ``scope="clip"``).
         threads: blocks that are merged at a time; None is one for each core.
         block: elements of a block, a multiple of 131,072; None fits the caches.
-        options: options of the strategy.
+        say: gets each message on how the files are read, where that may surprise.
+        options: options of the strategy. ``scope`` is ``all`` unless it is given.
 
     Returns:
         The tensors of θ₀ that ``skip`` left as they are.
@@ -78,7 +81,7 @@ def merge_checkpoints(
         UserError: if a file is missing, damaged or does not fit the others, or an argument breaks its rule.
     """
     chosen = strategies.get(strategy) if isinstance(strategy, str) else strategy
-    bound = chosen.bind(options)
+    bound = chosen.bind({"scope": "all", **options} if "scope" in chosen.defaults() else options)
     targets = _targets(Path(out), chosen.scale if scale is None else scale)
     if isinstance(checkpoints, (str, Path)):
         raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
@@ -93,6 +96,7 @@ def merge_checkpoints(
         threads=threads,
         block=block,
         device=device,
+        say=say,
     )
     with opened as vectors, _outputs(targets, vectors, bound, dtype) as outputs:
         merge_blocks(vectors, bound, partial(_write, outputs, vectors))
@@ -110,14 +114,16 @@ def merged_task_vector(
     *,
     clip_parameters: int | None = None,
     device: torch.device | str = "cpu",
+    say: Callable[[str], None] = warnings.warn,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return strategy(θ_1 − θ₀, …, θ_T − θ₀), and the content hashes of θ₀ and of every checkpoint.
 
     Args:
-        base, checkpoints, clip_parameters, device: see `merge_checkpoints`.
+        base, checkpoints, clip_parameters, device, say: see `merge_checkpoints`.
         bound: the strategy and its options.
     """
-    with TaskVectors(Path(base), [Path(path) for path in checkpoints], clip_parameters, device=device) as vectors:
+    paths = [Path(path) for path in checkpoints]
+    with TaskVectors(Path(base), paths, clip_parameters, device=device, say=say) as vectors:
         result = {name: torch.empty(vectors.base.entries[name].shape) for name in vectors.names}
 
         def keep(block: Block, _base: Tensor, tau: Tensor) -> None:

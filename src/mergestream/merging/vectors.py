@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -44,6 +45,7 @@ class TaskVectors:
         threads: blocks that are worked on at a time; None is one for each core.
         block: elements of a block, a multiple of `CHUNK`; None fits the caches.
         device: where the blocks are put.
+        say: gets each message on how the files are read, where that may surprise.
 
     Raises:
         UserError: if a file is missing, damaged, does not fit the others or was trained from another base, or if an
@@ -60,6 +62,7 @@ class TaskVectors:
         threads: int | None = None,
         block: int | None = None,
         device: torch.device | str = CPU,
+        say: Callable[[str], None] = warnings.warn,
     ):
         require_choice("on_mismatch", on_mismatch, MISMATCHES)
         if threads is not None:
@@ -68,6 +71,7 @@ class TaskVectors:
             raise UserError(f"block must be a multiple of {CHUNK} elements; got block={block}")
         self.threads = threads or cores()
         self.block = block
+        self.say = say
         self.device = torch.device(device)
         self.base = Checkpoint(base)
         self.checkpoints: list[Checkpoint | Adapter] = []
