@@ -265,13 +265,17 @@ def write_adapter(folder, tensors, **config):
 @pytest.mark.parametrize(
     ("change", "config", "message"),
     [
-        ({}, {"use_dora": True}, "plain LoRA adapter"),
-        ({}, {"peft_type": "IA3"}, "plain LoRA adapter; it is IA3"),
+        ({}, {"use_dora": True}, "must hold the magnitude of w"),
+        ({}, {"peft_type": "IA3"}, "must be a LoRA adapter; it is IA3"),
         ({}, {"r": 8}, "gives w the rank 8, but its factors have 2"),
         ({"base_model.model.v.lora_A.weight": torch.ones(2, 3)}, {}, "both factors of v"),
         ({"base_model.model.u.weight": torch.ones(2, 3)}, {}, "u.weight, which .* does not have"),
         ({"base_model.model.w.lora_A.weight": torch.ones(2, 9)}, {}, r"w.weight is \[5, 3\] in .* is \[5, 9\]"),
-        ({"base_model.model.w.lora_embedding_A": torch.ones(2, 3)}, {}, "only low-rank updates of linear layers"),
+        (
+            {"base_model.model.w.lora_embedding_A": torch.ones(2, 3)},
+            {},
+            "both factors of w; it has no lora_embedding_B",
+        ),
         ({"base_model.model.v.lora_B.weight": torch.ones(2, 3)}, {}, "has no lora_A"),
         ({"base_model.model.w.lora_B.weight": torch.ones(5, 3)}, {}, r"got \[2, 3\] and \[5, 3\]"),
         ({"base_model.model.w.lora_A.weight": torch.full((2, 3), float("nan"))}, {}, "NaN or infinite"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from helpers import command
@@ -83,3 +85,144 @@ def test_ties_says_that_it_trims_nothing(tmp_path):
     merged, said = merge(tmp_path, *paths, strategy="ties", scale=1.0, scope="encoder")
     assert torch.allclose(merged["model.w"], load_file(paths[1])["model.w"], atol=1e-6)
     assert "strategy.density=0.2 trims nothing of task vector 1" in said[0]
+
+
+# Adapters, against the weights that peft merges
+
+
+class Network(torch.nn.Module):
+    """A Linear and a Conv1D layer of each shape, an embedding and a head."""
+
+    def __init__(self):
+        from transformers.pytorch_utils import Conv1D
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(11, 6)
+        self.linear, self.square = torch.nn.Linear(6, 9), torch.nn.Linear(6, 6)
+        self.c_fc, self.c_proj = Conv1D(9, 6), Conv1D(6, 6)
+        self.head = torch.nn.Linear(6, 11)
+
+    def forward(self, x):
+        return self.head(self.c_proj(self.square(self.embed(x))))
+
+
+LAYERS = ["linear", "square", "c_fc", "c_proj"]
+RENAME = {"lora_A.weight": "lora_A.default.weight", "lora_B.weight": "lora_B.default.weight"}
+ADAPTERS = {
+    "Linear and Conv1D": {},
+    "Conv1D alone": {"target_modules": ["c_fc", "c_proj"]},
+    "Linear alone": {"target_modules": ["linear", "square"]},
+    "flag for all": {"fan_in_fan_out": True},
+    "rank-stabilised": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"linear": 2}, "alpha_pattern": {"c_fc": 5}},
+    "saved modules": {"modules_to_save": ["head"]},
+    "magnitudes": {"use_dora": True},
+    "magnitudes of Linear": {"use_dora": True, "target_modules": ["linear", "square"]},
+    "magnitudes of an embedding": {"use_dora": True, "target_modules": ["embed"]},
+    "embedding": {"target_modules": ["embed", "linear"]},
+    "biases of layers": {"bias": "lora_only"},
+    "all biases": {"bias": "all"},
+    "bias of B": {"lora_bias": True, "target_modules": ["linear"]},
+    "tokens": {"target_modules": ["linear"], "trainable_token_indices": {"embed": [2, 7]}},
+    "gaussian start": {"init_lora_weights": "gaussian"},
+    "orthogonal start": {"init_lora_weights": "orthogonal", "r": 2, "target_modules": ["linear", "square"]},
+}
+
+
+def saved_adapter(folder, seed=1, **settings):
+    """Save an adapter with random values; return its folder and the weights that peft merges."""
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(Network(), LoraConfig(**{"r": 4, "lora_alpha": 7, "target_modules": LAYERS, **settings}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    tuned.save_pretrained(folder)
+    return folder, tuned.merge_and_unload().state_dict()
+
+
+def saved_base(folder, model_type="gpt2"):
+    folder.mkdir()
+    save_file(Network().state_dict(), folder / "model.safetensors")
+    if model_type:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type, "_name_or_path": "me/base"}))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_adapters_are_what_peft_merges(case, tmp_path):
+    adapter, expected = saved_adapter(tmp_path / "adapter", **ADAPTERS[case])
+    merged, said = merge(tmp_path, saved_base(tmp_path / "base"), adapter)
+    assert not said
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            merged[name], tensor, rtol=0, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ["magnitudes", "Linear and Conv1D"])
+def test_names_of_adapters_and_stored_base_layers_are_read(case, tmp_path):
+    """A leftover adapter name; and a base layer in the file, which the factors add to."""
+    base, (adapter, expected) = saved_base(tmp_path / "base"), saved_adapter(tmp_path / "adapter", **ADAPTERS[case])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for old, new in RENAME.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    tensors["base_model.model.linear.base_layer.weight"] = Network().linear.weight.detach() + 1
+    plain = Network().state_dict()
+    if case == "Linear and Conv1D":
+        expected["linear.weight"] = expected["linear.weight"] + 1
+    else:  # peft computes the norm of the stored layer
+        B, A = (tensors[f"base_model.model.linear.lora_{letter}.default.weight"] for letter in "BA")
+        changed = plain["linear.weight"] + 1 + 7 / 4 * B @ A
+        magnitude = tensors["base_model.model.linear.lora_magnitude_vector"]
+        expected["linear.weight"] = magnitude[:, None] / changed.norm(dim=1, keepdim=True) * changed
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    merged, _ = merge(tmp_path, base, adapter)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa, which changes the base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights=olora"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights=corda"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights=loftq"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights=lora_ga"),
+        ({"target_parameters": ["experts"]}, "without target_parameters"),
+        ({"peft_type": "LOHA"}, "it is LOHA"),
+    ],
+)
+def test_adapters_that_start_elsewhere_are_refused(change, message, tmp_path):
+    base, (adapter, _) = saved_base(tmp_path / "base"), saved_adapter(tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    refused(tmp_path, message, base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_square_layer_of_an_unknown_class_is_refused(tmp_path):
+    adapter, expected = saved_adapter(tmp_path / "adapter", target_modules=["c_proj"])
+    refused(tmp_path, "c_proj.weight is square", saved_base(tmp_path / "base", model_type=None), adapter)
+    adapter, expected = saved_adapter(tmp_path / "linear", target_modules=["square"])
+    merged, _ = merge(tmp_path, tmp_path / "base", adapter)
+    torch.testing.assert_close(merged["square.weight"], expected["square.weight"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("named", "says"), [("me/base", False), ("/models/base/", False), ("you/other", True)])
+def test_an_adapter_of_another_base_is_said(named, says, tmp_path):
+    base, (adapter, _) = saved_base(tmp_path / "base"), saved_adapter(tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
+    _, said = merge(tmp_path, base, adapter)
+    assert ["trained on you/other" in text for text in said] == [True] * says

@@ -14,7 +14,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mergestream.merging.checkpoints import Adapter, Checkpoint, differences, open_checkpoint, require_same_base
+from mergestream.merging.adapters import Adapter, open_checkpoint
+from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base
 from mergestream.merging.tensors import bytes_of, is_finite
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
@@ -206,7 +207,7 @@ class TaskVectors:
 
     def _open(self, path: Path, on_mismatch: str) -> None:
         """Open the next checkpoint, and compare it with the base."""
-        checkpoint = open_checkpoint(path, self.base)
+        checkpoint = open_checkpoint(path, self.base, self.say)
         self.checkpoints.append(checkpoint)
         require_same_base(self.base, checkpoint)
         found = differences(self.base, checkpoint)
