@@ -226,3 +226,47 @@ def test_an_adapter_of_another_base_is_said(named, says, tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
     _, said = merge(tmp_path, base, adapter)
     assert ["trained on you/other" in text for text in said] == [True] * says
+
+
+# Quantised weights, and shards
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool])
+def test_integers_that_differ_are_refused(dtype, tmp_path):
+    states = [{"w": draw(3), "codes": torch.tensor([0, 1, 1 - i]).to(dtype)} for i in range(2)]
+    refused(tmp_path, "codes, torch.* differs between", *write(tmp_path, *states))
+    refused(tmp_path, "codes, torch.* differs between", *write(tmp_path, *states), on_mismatch="skip")
+    states[1]["codes"] = states[0]["codes"]
+    merged, _ = merge(tmp_path, *write(tmp_path, *states))
+    assert torch.equal(merged["codes"], states[0]["codes"])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_quantised_config_is_refused(which, tmp_path):
+    paths = []
+    for i in range(2):
+        paths.append(tmp_path / f"m{i}")
+        paths[-1].mkdir()
+        save_file({"w": draw(3, seed=i)}, paths[-1] / "model.safetensors")
+    (paths[which] / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    refused(tmp_path, f"m{which} is quantised by gptq", *paths)
+
+
+def test_a_name_is_read_from_the_shard_of_the_index(tmp_path):
+    """Stale copies in other shards do not count, and neither do names that the index lacks."""
+    paths = []
+    for i in range(2):
+        folder = tmp_path / f"m{i}"
+        folder.mkdir()
+        paths.append(folder)
+        save_file({"a": torch.full((2,), 1.0 + i), "b": torch.full((2,), 9.0)}, folder / "m-1.safetensors")
+        save_file(
+            {"a": torch.full((2,), 9.0), "b": torch.full((2,), 2.0 + i), "c": draw(2)}, folder / "m-2.safetensors"
+        )
+        index = {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
+        (folder / "m.safetensors.index.json").write_text(json.dumps(index))
+    merged, _ = merge(tmp_path, *paths)
+    assert {name: tensor.tolist() for name, tensor in merged.items()} == {"a": [2.0, 2.0], "b": [3.0, 3.0]}
+    merge_checkpoints(paths[0], [paths[1]], "average", tmp_path / "folder")
+    index = json.loads((tmp_path / "folder" / "m.safetensors.index.json").read_text())["weight_map"]
+    assert index == {"a": "m-1.safetensors", "b": "m-2.safetensors"}

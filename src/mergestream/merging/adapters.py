@@ -28,7 +28,6 @@ OTHER_UPDATES = (
     "arrow_config",
     "kasa_config",
     "layer_replication",
-    "megatron_config",
     "monteclora_config",
     "target_parameters",
     "use_bdlora",
@@ -280,8 +279,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["peft_type"] != "LORA":
         raise UserError(f"{path} must be a LoRA adapter; it is {config['peft_type']}. Merge it with peft first.")
     if wrong := [key for key in OTHER_UPDATES if config.get(key)]:
-        if wrong != ["megatron_config"]:
-            raise UserError(f"{path} must be a LoRA adapter without {wrong[0]}; merge it with peft first")
+        raise UserError(f"{path} must be a LoRA adapter without {wrong[0]}; merge it with peft first")
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in KEEPS_BASE:
         raise UserError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from mergestream.merging.tensors import Entry, TensorFile
+import torch
+
+from mergestream.merging.tensors import Entry, TensorFile, bytes_of
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json, sha256
+from mergestream.strategies.task_vectors import CHUNK
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 OTHER = ("training_args", "optimizer", "scheduler", "rng_state")  # files that a Trainer writes beside the weights
@@ -33,6 +37,7 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = path
+        self.index: Path | None = None
         found = _weights_of(path) if path.is_dir() else path
         if found.name.endswith(".index.json"):
             mapping = read_json(found, "weight_map")["weight_map"]
@@ -41,14 +46,14 @@ class Checkpoint:
             names = sorted(set(mapping.values()))
             if any(Path(name).name != name for name in names):
                 raise UserError(f"{found} must name files beside it; it names {names[0]}")
-            self.files = [TensorFile(found.parent / name) for name in names]
-            self.index: Path | None = found
+            files = {name: TensorFile(found.parent / name) for name in names}
+            self.files, self.index = list(files.values()), found
+            self.holders = {name: files[shard] for name, shard in mapping.items()}
+            if missing := sorted(name for name, file in self.holders.items() if name not in file.entries):
+                raise UserError(f"{found} lists {missing[0]}, but {mapping[missing[0]]} does not hold it")
         else:
-            self.files, mapping = [TensorFile(found)], None
-            self.index = None
-        self.holders = {name: file for file in self.files for name in file.entries}
-        if mapping is not None and (missing := sorted(mapping.keys() - self.holders.keys())):
-            raise UserError(f"{found} lists {missing[0]}, but {mapping[missing[0]]} does not hold it")
+            self.files = [TensorFile(found)]
+            self.holders = dict.fromkeys(self.files[0].entries, self.files[0])
         self.entries: dict[str, Entry] = {name: file.entries[name] for name, file in self.holders.items()}
         self.metadata = {key: value for file in self.files for key, value in file.metadata.items()}
 
@@ -60,6 +65,19 @@ class Checkpoint:
         """Return the config.json of the model; empty if there is none beside the weights."""
         path = (self.path if self.path.is_dir() else self.path.parent) / "config.json"
         return read_json(path) if path.is_file() else {}
+
+    def require_unquantised(self) -> None:
+        """Check that config.json does not say that the weights are codes.
+
+        Raises:
+            UserError: if it does.
+        """
+        if quantised := self.config().get("quantization_config"):
+            method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
+            raise UserError(
+                f"a merge needs weights that are not quantised; config.json says that {self.path} is quantised by "
+                f"{method}. Load it with transformers, call model.dequantize() and save it."
+            )
 
     def close(self) -> None:
         """Close the files."""
@@ -114,3 +132,26 @@ def differences(base: Checkpoint, checkpoint: Source) -> dict[str, str]:
                     f"{checkpoint.path}"
                 )
     return found
+
+
+def require_same_integers(base: Checkpoint, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Check that integer tensors of several elements, such as the codes of quantised weights, are equal.
+
+    A single integer may differ: it is a counter, and stays as it is in the base.
+
+    Raises:
+        UserError: if they differ.
+    """
+    for name in names:
+        entry = base.entries[name]
+        if entry.dtype.is_floating_point or entry.numel < 2 or entry.dtype != checkpoint.entries[name].dtype:
+            continue
+        for start in range(0, entry.numel, CHUNK):
+            ours, theirs = torch.empty(2, min(CHUNK, entry.numel - start), dtype=entry.dtype)
+            base.read(name, start, bytes_of(ours))
+            checkpoint.read(name, start, bytes_of(theirs))
+            if bytes_of(ours) != bytes_of(theirs):
+                raise UserError(
+                    f"integers cannot be merged, so they must be equal; {name}, {entry.dtype}, differs between "
+                    f"{base.path} and {checkpoint.path}. Convert quantised weights to floating point first."
+                )

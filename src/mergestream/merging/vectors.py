@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor
 
 from mergestream.merging.adapters import Adapter, open_checkpoint
-from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base
+from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
 from mergestream.merging.tensors import bytes_of, is_finite
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
@@ -81,6 +81,7 @@ class TaskVectors:
         self._buffers = _Buffers()
         self._hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
         try:
+            self.base.require_unquantised()
             for path in checkpoints:
                 self._open(path, on_mismatch)
             self._require_mergeable()
@@ -214,6 +215,9 @@ class TaskVectors:
         if found and on_mismatch == "error":
             raise UserError(f"{next(iter(found.values()))}. Write on_mismatch=skip to leave such tensors out.")
         self.skipped |= found.keys()
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint.require_unquantised()
+            require_same_integers(self.base, checkpoint, self.base.entries.keys() - self.skipped)
 
     def _require_mergeable(self) -> None:
         if wide := [name for name in self.names if self.base.entries[name].dtype == torch.float64]:
