@@ -270,3 +270,54 @@ def test_a_name_is_read_from_the_shard_of_the_index(tmp_path):
     merge_checkpoints(paths[0], [paths[1]], "average", tmp_path / "folder")
     index = json.loads((tmp_path / "folder" / "m.safetensors.index.json").read_text())["weight_map"]
     assert index == {"a": "m-1.safetensors", "b": "m-2.safetensors"}
+
+
+# Batch normalisation
+
+
+def normalised(seed):
+    """A layer of batch normalisation after some steps."""
+    torch.manual_seed(seed)
+    layer = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+    for step in range(1 + seed):
+        layer(draw(8, 5, seed=step) * (1 + seed))
+    return layer.state_dict()
+
+
+@pytest.mark.parametrize("bn", ["average", "base"])
+@pytest.mark.parametrize(("strategy", "scale"), [("task_arithmetic", 2.0), ("ties", 1.0), ("magmax", 0.5)])
+def test_running_statistics_are_no_weights(strategy, scale, bn, tmp_path):
+    states = [normalised(seed) for seed in range(4)]
+    merged, _ = merge(tmp_path, *write(tmp_path, *states), strategy=strategy, scale=scale, bn=bn)
+    for name in ("1.running_mean", "1.running_var"):
+        tasks = torch.stack([state[name].double() for state in states[1:]])
+        expected = tasks.mean(0) if bn == "average" else states[0][name].double()
+        torch.testing.assert_close(merged[name].double(), expected, rtol=1e-5, atol=1e-6)
+    assert merged["1.num_batches_tracked"] == states[0]["1.num_batches_tracked"]
+    assert merged["1.num_batches_tracked"].dtype == torch.int64
+    if strategy == "task_arithmetic":
+        expected = states[0]["1.weight"] + 2 * sum(state["1.weight"] - states[0]["1.weight"] for state in states[1:])
+        torch.testing.assert_close(merged["1.weight"], expected)
+
+
+def test_statistics_of_a_running_merge_are_those_of_the_merge(tmp_path):
+    """Also where earlier versions saved the counters as floats."""
+    from mergestream import strategies
+    from mergestream.merging.accumulate import RunningMerge
+    from mergestream.merging.encoder import apply
+    from mergestream.merging.engine import merged_task_vector
+
+    states = [normalised(seed) for seed in range(4)]
+    for state in states[1:]:
+        state["1.num_batches_tracked"] = state["1.num_batches_tracked"].float()
+    base, *tasks = write(tmp_path, *states)
+    bound = strategies.get("magmax").bind({})
+    running = RunningMerge(tmp_path / "running.safetensors", bound)
+    for index, task in enumerate(tasks):
+        running.add(index, base, task)
+    whole, continued = merged_task_vector(base, tasks, bound)[0], running.task_vector()[0]
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    merged, _ = merge(tmp_path, base, *tasks, strategy="magmax")
+    theta = apply(states[0], whole, 0.5)
+    assert theta.keys() == merged.keys()
+    assert all(torch.equal(theta[name], merged[name]) for name in merged)

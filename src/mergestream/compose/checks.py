@@ -28,6 +28,7 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 EXPORTS = ("open_clip", "huggingface")
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
+STATISTICS = ("average", "base")
 SELECT = "select"
 
 
@@ -207,6 +208,7 @@ MERGE: Mapping[str, Rule] = {
     "out": _or_null(_path),
     "dtype": _choice(DTYPES, null="that of the base"),
     "on_mismatch": _choice(MISMATCHES),
+    "bn": _choice(STATISTICS),
 }
 ANALYSIS: Mapping[str, Rule] = {
     "analysis._partial_": _bound,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor
 from mergestream import strategies
 from mergestream.merging.output import Output, check_out, output, path_of
 from mergestream.merging.provenance import provenance
-from mergestream.merging.tensors import bytes_of, is_finite
+from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.merging.vectors import TaskVectors
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_choice, require_number
@@ -25,6 +25,8 @@ from mergestream.strategies.task_vectors import CHUNK, Block, Reading, Rows
 
 TILE = 1 << 16  # elements of a stack that fit into the cache of a core
 OUTPUT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STATISTICS = ("average", "base")
+AVERAGE = strategies.get("average").bind({})
 
 Emit = Callable[[Block, Tensor, Tensor], None]  # gets (block, θ₀'s block, the merged task vector's block)
 
@@ -39,6 +41,7 @@ def merge_checkpoints(
     dtype: str | None = None,
     on_mismatch: str = "error",
     device: torch.device | str = "cpu",
+    bn: str = "average",
     clip_parameters: int | None = None,
     threads: int | None = None,
     block: int | None = None,
@@ -66,6 +69,8 @@ def merge_checkpoints(
         dtype: float32, bfloat16 or float16 for all merged weights; None is that of θ₀.
         on_mismatch: ``error``, or ``skip`` to copy from θ₀ the tensors whose name, shape or dtype differs between the
             files.
+        bn: running statistics of batch normalisation are the mean of those of the checkpoints (``average``), whatever
+            λ is, or those of θ₀ (``base``).
         device: where to compute.
         clip_parameters: number of parameters of the whole CLIP, for files that hold only its image tower (``ties`` with
             ``scope="clip"``).
@@ -87,6 +92,7 @@ def merge_checkpoints(
         raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
     if not checkpoints:
         raise UserError("checkpoints must list at least one checkpoint to merge; got checkpoints=[]")
+    require_choice("bn", bn, STATISTICS)
     require_choice("dtype", dtype, list(OUTPUT_DTYPES), null="that of θ₀")
     opened = TaskVectors(
         Path(base),
@@ -99,10 +105,13 @@ def merge_checkpoints(
         say=say,
     )
     with opened as vectors, _outputs(targets, vectors, bound, dtype) as outputs:
+        written = [*vectors.names, *(vectors.statistics if bn == "average" else ())]
         merge_blocks(vectors, bound, partial(_write, outputs, vectors))
+        if len(written) > len(vectors.names):
+            merge_blocks(vectors, AVERAGE, partial(_write, outputs, vectors), vectors.statistics)
         hashes = vectors.digests()
         for value, writer in outputs.items():
-            _copy_unmerged(vectors, writer)
+            _copy_unmerged(vectors, writer, set(written))
             writer.set_metadata(_provenance(bound, value, vectors, hashes))
         return sorted(vectors.skipped & vectors.base.entries.keys())
 
@@ -124,7 +133,8 @@ def merged_task_vector(
     """
     paths = [Path(path) for path in checkpoints]
     with TaskVectors(Path(base), paths, clip_parameters, device=device, say=say) as vectors:
-        result = {name: torch.empty(vectors.base.entries[name].shape) for name in vectors.names}
+        names = (*vectors.names, *vectors.statistics)
+        result = {name: torch.empty(vectors.base.entries[name].shape) for name in names}
 
         def keep(block: Block, _base: Tensor, tau: Tensor) -> None:
             if not is_finite(tau):
@@ -132,11 +142,13 @@ def merged_task_vector(
             result[block.name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
 
         merge_blocks(vectors, bound, keep)
+        if vectors.statistics:
+            merge_blocks(vectors, AVERAGE, keep, vectors.statistics)
         return result, vectors.digests()
 
 
-def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit) -> None:
-    """Call `emit` with the merged task vector of every block, from several threads."""
+def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit, names: Sequence[str] | None = None) -> None:
+    """Call `emit` with the merged task vector of every block of `names`, or of all weights, from several threads."""
     strategy = bound.strategy
     arguments = strategy.survey(vectors, **bound.options) if strategy.survey else bound.options
 
@@ -153,7 +165,7 @@ def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit) -> None
             merge(tile, base[start : start + size], taus[:, start : start + size])
 
     reading = Reading(hashing=True, finite=not strategy.propagates_nan)
-    blocks = vectors.blocks(vectors.names, streamed=strategy.streams, whole=strategy.whole)
+    blocks = vectors.blocks(vectors.names if names is None else names, streamed=strategy.streams, whole=strategy.whole)
     if strategy.streams:
         vectors.map_rows(merge, blocks, reading)
     else:
@@ -227,7 +239,8 @@ def _outputs(
 def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, base: Tensor, tau: Tensor) -> None:
     """Write θ₀ + λ · τ of a block, for each λ."""
     for scale, writer in outputs.items():
-        theta = (scale * tau).add_(base)  # rounds twice, as the published codes do; a fused alpha= rounds once
+        factor = 1.0 if is_statistic(block.name) else scale  # a variance beyond those of the tasks may be negative
+        theta = (factor * tau).add_(base)  # rounds twice, as the published codes do; a fused alpha= rounds once
         flat = theta.view(-1).to("cpu", writer.entries[block.name].dtype)
         if not is_finite(flat):
             vectors.check()  # reports the input, if the value comes from one
@@ -238,9 +251,9 @@ def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, 
         writer.write(block.name, block.start, flat)
 
 
-def _copy_unmerged(vectors: TaskVectors, writer: Output) -> None:
-    """Copy the tensors of θ₀ that are not merged: integers, and those that were skipped."""
-    for name in vectors.base.entries.keys() - set(vectors.names):
+def _copy_unmerged(vectors: TaskVectors, writer: Output, written: Set[str]) -> None:
+    """Copy the tensors of θ₀ that are not merged: integers, those that were skipped, and statistics of the base."""
+    for name in vectors.base.entries.keys() - written:
         entry = vectors.base.entries[name]
         for start in range(0, entry.numel, CHUNK):
             values = torch.empty(min(CHUNK, entry.numel - start), dtype=entry.dtype)

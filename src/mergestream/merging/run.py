@@ -49,6 +49,7 @@ def merge_files(settings: FileMerge) -> None:
         scale=settings.scales if settings.several else settings.scales[0],
         dtype=settings.dtype,
         on_mismatch=settings.on_mismatch,
+        bn=settings.bn,
         device=settings.device,
         say=print,
         **bound.options,

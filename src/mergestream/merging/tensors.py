@@ -60,6 +60,11 @@ def bytes_of(values: Tensor) -> memoryview:
     return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
 
 
+def is_statistic(name: str) -> bool:
+    """Return whether a tensor is a running statistic of batch normalisation, which is measured rather than trained."""
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
+
+
 def is_finite(values: Tensor) -> bool:
     """Return whether every value is finite."""
     # A finite sum proves it, and is cheap; a sum may also overflow, so only the values prove the opposite.

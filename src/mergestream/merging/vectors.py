@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergestream.merging.adapters import Adapter, open_checkpoint
 from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
-from mergestream.merging.tensors import bytes_of, is_finite
+from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole
@@ -108,7 +108,16 @@ class TaskVectors:
 
     @cached_property
     def names(self) -> list[str]:
-        """The weights that are merged; integer buffers are not."""
+        """The weights that are merged; integers and the running statistics of batch normalisation are not."""
+        return [name for name in self._floating if not is_statistic(name)]
+
+    @property
+    def statistics(self) -> list[str]:
+        """The running statistics of batch normalisation."""
+        return [name for name in self._floating if is_statistic(name)]
+
+    @property
+    def _floating(self) -> list[str]:
         entries = self.base.entries.items()
         return [name for name, entry in entries if entry.dtype.is_floating_point and name not in self.skipped]
 
@@ -192,7 +201,7 @@ class TaskVectors:
             UserError: naming the weight and the file, if there is one.
         """
         reading = Reading(CPU, finite=True)
-        for block in self.blocks(self.names, streamed=True):
+        for block in self.blocks(self._floating, streamed=True):
             for _ in StreamedRows(self, block, self._base(block, reading), range(len(self)), reading):
                 pass
 
