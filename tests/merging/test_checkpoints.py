@@ -130,7 +130,7 @@ def save_three(folder, base, *others):
 def test_skip_keeps_the_base_and_says_so(tmp_path):
     base = {"same": torch.zeros(3), "shape": torch.zeros(2), "dtype": torch.zeros(2), "gone": torch.zeros(2)}
     one = {"same": torch.ones(3), "shape": torch.ones(2), "dtype": torch.ones(2), "gone": torch.ones(2)}
-    two = {"same": torch.ones(3), "shape": torch.ones(3), "dtype": torch.ones(2).half(), "extra": torch.ones(2)}
+    two = {"same": torch.ones(3), "shape": torch.ones(3), "dtype": torch.ones(2).int(), "extra": torch.ones(2)}
     paths = save_three(tmp_path, base, one, two)
     out = tmp_path / "out.safetensors"
     arguments = [f"base={paths[0]}", f"checkpoints=[{paths[1]},{paths[2]}]", "strategy=average", f"out={out}"]

@@ -321,3 +321,52 @@ def test_statistics_of_a_running_merge_are_those_of_the_merge(tmp_path):
     theta = apply(states[0], whole, 0.5)
     assert theta.keys() == merged.keys()
     assert all(torch.equal(theta[name], merged[name]) for name in merged)
+
+
+# Types and names
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_floating_types_may_differ(dtype, suffix, tmp_path):
+    base, tuned = {"w": draw(50)}, {"w": draw(50, seed=1).to(dtype)}
+    path = tmp_path / f"tuned.{suffix}"
+    save_file(tuned, path) if suffix == "safetensors" else torch.save(tuned, path)
+    merged, _ = merge(tmp_path, *write(tmp_path, base), path, scale=0.5)
+    expected = base["w"].double() + (tuned["w"].double() - base["w"].double()) / 2
+    torch.testing.assert_close(merged["w"], expected.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[2:])
+def test_the_output_has_the_type_of_the_base(dtype, tmp_path):
+    base, tuned = {"w": draw(50).to(dtype)}, {"w": draw(50, seed=1)}
+    merged, _ = merge(tmp_path, *write(tmp_path, base, tuned), scale=0.5)
+    expected = base["w"].double() + (tuned["w"].double() - base["w"].double()) / 2
+    assert torch.equal(merged["w"].float(), expected.float().to(dtype).float())
+
+
+def test_other_types_are_named(tmp_path):
+    paths = write(tmp_path, {"w": draw(3)}, {"w": torch.zeros(3, dtype=torch.complex64)})
+    refused(tmp_path, "1.safetensors: w is C64, which a merge cannot read", *paths)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net."])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_prefix_of_all_names_is_stripped_and_said(prefix, which, tmp_path):
+    states = [{"a.w": draw(4, seed=i), "b": draw(2, seed=i)} for i in range(2)]
+    prefixed = [{prefix * (i == which) + name: t for name, t in state.items()} for i, state in enumerate(states)]
+    merged, said = merge(tmp_path, *write(tmp_path, *prefixed))
+    assert merged.keys() == prefixed[0].keys()
+    for name, tensor in states[1].items():
+        torch.testing.assert_close(merged[prefix * (which == 0) + name], tensor)
+    assert len(said) == 1
+    assert prefix in said[0]
+
+
+def test_a_dropped_head_is_listed(tmp_path):
+    paths = write(tmp_path, {"w": draw(3)}, {"w": draw(3, seed=1), "head.weight": draw(2)})
+    refused(tmp_path, "0.safetensors has no head.weight", *paths)
+    _, said = merge(tmp_path, *paths, on_mismatch="skip")
+    assert "1.safetensors (on_mismatch=skip): head.weight" in said[0]

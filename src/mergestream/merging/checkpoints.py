@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,11 +56,35 @@ class Checkpoint:
             self.files = [TensorFile(found)]
             self.holders = dict.fromkeys(self.files[0].entries, self.files[0])
         self.entries: dict[str, Entry] = {name: file.entries[name] for name, file in self.holders.items()}
+        self.stored: dict[str, str] = {}  # names in the files, where they are others
         self.metadata = {key: value for file in self.files for key, value in file.metadata.items()}
 
     def read(self, name: str, start: int, target: memoryview) -> None:
         """Fill the bytes `target` with the tensor's elements from `start`."""
-        self.holders[name].read(name, start, target)
+        self.holders[name].read(self.stored.get(name, name), start, target)
+
+    def adopt_names(self, base: Checkpoint, say: Callable[[str], None]) -> None:
+        """Rename the tensors to those of `base` where all names of one of the two share a prefix, such as ``module.``.
+
+        Args:
+            base: the base.
+            say: gets the prefix.
+        """
+        ours, theirs = base.entries.keys(), self.entries.keys()
+        best, renamed, message = len(ours & theirs), {}, ""
+        for prefix in _prefixes(theirs):
+            names = {name.removeprefix(prefix): name for name in theirs}
+            if (common := len(ours & names.keys())) > best:
+                best, renamed, message = common, names, f"the prefix {prefix} of {self.path} is stripped"
+        for prefix in _prefixes(ours):
+            names = {prefix + name: name for name in theirs}
+            if (common := len(ours & names.keys())) > best:
+                best, renamed, message = common, names, f"{self.path} is read with the prefix {prefix} of {base.path}"
+        if renamed:
+            say(message)
+            self.stored = renamed
+            self.holders = {name: self.holders[stored] for name, stored in renamed.items()}
+            self.entries = {name: self.entries[stored] for name, stored in renamed.items()}
 
     def config(self) -> dict[str, Any]:
         """Return the config.json of the model; empty if there is none beside the weights."""
@@ -99,6 +124,14 @@ def _weights_of(folder: Path) -> Path:
     raise UserError(f"{folder} must hold a checkpoint, a file that ends in {', '.join(WEIGHTS)}; it holds none")
 
 
+def _prefixes(names: Collection[str]) -> list[str]:
+    """Return the prefixes of whole words that all names share, the shortest first."""
+    if not names:
+        return []
+    common = os.path.commonprefix(list(names))  # noqa: RUF071 - names of tensors are no paths
+    return [common[: at + 1] for at, letter in enumerate(common) if letter == "."]
+
+
 def require_same_base(base: Checkpoint, checkpoint: Source) -> None:
     """Check that a checkpoint was trained from `base`, if its metadata tell.
 
@@ -114,7 +147,10 @@ def require_same_base(base: Checkpoint, checkpoint: Source) -> None:
 
 
 def differences(base: Checkpoint, checkpoint: Source) -> dict[str, str]:
-    """Return the tensors that differ in name, shape or dtype, with the rule that each one breaks."""
+    """Return the tensors that differ in name, shape or kind of dtype, with the rule that each one breaks.
+
+    Floating-point types may differ, because arithmetic is in float32.
+    """
     found = {}
     for name in sorted(base.entries.keys() | checkpoint.entries.keys()):
         if name not in checkpoint.entries or name not in base.entries:
@@ -126,7 +162,8 @@ def differences(base: Checkpoint, checkpoint: Source) -> dict[str, str]:
             ("shapes", list(ours.shape), list(theirs.shape)),
             ("dtypes", ours.dtype, theirs.dtype),
         ):
-            if here != there and not (what == "dtypes" and name.endswith("num_batches_tracked")):
+            floats = ours.dtype.is_floating_point and theirs.dtype.is_floating_point
+            if here != there and not (what == "dtypes" and (floats or name.endswith("num_batches_tracked"))):
                 found[name] = (
                     f"checkpoints must have the {what} of their base; {name} is {here} in {base.path} and {there} in "
                     f"{checkpoint.path}"

@@ -220,9 +220,13 @@ class TaskVectors:
         checkpoint = open_checkpoint(path, self.base, self.say)
         self.checkpoints.append(checkpoint)
         require_same_base(self.base, checkpoint)
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint.adopt_names(self.base, self.say)
         found = differences(self.base, checkpoint)
         if found and on_mismatch == "error":
             raise UserError(f"{next(iter(found.values()))}. Write on_mismatch=skip to leave such tensors out.")
+        if dropped := sorted(found.keys() - self.base.entries.keys()):
+            self.say(f"not in the base, so dropped from {path} (on_mismatch=skip): {', '.join(dropped)}")
         self.skipped |= found.keys()
         if isinstance(checkpoint, Checkpoint):
             checkpoint.require_unquantised()
