@@ -370,3 +370,45 @@ def test_a_dropped_head_is_listed(tmp_path):
     refused(tmp_path, "0.safetensors has no head.weight", *paths)
     _, said = merge(tmp_path, *paths, on_mismatch="skip")
     assert "1.safetensors (on_mismatch=skip): head.weight" in said[0]
+
+
+# Where the output goes
+
+
+@pytest.mark.parametrize("which", ["base", "checkpoint", "link"])
+def test_an_output_that_is_an_input_is_refused(which, tmp_path):
+    states = [{"w": draw(3, seed=i)} for i in range(2)]
+    paths = write(tmp_path, *states)
+    out = paths[which == "checkpoint"]
+    if which == "link":
+        out = tmp_path / "link.safetensors"
+        out.symlink_to(paths[0])
+    before = [path.read_bytes() for path in paths]
+    words = [f"base={paths[0]}", f"checkpoints=[{paths[1]}]", f"out={out}", "strategy=average"]
+    outcome = command("merge.py", *words)
+    assert outcome.code == 1
+    assert "out must not replace an input" in outcome.err
+    assert "overwrite=true" in outcome.err
+    assert [path.read_bytes() for path in paths] == before
+    assert command("merge.py", *words, "overwrite=true").code == 0
+    torch.testing.assert_close(load_file(out)["w"], states[1]["w"])
+
+
+def test_an_output_in_the_folder_of_an_input_is_refused(tmp_path):
+    paths = []
+    for i in range(2):
+        paths.append(tmp_path / f"m{i}")
+        paths[-1].mkdir()
+        save_file({"w": draw(3, seed=i)}, paths[-1] / "model.safetensors")
+    with pytest.raises(UserError, match="out must not replace an input"):
+        merge_checkpoints(paths[0], paths[1:], "average", paths[1] / "merged.safetensors")
+
+
+@pytest.mark.parametrize("word", ["checkpoints=[1000]", "base=1000", "out=1e3", "checkpoints=[true]"])
+def test_paths_that_look_like_numbers_are_told_to_quote(word, tmp_path):
+    words = {"base": "base=a.safetensors", "checkpoints": "checkpoints=[b]", "out": f"out={tmp_path}/o.safetensors"}
+    outcome = command("merge.py", *{**words, word.partition("=")[0]: word}.values())
+    assert outcome.code == 1
+    assert "takes paths" in outcome.err
+    assert "Write ./ before it, or quote it" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mergestream import strategies
-from mergestream.merging.output import Output, check_out, output, path_of
+from mergestream.merging.output import Output, check_out, output, path_of, require_new
 from mergestream.merging.provenance import provenance
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.merging.vectors import TaskVectors
@@ -42,6 +42,7 @@ def merge_checkpoints(
     on_mismatch: str = "error",
     device: torch.device | str = "cpu",
     bn: str = "average",
+    overwrite: bool = False,
     clip_parameters: int | None = None,
     threads: int | None = None,
     block: int | None = None,
@@ -71,6 +72,7 @@ def merge_checkpoints(
             files.
         bn: running statistics of batch normalisation are the mean of those of the checkpoints (``average``), whatever
             λ is, or those of θ₀ (``base``).
+        overwrite: allow an `out` that is the base or a checkpoint.
         device: where to compute.
         clip_parameters: number of parameters of the whole CLIP, for files that hold only its image tower (``ties`` with
             ``scope="clip"``).
@@ -92,6 +94,8 @@ def merge_checkpoints(
         raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
     if not checkpoints:
         raise UserError("checkpoints must list at least one checkpoint to merge; got checkpoints=[]")
+    if not overwrite:
+        require_new([Path(path) for path in (base, *checkpoints)], targets.values())
     require_choice("bn", bn, STATISTICS)
     require_choice("dtype", dtype, list(OUTPUT_DTYPES), null="that of θ₀")
     opened = TaskVectors(

@@ -50,6 +50,7 @@ def merge_files(settings: FileMerge) -> None:
         dtype=settings.dtype,
         on_mismatch=settings.on_mismatch,
         bn=settings.bn,
+        overwrite=settings.overwrite,
         device=settings.device,
         say=print,
         **bound.options,
