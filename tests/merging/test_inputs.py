@@ -412,3 +412,42 @@ def test_paths_that_look_like_numbers_are_told_to_quote(word, tmp_path):
     assert "takes paths" in outcome.err
     assert "Write ./ before it, or quote it" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
+
+
+# Kinds of files
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+@pytest.mark.parametrize("kind", ["pickled model", "TorchScript", "Lightning"])
+def test_files_that_hold_more_than_tensors_say_how_to_convert_them(kind, tmp_path):
+    model, path = torch.nn.Linear(3, 2), tmp_path / "tuned.pt"
+    if kind == "TorchScript":
+        torch.jit.script(model).save(path)
+    else:
+        lightning = {"state_dict": model.state_dict(), "callbacks": draw}
+        content = model if kind == "pickled model" else lightning
+        torch.save(content, path)
+    with pytest.raises(UserError, match="TorchScript archive" if kind == "TorchScript" else "a pickled model") as error:
+        merge(tmp_path, *write(tmp_path, model.state_dict()), path)
+    assert "\n" not in str(error.value)
+    exec(str(error.value).partition("convert it: ")[2], {})  # what the message tells to type
+    merged, _ = merge(tmp_path, *write(tmp_path, torch.nn.Linear(3, 2).state_dict()), tmp_path / "tuned.weights.pt")
+    torch.testing.assert_close(merged["weight"], model.state_dict()["weight"])
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_nested_state_dicts_are_read(key, folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    tuned = {"w": draw(3, seed=1)}
+    content = {"epoch": 3, "pytorch-lightning_version": "2.5", "optimizer_states": [{"lr": 0.1}], key: tuned}
+    torch.save(content, tmp_path / "run" / "last.ckpt")
+    path = tmp_path / "run" if folder else tmp_path / "run" / "last.ckpt"
+    merged, _ = merge(tmp_path, *write(tmp_path, {"w": draw(3)}), path)
+    torch.testing.assert_close(merged["w"], tuned["w"])
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")  # of torch
+def test_a_sparse_tensor_is_refused(tmp_path):
+    torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "tuned.pt")
+    refused(tmp_path, "w is sparse", *write(tmp_path, {"w": torch.eye(3)}), tmp_path / "tuned.pt")

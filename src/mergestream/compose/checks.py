@@ -122,7 +122,9 @@ def _path(key: str, value: Any) -> None:
 def _require_quoted(key: str, value: Any) -> None:
     """Refuse a path that Hydra read as a number or a truth value."""
     if isinstance(value, (bool, int, float)):
-        raise UserError(f"{key} takes paths; {value} was read as a {type(value).__name__}. Write ./ before it, or quote it.")
+        raise UserError(
+            f"{key} takes paths; {value} was read as a {type(value).__name__}. Write ./ before it, or quote it."
+        )
 
 
 def _paths(key: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json, sha256
 from mergestream.strategies.task_vectors import CHUNK
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 OTHER = ("training_args", "optimizer", "scheduler", "rng_state")  # files that a Trainer writes beside the weights
 
 

@@ -19,7 +19,7 @@ from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json
 
-UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".ot")  # formats that would hold the base's weights
+UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # formats that would hold the base's weights
 RECORD = "merge.json"  # marks a folder that a merge wrote
 
 
