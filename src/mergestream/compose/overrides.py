@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment", "repair")
 # Keys of merge.py and analyze.py that say nothing about the training.
 MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "export")
-MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch")
+MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
 ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
 
 

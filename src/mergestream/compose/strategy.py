@@ -13,7 +13,12 @@ from mergestream.strategies.strategy import BoundStrategy
 
 
 def bound_strategy(cfg: DictConfig) -> BoundStrategy:
-    """Return the strategy of the ``strategy`` group with its options."""
+    """Return the strategy of the ``strategy`` group with its options.
+
+    A scope that is null becomes ``all`` where `cfg` names files to merge, and ``encoder`` for the encoders of a run.
+    """
+    if "scope" in cfg.strategy and cfg.strategy.scope is None:
+        cfg.strategy.scope = "encoder" if cfg.get("base") is None else "all"
     bound: partial[Any] = build(cfg.strategy, cfg.allow_targets, without=("scale",))
     strategy: Any = bound.func
     return strategy.bind(bound.keywords, seed=cfg.seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.provenance import dumped_options, provenance
+from mergestream.merging.tensors import is_statistic
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
@@ -77,7 +78,9 @@ class RunningMerge:
         past = self._read()
         strategy, options = self.bound.strategy, self.bound.options
         result = {
-            name: strategy.accumulate(torch.stack([past[name], new] if past else [new]), **options)
+            name: (past[name] + new if past else new)
+            if is_statistic(name)
+            else strategy.accumulate(torch.stack([past[name], new] if past else [new]), **options)
             for name, new in tau.items()
         }
         inputs = [*(self._inputs() or [base_hash]), encoder_hash]
@@ -86,8 +89,11 @@ class RunningMerge:
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
         result, tasks, finalize = self._read(), self.tasks, self.bound.strategy.finalize
-        if finalize:
-            result = {name: finalize(tau, tasks) for name, tau in result.items()}
+        for name, tau in result.items():
+            if is_statistic(name):
+                result[name] = tau / tasks
+            elif finalize:
+                result[name] = finalize(tau, tasks)
         return result, self._inputs()
 
     def _read(self) -> dict[str, Tensor]:

@@ -9,13 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from mergestream.merging.provenance import provenance
+from mergestream.merging.tensors import is_statistic
 from mergestream.runtime import files
 from mergestream.strategies.strategy import BoundStrategy
 
 
 def apply(base: Mapping[str, Tensor], tau: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return θ₀ + λ · τ, with the same bits as `merge_checkpoints`."""
-    return {name: (scale * tau[name]).add_(theta.float()).to(theta.dtype) for name, theta in base.items()}
+    """Return θ₀ + λ · τ, with the same bits as `merge_checkpoints`; λ is 1 for statistics, and integers stay."""
+    return {
+        name: ((1.0 if is_statistic(name) else scale) * tau[name]).add_(theta.float()).to(theta.dtype)
+        if name in tau
+        else theta
+        for name, theta in base.items()
+    }
 
 
 def write_merged(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mergestream import strategies
-from mergestream.merging.output import Output, check_out, output, path_of
+from mergestream.merging.output import Output, check_out, output, path_of, require_new
 from mergestream.merging.provenance import provenance
-from mergestream.merging.tensors import bytes_of, is_finite
+from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.merging.vectors import TaskVectors
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_choice, require_number
@@ -24,6 +25,8 @@ from mergestream.strategies.task_vectors import CHUNK, Block, Reading, Rows
 
 TILE = 1 << 16  # elements of a stack that fit into the cache of a core
 OUTPUT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STATISTICS = ("average", "base")
+AVERAGE = strategies.get("average").bind({})
 
 Emit = Callable[[Block, Tensor, Tensor], None]  # gets (block, θ₀'s block, the merged task vector's block)
 
@@ -38,9 +41,12 @@ def merge_checkpoints(
     dtype: str | None = None,
     on_mismatch: str = "error",
     device: torch.device | str = "cpu",
+    bn: str = "average",
+    overwrite: bool = False,
     clip_parameters: int | None = None,
     threads: int | None = None,
     block: int | None = None,
+    say: Callable[[str], None] = warnings.warn,
     **options: Any,
 ) -> list[str]:
     """Merge checkpoints: write θ₀ + λ · strategy(θ_1 − θ₀, …, θ_T − θ₀) to `out`.
@@ -64,12 +70,16 @@ def merge_checkpoints(
         dtype: float32, bfloat16 or float16 for all merged weights; None is that of θ₀.
         on_mismatch: ``error``, or ``skip`` to copy from θ₀ the tensors whose name, shape or dtype differs between the
             files.
+        bn: running statistics of batch normalisation are the mean of those of the checkpoints (``average``), whatever
+            λ is, or those of θ₀ (``base``).
+        overwrite: allow an `out` that is the base or a checkpoint.
         device: where to compute.
         clip_parameters: number of parameters of the whole CLIP, for files that hold only its image tower (``ties`` with
             ``scope="clip"``).
         threads: blocks that are merged at a time; None is one for each core.
         block: elements of a block, a multiple of 131,072; None fits the caches.
-        options: options of the strategy.
+        say: gets each message on how the files are read, where that may surprise.
+        options: options of the strategy. ``scope`` is ``all`` unless it is given.
 
     Returns:
         The tensors of θ₀ that ``skip`` left as they are.
@@ -78,12 +88,15 @@ def merge_checkpoints(
         UserError: if a file is missing, damaged or does not fit the others, or an argument breaks its rule.
     """
     chosen = strategies.get(strategy) if isinstance(strategy, str) else strategy
-    bound = chosen.bind(options)
+    bound = chosen.bind({"scope": "all", **options} if "scope" in chosen.defaults() else options)
     targets = _targets(Path(out), chosen.scale if scale is None else scale)
     if isinstance(checkpoints, (str, Path)):
         raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
     if not checkpoints:
         raise UserError("checkpoints must list at least one checkpoint to merge; got checkpoints=[]")
+    if not overwrite:
+        require_new([Path(path) for path in (base, *checkpoints)], targets.values())
+    require_choice("bn", bn, STATISTICS)
     require_choice("dtype", dtype, list(OUTPUT_DTYPES), null="that of θ₀")
     opened = TaskVectors(
         Path(base),
@@ -93,12 +106,16 @@ def merge_checkpoints(
         threads=threads,
         block=block,
         device=device,
+        say=say,
     )
     with opened as vectors, _outputs(targets, vectors, bound, dtype) as outputs:
+        written = [*vectors.names, *(vectors.statistics if bn == "average" else ())]
         merge_blocks(vectors, bound, partial(_write, outputs, vectors))
+        if len(written) > len(vectors.names):
+            merge_blocks(vectors, AVERAGE, partial(_write, outputs, vectors), vectors.statistics)
         hashes = vectors.digests()
         for value, writer in outputs.items():
-            _copy_unmerged(vectors, writer)
+            _copy_unmerged(vectors, writer, set(written))
             writer.set_metadata(_provenance(bound, value, vectors, hashes))
         return sorted(vectors.skipped & vectors.base.entries.keys())
 
@@ -110,15 +127,18 @@ def merged_task_vector(
     *,
     clip_parameters: int | None = None,
     device: torch.device | str = "cpu",
+    say: Callable[[str], None] = warnings.warn,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return strategy(θ_1 − θ₀, …, θ_T − θ₀), and the content hashes of θ₀ and of every checkpoint.
 
     Args:
-        base, checkpoints, clip_parameters, device: see `merge_checkpoints`.
+        base, checkpoints, clip_parameters, device, say: see `merge_checkpoints`.
         bound: the strategy and its options.
     """
-    with TaskVectors(Path(base), [Path(path) for path in checkpoints], clip_parameters, device=device) as vectors:
-        result = {name: torch.empty(vectors.base.entries[name].shape) for name in vectors.names}
+    paths = [Path(path) for path in checkpoints]
+    with TaskVectors(Path(base), paths, clip_parameters, device=device, say=say) as vectors:
+        names = (*vectors.names, *vectors.statistics)
+        result = {name: torch.empty(vectors.base.entries[name].shape) for name in names}
 
         def keep(block: Block, _base: Tensor, tau: Tensor) -> None:
             if not is_finite(tau):
@@ -126,11 +146,13 @@ def merged_task_vector(
             result[block.name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
 
         merge_blocks(vectors, bound, keep)
+        if vectors.statistics:
+            merge_blocks(vectors, AVERAGE, keep, vectors.statistics)
         return result, vectors.digests()
 
 
-def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit) -> None:
-    """Call `emit` with the merged task vector of every block, from several threads."""
+def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit, names: Sequence[str] | None = None) -> None:
+    """Call `emit` with the merged task vector of every block of `names`, or of all weights, from several threads."""
     strategy = bound.strategy
     arguments = strategy.survey(vectors, **bound.options) if strategy.survey else bound.options
 
@@ -147,7 +169,7 @@ def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit) -> None
             merge(tile, base[start : start + size], taus[:, start : start + size])
 
     reading = Reading(hashing=True, finite=not strategy.propagates_nan)
-    blocks = vectors.blocks(vectors.names, streamed=strategy.streams, whole=strategy.whole)
+    blocks = vectors.blocks(vectors.names if names is None else names, streamed=strategy.streams, whole=strategy.whole)
     if strategy.streams:
         vectors.map_rows(merge, blocks, reading)
     else:
@@ -221,7 +243,8 @@ def _outputs(
 def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, base: Tensor, tau: Tensor) -> None:
     """Write θ₀ + λ · τ of a block, for each λ."""
     for scale, writer in outputs.items():
-        theta = (scale * tau).add_(base)  # rounds twice, as the published codes do; a fused alpha= rounds once
+        factor = 1.0 if is_statistic(block.name) else scale  # a variance beyond those of the tasks may be negative
+        theta = (factor * tau).add_(base)  # rounds twice, as the published codes do; a fused alpha= rounds once
         flat = theta.view(-1).to("cpu", writer.entries[block.name].dtype)
         if not is_finite(flat):
             vectors.check()  # reports the input, if the value comes from one
@@ -232,9 +255,9 @@ def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, 
         writer.write(block.name, block.start, flat)
 
 
-def _copy_unmerged(vectors: TaskVectors, writer: Output) -> None:
-    """Copy the tensors of θ₀ that are not merged: integers, and those that were skipped."""
-    for name in vectors.base.entries.keys() - set(vectors.names):
+def _copy_unmerged(vectors: TaskVectors, writer: Output, written: Set[str]) -> None:
+    """Copy the tensors of θ₀ that are not merged: integers, those that were skipped, and statistics of the base."""
+    for name in vectors.base.entries.keys() - written:
         entry = vectors.base.entries[name]
         for start in range(0, entry.numel, CHUNK):
             values = torch.empty(min(CHUNK, entry.numel - start), dtype=entry.dtype)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json
 
-UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".ot")  # formats that would hold the base's weights
+UNMERGED = (".h5", ".msgpack", ".gguf", ".onnx", ".ot")  # formats that would hold the base's weights
 RECORD = "merge.json"  # marks a folder that a merge wrote
 
 
@@ -63,6 +63,21 @@ def check_out(out: Path) -> None:
         raise UserError(f"out must end in .safetensors, or be a folder; got out={out}")
     elif out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - _written(out))):
         raise UserError(f"out must be a new folder, or one that a merge wrote; out={out} holds {others[0]}")
+
+
+def require_new(inputs: Iterable[Path], outs: Iterable[Path]) -> None:
+    """Check that no output replaces an input, or a file in the folder of one.
+
+    Raises:
+        UserError: if one does.
+    """
+    for out in outs:
+        for path in inputs:
+            if path.resolve() in (out.resolve(), *(() if path.is_file() else out.resolve().parents)):
+                raise UserError(
+                    f"out must not replace an input; out={out} would replace or change {path}. Name another file, or "
+                    "write overwrite=true."
+                )
 
 
 def _written(folder: Path) -> set[str]:

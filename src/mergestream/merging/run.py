@@ -49,7 +49,10 @@ def merge_files(settings: FileMerge) -> None:
         scale=settings.scales if settings.several else settings.scales[0],
         dtype=settings.dtype,
         on_mismatch=settings.on_mismatch,
+        bn=settings.bn,
+        overwrite=settings.overwrite,
         device=settings.device,
+        say=print,
         **bound.options,
     )
     for scale in settings.scales:
@@ -195,7 +198,7 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int], Me
     if run.keeps_tasks() or not running.is_file():
         paths, parameters = run.trained_encoders(encoders), run.base()["clip_parameters"]
         return lambda count: merged_task_vector(
-            base, paths[:count], bound, clip_parameters=parameters, device=settings.device
+            base, paths[:count], bound, clip_parameters=parameters, device=settings.device, say=print
         )
     kept = RunningMerge(running, bound)
     if kept.tasks != encoders:

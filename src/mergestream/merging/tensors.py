@@ -24,11 +24,16 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -60,8 +65,15 @@ def bytes_of(values: Tensor) -> memoryview:
     return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
 
 
+def is_statistic(name: str) -> bool:
+    """Return whether a tensor is a running statistic of batch normalisation, which is measured rather than trained."""
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
+
+
 def is_finite(values: Tensor) -> bool:
     """Return whether every value is finite."""
+    if values.dtype.itemsize == 1 and values.dtype.is_floating_point:  # torch does not add up 8-bit floats
+        values = values.float()
     # A finite sum proves it, and is cheap; a sum may also overflow, so only the values prove the opposite.
     return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
 
@@ -124,7 +136,7 @@ class TensorFile:
             self.metadata = dict(header.pop("__metadata__", None) or {})
             for name, item in header.items():
                 if item["dtype"] not in DTYPES:
-                    raise ValueError(f"{name} is {item['dtype']}, which a merge cannot read")
+                    raise UserError(f"{self.path}: {name} is {item['dtype']}, which a merge cannot read")
                 first, last = item["data_offsets"]
                 entry = Entry(DTYPES[item["dtype"]], tuple(item["shape"]), 8 + length + first)
                 if first < 0 or first + entry.numel * entry.dtype.itemsize != last or 8 + length + last > size:

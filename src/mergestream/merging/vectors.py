@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,8 +14,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mergestream.merging.checkpoints import Adapter, Checkpoint, differences, open_checkpoint, require_same_base
-from mergestream.merging.tensors import bytes_of, is_finite
+from mergestream.merging.adapters import Adapter, open_checkpoint
+from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
+from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole
@@ -43,6 +45,7 @@ class TaskVectors:
         threads: blocks that are worked on at a time; None is one for each core.
         block: elements of a block, a multiple of `CHUNK`; None fits the caches.
         device: where the blocks are put.
+        say: gets each message on how the files are read, where that may surprise.
 
     Raises:
         UserError: if a file is missing, damaged, does not fit the others or was trained from another base, or if an
@@ -59,6 +62,7 @@ class TaskVectors:
         threads: int | None = None,
         block: int | None = None,
         device: torch.device | str = CPU,
+        say: Callable[[str], None] = warnings.warn,
     ):
         require_choice("on_mismatch", on_mismatch, MISMATCHES)
         if threads is not None:
@@ -67,6 +71,7 @@ class TaskVectors:
             raise UserError(f"block must be a multiple of {CHUNK} elements; got block={block}")
         self.threads = threads or cores()
         self.block = block
+        self.say = say
         self.device = torch.device(device)
         self.base = Checkpoint(base)
         self.checkpoints: list[Checkpoint | Adapter] = []
@@ -75,6 +80,7 @@ class TaskVectors:
         self._buffers = _Buffers()
         self._hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
         try:
+            self.base.require_unquantised()
             for path in checkpoints:
                 self._open(path, on_mismatch)
             self._require_mergeable()
@@ -101,7 +107,16 @@ class TaskVectors:
 
     @cached_property
     def names(self) -> list[str]:
-        """The weights that are merged; integer buffers are not."""
+        """The weights that are merged; integers and the running statistics of batch normalisation are not."""
+        return [name for name in self._floating if not is_statistic(name)]
+
+    @property
+    def statistics(self) -> list[str]:
+        """The running statistics of batch normalisation."""
+        return [name for name in self._floating if is_statistic(name)]
+
+    @property
+    def _floating(self) -> list[str]:
         entries = self.base.entries.items()
         return [name for name, entry in entries if entry.dtype.is_floating_point and name not in self.skipped]
 
@@ -185,7 +200,7 @@ class TaskVectors:
             UserError: naming the weight and the file, if there is one.
         """
         reading = Reading(CPU, finite=True)
-        for block in self.blocks(self.names, streamed=True):
+        for block in self.blocks(self._floating, streamed=True):
             for _ in StreamedRows(self, block, self._base(block, reading), range(len(self)), reading):
                 pass
 
@@ -201,13 +216,20 @@ class TaskVectors:
 
     def _open(self, path: Path, on_mismatch: str) -> None:
         """Open the next checkpoint, and compare it with the base."""
-        checkpoint = open_checkpoint(path, self.base)
+        checkpoint = open_checkpoint(path, self.base, self.say)
         self.checkpoints.append(checkpoint)
         require_same_base(self.base, checkpoint)
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint.adopt_names(self.base, self.say)
         found = differences(self.base, checkpoint)
         if found and on_mismatch == "error":
             raise UserError(f"{next(iter(found.values()))}. Write on_mismatch=skip to leave such tensors out.")
+        if dropped := sorted(found.keys() - self.base.entries.keys()):
+            self.say(f"not in the base, so dropped from {path} (on_mismatch=skip): {', '.join(dropped)}")
         self.skipped |= found.keys()
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint.require_unquantised()
+            require_same_integers(self.base, checkpoint, self.base.entries.keys() - self.skipped)
 
     def _require_mergeable(self) -> None:
         if wide := [name for name in self.names if self.base.entries[name].dtype == torch.float64]:

@@ -203,9 +203,15 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
             if CHECKSUM in read_metadata(path):
                 verify(path)
             return load_file(path)
+        if _is_torchscript(path):
+            raise UserError(f"{path} must hold only tensors; it is a TorchScript archive. {_conversion(path, True)}")
         mmap = mapped and zipfile.is_zipfile(path)  # torch.save before 1.6 wrote no archive
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} must hold only tensors; it holds a pickled model or other objects. {_conversion(path)}"
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{path} must be a valid .safetensors or tensors-only .pt file: {first_line(error)}") from error
     state = loaded
     for key in ("state_dict", "model_state_dict", "model"):
@@ -214,7 +220,28 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
             break
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} must hold a flat dict of tensors; got {type(state).__name__}")
+    if sparse := [name for name, tensor in state.items() if tensor.layout != torch.strided]:
+        raise UserError(f"{path} must hold dense tensors; {sparse[0]} is sparse. Save {sparse[0]}.to_dense() instead.")
     return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Return whether a file is an archive of TorchScript, which holds code besides tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+
+
+def _conversion(path: Path, torchscript: bool = False) -> str:
+    """Return how to convert a file that is trusted to one that holds only tensors."""
+    load = "torch.jit.load" if torchscript else "torch.load"
+    options = "" if torchscript else ", weights_only=False"
+    target = str(path.with_suffix(".weights.pt"))
+    return (
+        f"If you trust it, convert it: import torch; model = {load}({str(path)!r}{options}, map_location='cpu'); "
+        f"torch.save(getattr(model, 'state_dict', lambda: model['state_dict'])(), {target!r})"
+    )
 
 
 def sha256(path: Path) -> str:

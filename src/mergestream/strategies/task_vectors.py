@@ -119,6 +119,9 @@ class SurveyedVectors(Protocol):
     def frozen(self) -> int:
         """The number of parameters of the whole CLIP that the files do not hold."""
 
+    def say(self, message: str) -> None:
+        """Tell the user how the task vectors are read or merged, where that may surprise."""
+
     def __len__(self) -> int:
         """Return T."""
 

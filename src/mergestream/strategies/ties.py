@@ -20,7 +20,7 @@ from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import SurveyedVectors
 
 FEW = 64  # a tile with more undecided parameters is merged again as a whole
-SCOPES = ("encoder", "clip", "tensor")
+SCOPES = ("encoder", "clip", "tensor", "all")
 
 
 def survey(vectors: SurveyedVectors, *, density: float = 0.2, scope: str = "encoder") -> dict[str, Any]:
@@ -31,7 +31,8 @@ def survey(vectors: SurveyedVectors, *, density: float = 0.2, scope: str = "enco
         density: share of the parameters that survives, in (0, 1].
         scope: which parameters are ranked together. ``encoder``: those of the image tower. ``clip``: those of the whole
             CLIP, as in the published code; the zeros of the frozen text tower rank last, so more of the image tower
-            survives. ``tensor``: those of each weight.
+            survives. ``tensor``: those of each weight. ``all``: those of all files' weights, the default for files that
+            no run of this project wrote.
 
     Raises:
         UserError: if an option is out of range.
@@ -88,6 +89,11 @@ def thresholds(vectors: SurveyedVectors, density: float, scope: str) -> dict[str
     # The zeros of frozen parameters are the smallest magnitudes of all, so they are dropped first.
     ranked = here + (vectors.frozen if scope == "clip" else 0)
     limits = _limits(vectors, names, max(0, here - int(density * ranked)))
+    if density < 1 and not all(limits):
+        vectors.say(
+            f"strategy.density={density} trims nothing of task vector {limits.index(0.0) + 1}: no more than this share "
+            f"of its parameters differs from the base (strategy.scope={scope})"
+        )
     return dict.fromkeys(vectors.names, limits)
 
 

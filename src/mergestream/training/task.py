@@ -98,7 +98,8 @@ def save(session: Session, plan: TaskPlan, fitted: Fitted) -> dict[str, str]:
     """Write the encoder and the state of the method; return the checksums of the files by name."""
     run, method = session.run, session.settings.method
     encoder, state_file = run.encoder(plan.index), run.method_state(plan.index)
-    weights = {name: tensor.float() for name, tensor in session.encoder.state_dict().items()}
+    state = session.encoder.state_dict()
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     written = {encoder.name: files.write_tensors(encoder, weights, fitted.marks)}
     if state := method.state():
         require_finite(state, f"the state of method={method.id}", fitted.label)
