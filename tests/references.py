@@ -93,16 +93,17 @@ def della(t, name, density=0.5, window=0.2, seed=5):
     return elected(result).view(t.shape[1:])
 
 
-def ties(taus, density=0.2, scope="encoder"):
-    tower = [name for name in taus if name.startswith("visual.")] or list(taus)
+def ties(taus, density=0.2, scope="all"):
+    visual = [name for name in taus if name.startswith("visual.")]
+    together = visual if scope == "encoder" and visual else list(taus)
     trimmed = {}
     for name, t in taus.items():
-        ranked = [name] if scope == "tensor" else tower
+        ranked = [name] if scope == "tensor" else together
         flat = torch.cat([taus[n].abs().flatten(1) for n in ranked], 1)
         dropped = flat.shape[1] - int(density * flat.shape[1])
         limits = flat.sort(1).values[:, dropped - 1] if dropped else torch.zeros(len(flat), dtype=D)
         trimmed[name] = torch.where(t.abs() >= limits.view(-1, *[1] * (t.dim() - 1)), t, 0.0)
-    voters = taus if scope == "tensor" else tower
+    voters = taus if scope == "tensor" else together
     votes = sum(float(trimmed[name].sum(0).sign().sum()) for name in voters)
     return {name: elected(t, 1.0 if votes >= 0 else -1.0) for name, t in trimmed.items()}
 

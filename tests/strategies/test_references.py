@@ -23,7 +23,7 @@ OPTIONS = {
     "dare_ties": [{}, {"density": 1.0}],
     "breadcrumbs": [{}, {"density": 0.3, "outliers": 0.2}, {"density": 1.0, "outliers": 0}],
     "della": [{}, {"density": 0.3, "window": 0.5}],
-    "ties": [{}, {"density": 1.0}, {"density": 0.5, "scope": "tensor"}],
+    "ties": [{}, {"density": 1.0}, {"density": 0.5, "scope": "tensor"}, {"scope": "encoder"}],
     "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
     "knots": [{}, {"density": 1.0}],
     "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
