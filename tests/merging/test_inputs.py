@@ -409,7 +409,7 @@ def test_paths_that_look_like_numbers_are_told_to_quote(word, tmp_path):
     words = {"base": "base=a.safetensors", "checkpoints": "checkpoints=[b]", "out": f"out={tmp_path}/o.safetensors"}
     outcome = command("merge.py", *{**words, word.partition("=")[0]: word}.values())
     assert outcome.code == 1
-    assert "takes paths" in outcome.err
+    assert "must be the path of a file" in outcome.err
     assert "Write ./ before it, or quote it" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
 

@@ -123,7 +123,8 @@ def _require_quoted(key: str, value: Any) -> None:
     """Refuse a path that Hydra read as a number or a truth value."""
     if isinstance(value, (bool, int, float)):
         raise UserError(
-            f"{key} takes paths; {value} was read as a {type(value).__name__}. Write ./ before it, or quote it."
+            f"{key} must be the path of a file; got {key}={value}, which was read as {type(value).__name__}. "
+            "Write ./ before it, or quote it."
         )
 
 
