@@ -100,8 +100,8 @@ def test_error_without_network_says_what_to_download(monkeypatch):
     assert str(caught.value) == (
         "the weights openai of ViT-B-16-quickgelu must be downloaded once, which failed (ConnectionError). Fetch "
         "timm/vit_base_patch16_clip_224.openai/open_clip_model.safetensors from the Hugging Face Hub on a machine with "
-        "network access, copy it here, and write model.pretrained=/path/to/open_clip_model.safetensors. "
-        "model=tiny needs no download."
+        "network access, copy it here, and write model.pretrained=/path/to/open_clip_model.safetensors "
+        "model.preprocess=openai. model=tiny needs no download."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from mergestream.compose.overrides import typed
+from mergestream.compose.overrides import require_read, typed
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
@@ -34,6 +34,7 @@ SELECT = "select"
 
 def check_stream(cfg: DictConfig) -> None:
     """Check the keys of common.yaml."""
+    require_read(cfg)
     _require_groups(cfg, ("dataset", "stream", "model", "method"))
     _require_nodes(cfg, ("schedule", "data"))
     check_targets(cfg)
@@ -54,6 +55,7 @@ def check_training(cfg: DictConfig) -> None:
 
 def check_merge(cfg: DictConfig) -> None:
     """Check the keys of merge.yaml, but not those of common.yaml."""
+    require_read(cfg)
     _require_groups(cfg, ("strategy",))
     _apply(MERGE, cfg)
     if "seed" in cfg.strategy:
@@ -72,6 +74,7 @@ def check_analysis(cfg: DictConfig) -> None:
 
 def check_report(cfg: DictConfig) -> None:
     """Check the keys of report.yaml."""
+    require_read(cfg)
     if not isinstance(cfg.root, str) or not Path(cfg.root).is_dir():
         raise UserError(f"root must be a folder with runs; got root={cfg.root}. Type: {program('train')}")
     _folder("out", cfg.out)
@@ -140,6 +143,11 @@ def _bound(key: str, value: Any) -> None:
         raise UserError(f"{key} must stay true; got {key}={value}")
 
 
+def _order(key: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{key} must be the name of an order, such as natural, shuffled or paper; got {key}={value}")
+
+
 def _keys(*names: str) -> Rule:
     def rule(key: str, value: Any) -> None:
         if set(value) != set(names):
@@ -182,6 +190,7 @@ STREAM: Mapping[str, Rule] = {
     "tasks": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "batch_size": _whole(1),
+    "stream.order": _order,
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),
     "data.num_workers": _whole(0),
     "data.download": require_bool,

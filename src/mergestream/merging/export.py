@@ -63,8 +63,12 @@ def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any
         UserError: if transformers' CLIP has no such architecture or weight.
     """
     visual = model.visual
-    if not hasattr(visual, "class_embedding") or getattr(visual, "attn_pool", None) is not None:
-        raise UserError("export=huggingface needs a CLIP with a vision transformer and a class token")
+    if not _fits_transformers(model):
+        raise UserError(
+            "export=huggingface needs a CLIP as OpenAI built it: a vision transformer with a class token, and a causal "
+            f"text transformer; model={type(model).__name__} with {type(visual).__name__} has no such form in "
+            "transformers' CLIPModel. Write export=open_clip"
+        )
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensors |= _renamed(name, tensor)
@@ -94,6 +98,21 @@ def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any
     return config, tensors
 
 
+def _fits_transformers(model: CLIP) -> bool:
+    """Return whether both towers compute what those of ``transformers.CLIPModel`` do."""
+    visual = model.visual
+    return (
+        type(model) is CLIP
+        and getattr(visual, "pool_type", None) == "tok"
+        and hasattr(visual, "class_embedding")
+        and getattr(visual, "attn_pool", None) is None
+        and not isinstance(visual.ln_pre, nn.Identity)
+        and model.text_pool_type == "argmax"
+        and model.attn_mask is not None
+        and all(isinstance(projection, Tensor) for projection in (visual.proj, model.text_projection))
+    )
+
+
 def _tower(transformer: Any, width: int) -> dict[str, Any]:
     """Return the part of config.json that both towers have."""
     block = transformer.resblocks[0]
@@ -108,6 +127,7 @@ def _tower(transformer: Any, width: int) -> dict[str, Any]:
     }
 
 
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # as Pillow numbers them
 PLAIN = {
     "logit_scale": "logit_scale",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -151,14 +171,15 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 def _preprocessor(clip: Clip) -> dict[str, Any]:
     """Return preprocessor_config.json, the evaluation transform."""
     evaluation: Any = clip.transforms.eval
-    normalize, size = evaluation.transforms[-1], clip.model.visual.image_size[0]
+    resize, normalize, size = evaluation.transforms[0], evaluation.transforms[-1], clip.model.visual.image_size[0]
+    square, cropped = {"height": size, "width": size}, isinstance(resize.size, int)
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "size": {"shortest_edge": size} if cropped else square,
+        "resample": RESAMPLE[resize.interpolation.value],
+        "do_center_crop": cropped,
+        "crop_size": square,
         "do_normalize": True,
         "image_mean": list(normalize.mean),
         "image_std": list(normalize.std),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from open_clip import image_transform
 from open_clip.model import CLIP
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import Compose, InterpolationMode, RandomResizedCrop
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
@@ -23,16 +25,29 @@ class Transforms:
     eval: ImageTransform
 
 
-def clip_transforms(size: int, mean: Sequence[float], std: Sequence[float]) -> Transforms:
+def clip_transforms(
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bicubic",
+    resize_mode: str = "shortest",
+) -> Transforms:
     """Return the published transforms.
 
-    Training: RandomResizedCrop(scale 0.9–1.0, bicubic), without flip. Evaluation: resize and centre crop.
+    Training: RandomResizedCrop(scale 0.9–1.0), without flip. Evaluation: what open_clip does for the same values.
 
     Args:
         size: side of the square image in px.
         mean, std: normalisation of each colour channel.
+        interpolation: bicubic or bilinear, in both transforms.
+        resize_mode: in evaluation, shortest (resize the shorter side, then crop the centre) or squash (resize both
+            sides).
     """
-    train, evaluation = (image_transform(size, is_train=t, mean=tuple(mean), std=tuple(std)) for t in (True, False))
+    values = {"mean": tuple(mean), "std": tuple(std), "interpolation": interpolation, "resize_mode": resize_mode}
+    train, evaluation = (image_transform(size, is_train=t, **values) for t in (True, False))
+    if interpolation != "bicubic":  # open_clip's training transform ignores it
+        crop = RandomResizedCrop(size, scale=(0.9, 1.0), interpolation=InterpolationMode(interpolation))
+        train = Compose([crop, *train.transforms[1:]])
     return Transforms(train, evaluation)
 
 
@@ -45,12 +60,14 @@ class Clip:
         tokenize: texts → token ids.
         transforms: image transforms of the model.
         source: where the weights come from, recorded in base.json.
+        preprocessing: the values behind the transforms, recorded in base.json; empty if the option has only one.
     """
 
     model: CLIP
     tokenize: Callable[[Sequence[str]], Tensor]
     transforms: Transforms
     source: str
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def encoder(self) -> nn.Module:
@@ -59,27 +76,29 @@ class Clip:
 
 
 class TextHead(nn.Module):
-    """A frozen linear classifier on image features f: logits = exp(s) · f/‖f‖ · Wᵀ.
+    """A frozen linear classifier on image features f: logits = exp(s) · f/‖f‖ · Wᵀ + b.
 
     Args:
         weight_CD: one normalised text embedding per class.
         scale: exp(s), CLIP's learned logit scale.
+        bias: b, SigLIP's learned logit bias. It changes neither the argmax nor the softmax over classes, only the
+            sigmoid that SigLIP is calibrated for.
     """
 
     weight_CD: Tensor
 
-    def __init__(self, weight_CD: Tensor, scale: float):
+    def __init__(self, weight_CD: Tensor, scale: float, bias: float = 0.0):
         super().__init__()
         self.register_buffer("weight_CD", weight_CD)
-        self.scale = scale
+        self.scale, self.bias = scale, bias
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Return logits [B, C] from image features [B, D]."""
-        return self.scale * F.normalize(features_BD, dim=-1) @ self.weight_CD.T
+        return self.scale * F.normalize(features_BD, dim=-1) @ self.weight_CD.T + self.bias
 
     def restrict(self, classes: Sequence[int]) -> TextHead:
         """Return the head over `classes` only, with its columns in their order."""
-        return TextHead(self.weight_CD[list(classes)], self.scale)
+        return TextHead(self.weight_CD[list(classes)], self.scale, self.bias)
 
 
 @torch.no_grad()
@@ -99,4 +118,5 @@ def text_head(clip: Clip, prompts: Sequence[Sequence[str]], batch_size: int = 25
     embeddings = [F.normalize(clip.model.encode_text(clip.tokenize(c).to(device)).float(), dim=-1) for c in chunks]
     by_class = torch.cat(embeddings).split([len(of_class) for of_class in prompts])
     weight_CD = F.normalize(torch.stack([of_class.mean(0) for of_class in by_class]), dim=-1)
-    return TextHead(weight_CD, clip.model.logit_scale.exp().item())
+    bias = getattr(clip.model, "logit_bias", None)
+    return TextHead(weight_CD, clip.model.logit_scale.exp().item(), 0.0 if bias is None else bias.item())

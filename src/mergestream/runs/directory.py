@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mergestream import __version__
-from mergestream.runs.identity import config_hash, content_hash, deciding
+from mergestream.runs.identity import FORMER_PREPROCESSING, config_hash, content_hash, deciding
 from mergestream.runs.results import Metrics, TaskRecord
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError, first_line, program
@@ -123,7 +123,7 @@ class Run:
         """Return the metadata of every file that the training writes: hashes of θ₀, config and data."""
         return {
             "base_sha256": self.base()["sha256"],
-            "config_sha256": config_hash(config),
+            "config_sha256": config_hash(config, self.base().get("preprocessing")),
             "data_sha256": content_hash({key: self.stream()[key] for key in ("num_classes", "class_order", "tasks")}),
             "version": __version__,
         }
@@ -254,6 +254,24 @@ class Run:
                 f"{readable(self.path)} was started with other data; compare its stream.json. Restore them, or write "
                 "tag=NAME to start a second run beside it."
             )
+
+    def require_preprocessing(self, preprocessing: Mapping[str, Any]) -> None:
+        """Check that images are preprocessed as in the training.
+
+        Args:
+            preprocessing: of the model as it is loaded now; see `Clip`.
+
+        Raises:
+            UserError: if the run was started with another preprocessing or activation.
+        """
+        begun = self.base().get("preprocessing", FORMER_PREPROCESSING)
+        for key in begun.keys() & preprocessing.keys():
+            if begun[key] != preprocessing[key]:
+                raise UserError(
+                    f"the preprocessing of a run must stay the same; {readable(self.path)} was started with "
+                    f"{key}={begun[key]}, and model={self.model} now has {key}={preprocessing[key]}. "
+                    "Write tag=NAME to start a second run beside it."
+                )
 
     def stream(self) -> dict[str, Any]:
         """Return the content of stream.json."""

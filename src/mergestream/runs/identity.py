@@ -12,6 +12,9 @@ NEUTRAL: tuple[str, ...] = ("root", "tag", "devices", "accelerator", "logger", "
 NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_tasks")
 NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
 
+# How every model preprocessed images before base.json recorded it, besides the mean and std of its tag.
+FORMER_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "quick_gelu": False}
+
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the dotted keys and values of a resolved config that decide the result."""
@@ -19,9 +22,15 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Return a short hash of the parts of a resolved config that decide the result."""
-    return equal_hash(deciding(config))[:16]
+def config_hash(config: Mapping[str, Any], preprocessing: Mapping[str, Any] | None = None) -> str:
+    """Return a short hash of the parts of a resolved config that decide the result.
+
+    Args:
+        config: the config.
+        preprocessing: of the model; it counts where it differs from `FORMER_PREPROCESSING`.
+    """
+    departed = {k: v for k, v in (preprocessing or {}).items() if v != FORMER_PREPROCESSING.get(k, v)}
+    return equal_hash({**deciding(config), **{f"preprocessing.{k}": v for k, v in departed.items()}})[:16]
 
 
 def content_hash(value: Any) -> str:

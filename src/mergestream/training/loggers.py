@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def tensorboard(path: Path, config: dict[str, Any]) -> Logger:
 def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **options: Any) -> Logger:
     """Log to Weights & Biases: online if a key is configured, offline otherwise, without ever prompting.
 
+    A run that continues after an interruption keeps its id, so that W&B shows one run.
+
     Args:
         path: the run directory; offline runs go to ``wandb`` below it.
         config: the resolved config, shown beside the curves.
@@ -51,6 +54,7 @@ def wandb(path: Path, config: dict[str, Any], project: str = "mergestream", **op
     except (client.errors.AuthenticationError, client.errors.CommError, client.errors.UsageError) as error:
         print(f"wandb: cannot log in ({error}); logging offline", file=sys.stderr)
         online = False
+    options.setdefault("id", _wandb_id(path))
     mode = options.pop("mode", "online" if online else "offline")
     settings = client.Settings(silent=True, console="off")
     return WandbLogger(
@@ -69,3 +73,10 @@ def close(logger: Logger | None) -> None:
 def _name(path: Path) -> str:
     """Return the run directory below the root: dataset, stream, model, method and seed."""
     return "/".join(path.parts[-5:])
+
+
+def _wandb_id(path: Path) -> str | None:
+    """Return the id of the W&B run that earlier parts of this run log to; their folders end with it."""
+    names = sorted(folder.name for folder in (path / "wandb").glob("*run-*"))
+    found = [match[1] for name in names if (match := re.fullmatch(r"(?:offline-)?run-\d+_\d+-(.+)", name))]
+    return found[0] if found else None

@@ -6,9 +6,11 @@ import os
 from contextlib import nullcontext
 
 import torch
+from torchvision.transforms.functional import pil_to_tensor
 
 from mergestream.compose.training import TrainingSettings
 from mergestream.display import tables
+from mergestream.models.clip import Transforms
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.repair import damage, repair
 from mergestream.runs.results import TaskRecord, assemble
@@ -121,6 +123,9 @@ def _finish(session: Session, records: list[TaskRecord]) -> None:
 
 
 def _show_finished(settings: TrainingSettings) -> None:
+    inputs = settings.inputs
+    stream = inputs.stream(Transforms(pil_to_tensor, pil_to_tensor), inputs.source())  # no image is loaded
+    settings.run.require_data(stream.describe())
     show(settings.run, "already finished, nothing to do")
     if settings.merge and not list(settings.run.path.glob("running/*.safetensors")):
         print(f"the run was trained without merge_every_task; {program('merge')} prefixes=true gives the same merges")

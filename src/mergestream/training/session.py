@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from pytorch_lightning.loggers import Logger
@@ -211,8 +211,11 @@ def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, bas
                 f"θ₀ must stay the one that {readable(run.path)} was started with, sha256 {begun[:12]}…; the weights "
                 f"of model={model} are now {sha256[:12]}…. Restore them, or write tag=NAME to start a second run."
             )
+        run.require_preprocessing(clip.preprocessing)
     else:
-        known = {"name": model, "source": clip.source, "sha256": sha256}
+        known: dict[str, Any] = {"name": model, "source": clip.source, "sha256": sha256}
+        if clip.preprocessing:
+            known["preprocessing"] = dict(clip.preprocessing)
         parameters = sum(p.numel() for p in clip.model.parameters())
         begun_in = circumstances(processes.shard()[1])
         files.write_json(run.path / "base.json", {**known, "begun": begun_in, "clip_parameters": parameters})

@@ -1,0 +1,83 @@
+"""Words on the command line that no code reads, or that cannot be what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from helpers import command, noise
+
+from mergestream.training import loggers
+
+
+@pytest.mark.parametrize(
+    ("script", "word", "nearest"),
+    [
+        ("train.py", "+batch_sizes=2", "batch_size"),
+        ("train.py", "+data.num_worker=2", "data.num_workers"),
+        ("train.py", "+schedule.warm_up=2", "schedule.warmup"),
+        ("train.py", "++gradient_clipping=2", "gradient_clip"),
+        ("merge.py", "+prefix=true", "prefixes"),
+        ("analyze.py", "+lambdas=1", "lambda"),
+        ("report.py", "+base_line=MagMax", "baseline"),
+    ],
+)
+def test_inputs_that_no_code_reads_are_refused_with_the_nearest_key(script, word, nearest, tmp_path):
+    outcome = command(script, f"root={tmp_path}", word)
+    assert (outcome.code, outcome.err) == (
+        1,
+        f"error: a key must be one that the command reads; got {word}. The nearest one is {nearest}; see --help\n",
+    )
+
+
+def test_inputs_of_other_frameworks_are_refused(tmp_path):
+    outcome = command("train.py", f"root={tmp_path}", "+accumulate_grad_batches=2")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: a key must be one that the command reads; got +accumulate_grad_batches=2.")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_that_are_lists_of_classes_are_no_order(tmp_path):
+    outcome = command("train.py", f"root={tmp_path}", "stream.order=[9,8,7,6,5,4,3,2,1,0]")
+    rule = "stream.order must be the name of an order, such as natural, shuffled or paper"
+    assert (outcome.code, outcome.err) == (1, f"error: {rule}; got stream.order=[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]\n")
+
+
+def test_inputs_that_code_reads_may_have_a_plus(tmp_path):
+    words = ("++epochs=1", "+optimizer.eps=1e-7", "method=zeroshot", "logger=none")
+    outcome = command("train.py", f"root={tmp_path}", *noise(), *words)
+    assert outcome.code == 0, outcome.err
+
+
+def test_inputs_of_a_finished_run_are_compared(tmp_path):
+    words = (f"root={tmp_path}", *noise(), "method=zeroshot", "logger=none")
+    assert command("train.py", *words).code == 0
+    assert "already finished" in command("train.py", *words).out
+    path = next(word.partition("=")[2] for word in words if word.startswith("dataset.path"))
+    copytree(path, tmp_path / "copy")
+    image = sorted(Path(tmp_path / "copy").rglob("*.png"))[0]
+    image.rename(image.with_name("other.png"))
+    sorted(Path(tmp_path / "copy/test").rglob("*.png"))[-1].unlink()
+    Path(path).rename(f"{path}-away")
+    try:
+        Path(path).symlink_to(tmp_path / "copy")
+        outcome = command("train.py", *words)
+        Path(path).unlink()
+    finally:
+        Path(f"{path}-away").rename(path)
+    assert outcome.code == 1
+    assert "was started with other data; compare its stream.json" in outcome.err
+
+
+def test_a_continued_run_is_one_run_of_wandb(tmp_path):
+    ids = []
+    for step in (1, 2):
+        made = loggers.wandb(tmp_path, {})
+        made.log_metrics({"loss": 0.5}, step=step)
+        ids.append(made.experiment.id)
+        loggers.close(made)
+    assert ids[0] == ids[1]
+    (tmp_path / "other").mkdir()
+    assert loggers._wandb_id(tmp_path / "other") is None
+    assert loggers._wandb_id(tmp_path) == ids[0]
