@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergestream.training import launcher
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "250"))  # of each script
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))  # of each script; `make fuzz` tries more
 GROUPS = ("dataset", "method", "model", "stream", "schedule", "strategy", "logger")
 OPTIONS = {group: sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml")) for group in GROUPS}
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -168,7 +169,7 @@ def extended(tmp_path_factory) -> Iterator[Path]:
     tree = tmp_path_factory.mktemp("extended")
     blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", EXTENDING, re.DOTALL)
     paths = list(dict.fromkeys(re.findall(r"`((?:src|configs)/\S+mine\.\w+)`", EXTENDING)))
-    assert len(blocks) == len(paths) == 8
+    assert len(blocks) == len(paths) == 10
     for path, block in zip(paths, blocks, strict=True):
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(block)
@@ -185,14 +186,17 @@ def extended(tmp_path_factory) -> Iterator[Path]:
 
 
 def test_examples_of_ones_own(extended, tmp_path):
-    found = re.findall(r"^ +python (train|merge)\.py (dataset=mine.*)", EXTENDING, re.MULTILINE)
-    assert [script for script, _ in found] == ["train", "merge"]
+    found = re.findall(r"^ +python (train|merge|analyze)\.py (dataset=mine.*)", EXTENDING, re.MULTILINE)
+    assert [script for script, _ in found] == ["train", "merge", "analyze"]
     for script, words in found:
         more = [f"root={tmp_path}", *(["strategy.sharpness=1"] if script == "merge" else [])]
         outcome = command(f"{script}.py", f"--config-dir={extended}/configs", *shlex.split(words), *more)
         assert outcome.code == 0, outcome.err
     (folder,) = re.findall(r"`runs/(mine/\S+)`", EXTENDING)
     assert (tmp_path / folder / "merges/mine-sharpness=1-1/merged.safetensors").is_file()
+    norms = pd.read_csv(tmp_path / folder / "analyses/mine.csv")["norm"]
+    assert len(norms) == 5
+    assert (norms > 0).all()
 
 
 def test_a_strategy_in_ones_own_package(extended, tmp_path, monkeypatch):
