@@ -28,6 +28,7 @@ from mergestream.runtime import files, interrupt, lock
 from mergestream.runtime.errors import UserError
 from mergestream.training.callbacks.checkpoint import Checkpointing, SafetensorsIO
 from mergestream.training.callbacks.health import Health
+from mergestream.training.callbacks.progress import StreamProgress
 
 
 @pytest.fixture(scope="module")
@@ -285,9 +286,13 @@ def test_a_repaired_task_that_comes_out_different_takes_later_ones_along(finishe
             tensors = {name: tensor + 1e-7 for name, tensor in tensors.items()}
         return original(path, tensors, metadata)
 
+    bars = []
     monkeypatch.setattr(files, "write_tensors", other_bits)
+    monkeypatch.setattr(StreamProgress, "__exit__", lambda self, *_: bars.append(self.bar.tasks[self.line]))
     assert command("train.py", *arguments, "repair=true").code == 0
     monkeypatch.undo()
+    (bar,) = bars
+    assert bar.completed == bar.total == 2 * 11  # the bar counts the task that had to be trained again
     assert run.parent(1) == files.verify(run.encoder(0))
     assert results(run)["task-00/encoder.safetensors"] != expected["task-00/encoder.safetensors"]
     for index in (0, 1):
