@@ -190,14 +190,16 @@ def compared(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """Of `results` those that decided something: every configuration where training was tuned, with the merges that
     judged it, and every merge of what was chosen. A root may hold more, such as of an earlier choice."""
 
-    def decided(line: pd.Series) -> bool:
-        source = TUNED_ON.get(line["stream"], line["stream"])
-        if line["stream"] == source and line["strategy"] in ("", *JUDGES):
-            return True
-        mine = chosen.loc[(source, line["method"]), CONFIGURATION] if line["method"] in MERGED else None
-        return mine is not None and line["strategy"] != "" and bool((line[CONFIGURATION] == mine).all())
+    best = {where: tuple(line) for where, *line in chosen[CONFIGURATION].itertuples(name=None)}
 
-    return results[results.apply(decided, axis=1)]
+    def decided(stream: str, method: str, strategy: str, *values: str) -> bool:
+        source = TUNED_ON.get(stream, stream)
+        if stream == source and strategy in ("", *JUDGES):
+            return True
+        return method in MERGED and strategy != "" and values == best[source, method]
+
+    lines = results[["stream", "method", "strategy", *CONFIGURATION]].itertuples(index=False, name=None)
+    return results[[decided(*line) for line in lines]]
 
 
 def choose_scales(results: pd.DataFrame, stream: str, method: str, values: pd.Series) -> dict[str, float]:

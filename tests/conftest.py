@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +16,26 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with short finished runs on the digits: every method, 3 tasks, 1 epoch."""
+def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A root with short finished runs on the digits: every method, 3 tasks, 1 epoch. Each worker has its own copy."""
+    root = tmp_path_factory.mktemp("runs")
+    if worker_id == "master":  # there are no workers
+        _train(root)
+        return root
+    common = tmp_path_factory.getbasetemp().parent / "trained"
+    with open(common.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not common.exists():
+            _train(common.with_suffix(".partial"))
+            common.with_suffix(".partial").rename(common)
+    return Path(shutil.copytree(common, root, dirs_exist_ok=True))
+
+
+def _train(root: Path) -> None:
     from helpers import command
 
-    root = tmp_path_factory.mktemp("runs")
     outcome = command("train.py", "-m", f"root={root}", "tasks=3", "epochs=1", "method=seq,ind,joint,zeroshot")
     assert outcome.code == 0, outcome.err
-    return root
 
 
 @pytest.fixture

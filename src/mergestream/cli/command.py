@@ -56,10 +56,10 @@ class Command:
         With ``HYDRA_FULL_ERROR=1`` in the environment, errors show their traceback instead.
         """
         main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=self.name)(self.run_job)
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
+        self.one_line_errors = os.environ.get(DEBUG, "0") in ("", "0")
+        if not self.one_line_errors:
             main()
             return
-        self.one_line_errors = True
         try:
             with environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them
                 self._run(main)
