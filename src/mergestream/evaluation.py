@@ -93,8 +93,9 @@ def evaluate(
     encoder.to(device).eval()
     head.to(device)
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
-    for images, labels, tasks in stream.eval_dataloader(split, *processes.shard(), only):
-        metric.update(head(encoder(images.to(device))), labels.to(device), tasks.to(device))
+    batches = stream.eval_dataloader(split, *processes.shard(), only)
+    for images, labels, tasks in stream.on_device(batches, device):
+        metric.update(head(encoder(images)), labels, tasks)
     return metric.compute()
 
 

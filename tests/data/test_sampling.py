@@ -1,16 +1,13 @@
-"""The batch sampler, and the draws of the augmentation."""
+"""The batch sampler."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from helpers import command, noise
 
-from mergestream.data import sampling
-from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
-from mergestream.data.sources.digits import digits
-from mergestream.models.tiny import tiny
+from mergestream.data.datasets import TrainImages
+from mergestream.data.sampling import KeyedBatchSampler
 
 
 def samples_of(batches):
@@ -22,7 +19,7 @@ def test_ranks_together_draw_the_batches_of_a_single_process(samples, batch_size
     indices = np.arange(100, 100 + samples)
 
     def batches(rank, world):
-        sampler = KeyedBatchSampler(indices, batch_size, (1, 2, "shuffle"), rank, world)
+        sampler = KeyedBatchSampler(indices, batch_size, seed=1, task=2, rank=rank, world_size=world)
         sampler.set_epoch(3)
         assert len(sampler) == len(list(sampler))
         return list(sampler)
@@ -40,7 +37,7 @@ def test_ranks_together_draw_the_batches_of_a_single_process(samples, batch_size
 
 def test_shuffle_depends_on_seed_task_and_epoch():
     def order(seed, task, epoch):
-        sampler = KeyedBatchSampler(np.arange(50), 50, (seed, task, "shuffle"))
+        sampler = KeyedBatchSampler(np.arange(50), 50, seed=seed, task=task)
         sampler.set_epoch(epoch)
         return samples_of(sampler)
 
@@ -50,7 +47,7 @@ def test_shuffle_depends_on_seed_task_and_epoch():
 
 
 def test_sampler_starts_at_a_batch_of_one_epoch_only():
-    sampler = KeyedBatchSampler(np.arange(20), 8, (0, "shuffle"))
+    sampler = KeyedBatchSampler(np.arange(20), 8, seed=0, task=0)
     sampler.set_epoch(2)
     whole = list(sampler)
     sampler.start_at(2, batch=1)
@@ -73,31 +70,3 @@ def test_lightning_draws_a_new_order_in_every_epoch(tmp_path, monkeypatch):
     epochs = [[sample for batch in drawn for epoch, sample in batch if epoch == e] for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2]) == list(range(6 * 27))
     assert len({tuple(order) for order in epochs}) == 3
-
-
-def test_augmentation_depends_on_seed_epoch_and_sample_alone():
-    images = TrainImages(digits().train, tiny().transforms.train, (5, 0, "augmentation"))
-    draws = [draw for batch in KeyedBatchSampler(np.arange(40), 16, (5, 0, "shuffle")) for draw in batch]
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    forward = {d.sample: image for d, (image, *_) in zip(draws, images.__getitems__(draws), strict=True)}
-    assert torch.equal(before, torch.get_rng_state())
-    torch.manual_seed(2)
-    backward = {d.sample: image for d, (image, *_) in zip(draws[::-1], images.__getitems__(draws[::-1]), strict=True)}
-    assert all(torch.equal(forward[s], backward[s]) for s in forward)
-    next_epoch = images.__getitems__([draws[0]._replace(epoch=1)])[0][0]
-    assert not torch.equal(next_epoch, forward[draws[0].sample])
-
-
-def test_evaluation_transforms_each_image_once_until_the_cache_is_full(monkeypatch):
-    transformed = []
-
-    def transform(image):
-        transformed.append(image)
-        return torch.zeros(3, 4, 4)
-
-    monkeypatch.setattr(sampling, "CACHE_BYTES", 2 * 3 * 4 * 4 * 4)  # two images
-    images = EvalImages(digits().test, transform, np.arange(5), np.zeros(5, dtype=np.int64), cache={})
-    for _ in range(2):
-        assert [images[i][1] for i in range(5)] == digits().test.labels[:5].tolist()
-    assert len(transformed) == 5 + 3

@@ -9,9 +9,9 @@ from archives import save
 from helpers import command, config, noise
 
 from mergestream.compose.inputs import Inputs
-from mergestream.data.sampling import TrainImages
+from mergestream.data.datasets import TrainImages
 from mergestream.data.sources.digits import digits
-from mergestream.data.stream import TaskStream
+from mergestream.data.stream import Loading, TaskStream
 from mergestream.data.tasks import class_incremental
 from mergestream.models.tiny import tiny
 from mergestream.runtime.files import read_json
@@ -20,7 +20,7 @@ from mergestream.runtime.files import read_json
 def digits_stream(tasks=5, seed=5, validation=0.0, workers=0):
     source = digits()
     made = class_incremental(source, tasks=tasks, seed=seed, order="shuffled", validation=validation)
-    return TaskStream(source, made, tiny().transforms, batch_size=64, seed=seed, num_workers=workers)
+    return TaskStream(source, made, tiny().transforms, batch_size=64, seed=seed, loading=Loading(workers=workers))
 
 
 def test_train_loader_serves_the_current_task():
@@ -126,7 +126,7 @@ def test_every_dataset_has_its_own_number_of_epochs(two_datasets, tmp_path, monk
     drawn = {0: set(), 1: set()}
 
     def recorded(self, draws, original=TrainImages.__getitems__):
-        drawn[self.key_parts[1]].update(draw.epoch for draw in draws)
+        drawn[draws[0].task].update(draw.epoch for draw in draws)
         return original(self, draws)
 
     monkeypatch.setattr(TrainImages, "__getitems__", recorded)

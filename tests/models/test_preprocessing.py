@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from mergestream.models import pretrained as loading
-from mergestream.models.clip import clip_transforms
 from mergestream.models.pretrained import PREPROCESSING, preprocessing
+from mergestream.models.transforms import clip_transforms
 from mergestream.runs.directory import Run
 from mergestream.runs.identity import config_hash
 from mergestream.runtime import files

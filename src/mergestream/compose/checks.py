@@ -148,6 +148,11 @@ def _order(key: str, value: Any) -> None:
         raise UserError(f"{key} must be the name of an order, such as natural, shuffled or paper; got {key}={value}")
 
 
+def _workers(key: str, value: Any) -> None:
+    if value != "auto" and not (is_whole(value) and value >= 0):
+        raise UserError(f"{key} must be auto or a whole number, 0 or more; got {key}={value}")
+
+
 def _keys(*names: str) -> Rule:
     def rule(key: str, value: Any) -> None:
         if set(value) != set(names):
@@ -192,7 +197,9 @@ STREAM: Mapping[str, Rule] = {
     "batch_size": _whole(1),
     "stream.order": _order,
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),
-    "data.num_workers": _whole(0),
+    "data.num_workers": _workers,
+    "data.augment": _choice(("auto", "device", "pil")),
+    "data.keep_mb": _number("0 or more", lambda x: x >= 0),
     "data.download": require_bool,
     "data.skip_corrupt": require_bool,
     "accelerator": _choice(ACCELERATORS),

@@ -14,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from mergestream.compose import targets
 from mergestream.compose.build import build, device_of
 from mergestream.data.integrity import check_images
+from mergestream.data.loaders import spare_workers
 from mergestream.data.source import Source
-from mergestream.data.stream import TaskStream
+from mergestream.data.stream import Loading, TaskStream
 from mergestream.evaluation import Evaluator
-from mergestream.models.clip import Clip, Transforms, text_head
+from mergestream.models.clip import Clip, text_head
+from mergestream.models.transforms import Transforms
 from mergestream.runs.identity import content_hash
 from mergestream.runtime.errors import UserError
 
@@ -61,8 +63,22 @@ class Inputs:
         cfg = self._cfg
         how = {"source": source, "tasks": cfg.tasks, "seed": cfg.seed}
         tasks = build(cfg.stream, cfg.allow_targets, without=("name",), **how)
-        loading = {"batch_size": cfg.batch_size, "seed": cfg.seed, "num_workers": cfg.data.num_workers}
-        return TaskStream(source, tasks, transforms, **loading)
+        loading = self._loading(transforms, source)
+        return TaskStream(source, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, loading=loading)
+
+    def _loading(self, transforms: Transforms, source: Source) -> Loading:
+        data, device = self._cfg.data, self.device()
+        augment, workers = data.augment, data.num_workers
+        if augment == "auto":
+            augment = "device" if device.type == "cuda" and transforms.recipe is not None else "pil"
+        if augment == "device" and transforms.recipe is None:
+            raise UserError(
+                f"data.augment=device needs transforms of clip_transforms; model={self._cfg.model.name} has its own. "
+                "Write data.augment=pil"
+            )
+        if workers == "auto":
+            workers = spare_workers(source, device, augment == "device")
+        return Loading(augment, workers, int(data.keep_mb * 2**20), pin=device.type == "cuda")
 
     def evaluator(self) -> Evaluator:
         """Return the CLIP, its text head and the stream, ready to evaluate encoders.

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mergestream.data.sampling import EvalImages, KeyedBatchSampler, TrainImages
+from mergestream.data.crops import Crops, normalized
+from mergestream.data.datasets import EvalImages, TrainImages
+from mergestream.data.loaders import EvalLoader, Kept, TrainLoader, Workers
+from mergestream.data.sampling import KeyedBatchSampler
 from mergestream.data.source import Source
 from mergestream.data.tasks import Task
-from mergestream.models.clip import Transforms
+from mergestream.models.transforms import Transforms
 from mergestream.runtime import processes
 from mergestream.runtime.seeding import key
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How images are loaded. Only `augment` changes a result.
+
+    Args:
+        augment: where training crops are resized: by pil in the loader, or in batches on the device.
+        workers: loader processes of this process.
+        keep: bytes of evaluation images that stay in memory.
+        pin: whether batches are copied into page-locked memory.
+    """
+
+    augment: str = "pil"
+    workers: int = 0
+    keep: int = 1 << 30
+    pin: bool = False
+
+
 class TaskStream(pl.LightningDataModule):
     """A stream of T tasks, whose train and validation loaders serve the task with index `current`.
+
+    The loaders yield uint8 pixels; Lightning calls `on_after_batch_transfer`, and other loops `on_device`, to make them
+    what the model takes.
 
     Args:
         source: the dataset.
@@ -29,7 +53,7 @@ class TaskStream(pl.LightningDataModule):
         transforms: image transforms for training and evaluation.
         batch_size: samples in a global training batch, all processes together.
         seed: keys the shuffle and the augmentation.
-        num_workers: worker processes per loader; results do not depend on it.
+        loading: how images are loaded.
     """
 
     def __init__(
@@ -40,13 +64,13 @@ class TaskStream(pl.LightningDataModule):
         *,
         batch_size: int,
         seed: int,
-        num_workers: int = 0,
+        loading: Loading | None = None,
     ):
         super().__init__()
         self.source, self.tasks, self.transforms = source, list(tasks), transforms
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.batch_size, self.seed, self.loading = batch_size, seed, loading or Loading()
         self.current = 0
-        self._cache: dict[str, dict[int, Tensor]] = {"test": {}, "validation": {}}  # transformed images
+        self._kept = Kept(self.loading.keep)
         self._position = (0, 0)  # (epoch, batch) at which the next train loader starts
 
     def __len__(self) -> int:
@@ -61,12 +85,7 @@ class TaskStream(pl.LightningDataModule):
         classes = sorted(set().union(*(task.classes for task in self.tasks)))
         task = Task("all", classes, union("train"), union("validation"), union("test"))
         return TaskStream(
-            self.source,
-            [task],
-            self.transforms,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
+            self.source, [task], self.transforms, batch_size=self.batch_size, seed=self.seed, loading=self.loading
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -80,24 +99,29 @@ class TaskStream(pl.LightningDataModule):
         """Start the next train loader at a saved position."""
         self._position = (state["epoch"], state["batch"])
 
-    def train_dataloader(self) -> DataLoader:
-        """Return this process's batches (images [B, 3, H, W], labels [B], weights [B]) of the current task."""
+    def train_dataloader(self) -> TrainLoader:
+        """Return this process's batches (pixels, labels [B], weights [B]) of the current task; see `TrainImages`."""
         (epoch, batch), self._position = self._position, (0, 0)
         return self._train_loader(epoch, batch)
 
-    def consolidation_dataloader(self) -> DataLoader:
+    def consolidation_dataloader(self) -> TrainLoader:
         """Return one more pass over the current task, with random draws of its own, to estimate a Fisher on."""
         return self._train_loader(epoch=-1)
 
-    def _train_loader(self, epoch: int, batch: int = 0) -> DataLoader:
-        task_key = (self.seed, self.current)
-        samples = self.tasks[self.current].train
-        batches = KeyedBatchSampler(samples, self.batch_size, (*task_key, "shuffle"), *processes.shard())
+    def _train_loader(self, epoch: int, batch: int = 0) -> TrainLoader:
+        rank, world_size = processes.shard()
+        how = {"seed": self.seed, "task": self.current, "rank": rank, "world_size": world_size}
+        batches = KeyedBatchSampler(self.tasks[self.current].train, self.batch_size, **how)
         batches.start_at(epoch, batch)
-        images = TrainImages(self.source.train, self.transforms.train, (*task_key, "augmentation"))
-        return DataLoader(images, batch_sampler=batches, **self._loader_options())
+        return TrainLoader(self._workers, batches)
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+    @cached_property
+    def _workers(self) -> Workers:
+        resize = self.loading.augment == "pil"
+        images = TrainImages(self.source.train, self.transforms, self.seed, resize=resize)
+        return Workers(images, self.loading.workers, self.loading.pin, generator=self._generator())
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """Return this process's validation batches of the current task; none if ``stream.validation`` is 0."""
         if not len(self.tasks[self.current].validation):
             return []
@@ -105,8 +129,8 @@ class TaskStream(pl.LightningDataModule):
 
     def eval_dataloader(
         self, split: str = "test", rank: int = 0, world_size: int = 1, only: int | None = None
-    ) -> DataLoader:
-        """Return batches (images, labels, tasks) of a split, without padding, so that no sample counts twice.
+    ) -> EvalLoader:
+        """Return batches (pixels, labels, tasks) of a split, without padding, so that no sample counts twice.
 
         Args:
             split: test or validation.
@@ -116,11 +140,29 @@ class TaskStream(pl.LightningDataModule):
         positions = [getattr(task, split) for t, task in enumerate(self.tasks) if only in (None, t)]
         tasks = np.repeat(np.arange(len(self.tasks)) if only is None else [only], [len(p) for p in positions])
         shard = slice(rank, None, world_size)
-        samples = self.source.test if split == "test" else self.source.train
-        images = EvalImages(
-            samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard], self._cache[split]
+        images = EvalImages(self.source.test if split == "test" else self.source.train, self.transforms)
+        return EvalLoader(
+            images,
+            split,
+            self._kept,
+            np.concatenate(positions)[shard],
+            tasks[shard],
+            batch_size=max(1, min(256, 2 * self.batch_size)),
+            num_workers=self.loading.workers,
+            pin_memory=self.loading.pin,
+            generator=self._generator(),
         )
-        return DataLoader(images, batch_size=max(1, min(256, 2 * self.batch_size)), **self._loader_options())
+
+    def on_after_batch_transfer(self, batch: tuple[Any, Any, Any], dataloader_idx: int = 0) -> tuple[Any, Any, Any]:
+        """Make the pixels of a batch what the model takes; Lightning calls this on the device."""
+        pixels, *rest = batch
+        return normalized(pixels, self.transforms.recipe), *rest
+
+    def on_device(self, batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches of a loader of this stream on a device, as the model takes them."""
+        for pixels, *rest in batches:
+            there = Crops(*(t.to(device) for t in pixels)) if isinstance(pixels, Crops) else pixels.to(device)
+            yield normalized(there, self.transforms.recipe), *(t.to(device) for t in rest)
 
     def describe(self) -> dict[str, Any]:
         """Return the content of ``stream.json``: classes, sample counts and hashes of the sample indices per task."""
@@ -141,13 +183,9 @@ class TaskStream(pl.LightningDataModule):
             ],
         }
 
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            # Without a generator of its own, the loader would draw from the global one, which training uses.
-            "generator": torch.Generator().manual_seed(key(self.seed)),
-        }
+    def _generator(self) -> torch.Generator:
+        # Without a generator of its own, a loader would draw from the global one, which training uses.
+        return torch.Generator().manual_seed(key(self.seed))
 
 
 def _hash(indices: np.ndarray) -> str:

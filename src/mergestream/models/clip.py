@@ -1,4 +1,4 @@
-"""A CLIP model with its image transforms, and the frozen classification head that its text tower makes."""
+"""A CLIP model, and the frozen classification head that its text tower makes."""
 
 from __future__ import annotations
 
@@ -8,47 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip import image_transform
 from open_clip.model import CLIP
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Compose, InterpolationMode, RandomResizedCrop
 
-ImageTransform = Callable[[Image.Image], Tensor]
-
-
-@dataclass(frozen=True)
-class Transforms:
-    """Image transforms, PIL image → float32 [3, H, W], for training (random crop) and evaluation (deterministic)."""
-
-    train: ImageTransform
-    eval: ImageTransform
-
-
-def clip_transforms(
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str = "bicubic",
-    resize_mode: str = "shortest",
-) -> Transforms:
-    """Return the published transforms.
-
-    Training: RandomResizedCrop(scale 0.9–1.0), without flip. Evaluation: what open_clip does for the same values.
-
-    Args:
-        size: side of the square image in px.
-        mean, std: normalisation of each colour channel.
-        interpolation: bicubic or bilinear, in both transforms.
-        resize_mode: in evaluation, shortest (resize the shorter side, then crop the centre) or squash (resize both
-            sides).
-    """
-    values = {"mean": tuple(mean), "std": tuple(std), "interpolation": interpolation, "resize_mode": resize_mode}
-    train, evaluation = (image_transform(size, is_train=t, **values) for t in (True, False))
-    if interpolation != "bicubic":  # open_clip's training transform ignores it
-        crop = RandomResizedCrop(size, scale=(0.9, 1.0), interpolation=InterpolationMode(interpolation))
-        train = Compose([crop, *train.transforms[1:]])
-    return Transforms(train, evaluation)
+from mergestream.models.transforms import Transforms
 
 
 @dataclass(frozen=True)

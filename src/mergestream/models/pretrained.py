@@ -20,7 +20,8 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
-from mergestream.models.clip import Clip, clip_transforms
+from mergestream.models.clip import Clip
+from mergestream.models.transforms import clip_transforms
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.files import read_tensors
 from mergestream.runtime.processes import is_first

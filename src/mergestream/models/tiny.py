@@ -10,7 +10,8 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mergestream.models.clip import Clip, clip_transforms
+from mergestream.models.clip import Clip
+from mergestream.models.transforms import clip_transforms
 
 WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 CONTEXT_LENGTH = 64  # tokens, including the start and end tokens

@@ -264,13 +264,16 @@ class Run:
         Raises:
             UserError: if the run was started with another preprocessing or activation.
         """
-        begun = self.base().get("preprocessing", FORMER_PREPROCESSING)
-        for key in begun.keys() & preprocessing.keys():
+        begun = {**FORMER_PREPROCESSING, **self.base().get("preprocessing", {})}
+        for key in sorted(begun.keys() & preprocessing.keys()):
             if begun[key] != preprocessing[key]:
+                instead = (
+                    f"data.augment={begun[key]}" if key == "augment" else "tag=NAME to start a second run beside it"
+                )
                 raise UserError(
                     f"the preprocessing of a run must stay the same; {readable(self.path)} was started with "
-                    f"{key}={begun[key]}, and model={self.model} now has {key}={preprocessing[key]}. "
-                    "Write tag=NAME to start a second run beside it."
+                    f"{key}={begun[key]}, and this command has {key}={preprocessing[key]}, with model={self.model}. "
+                    f"Write {instead}."
                 )
 
     def stream(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_
 NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
 
 # How every model preprocessed images before base.json recorded it, besides the mean and std of its tag.
-FORMER_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "quick_gelu": False}
+FORMER_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "quick_gelu": False, "augment": "pil"}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mergestream.compose.training import TrainingSettings
 from mergestream.display import tables
-from mergestream.models.clip import Transforms
+from mergestream.models.transforms import Transforms
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.repair import damage, repair
 from mergestream.runs.results import TaskRecord, assemble

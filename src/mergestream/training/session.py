@@ -198,7 +198,7 @@ def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int,
 
 def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, base: Mapping[str, Tensor]) -> None:
     """Write what is known before the training, or check that it agrees with what the run was started with."""
-    run, model = settings.run, settings.run.model
+    run, model, augment = settings.run, settings.run.model, {"augment": stream.loading.augment}
     described = {"stream": run.stream_name, **stream.describe()}
     if (run.path / "stream.json").exists():
         run.require_data(described)
@@ -211,11 +211,11 @@ def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, bas
                 f"θ₀ must stay the one that {readable(run.path)} was started with, sha256 {begun[:12]}…; the weights "
                 f"of model={model} are now {sha256[:12]}…. Restore them, or write tag=NAME to start a second run."
             )
-        run.require_preprocessing(clip.preprocessing)
+        run.require_preprocessing({**clip.preprocessing, **augment})
     else:
         known: dict[str, Any] = {"name": model, "source": clip.source, "sha256": sha256}
-        if clip.preprocessing:
-            known["preprocessing"] = dict(clip.preprocessing)
+        if clip.preprocessing or augment != {"augment": "pil"}:
+            known["preprocessing"] = {**clip.preprocessing, **augment}
         parameters = sum(p.numel() for p in clip.model.parameters())
         begun_in = circumstances(processes.shard()[1])
         files.write_json(run.path / "base.json", {**known, "begun": begun_in, "clip_parameters": parameters})

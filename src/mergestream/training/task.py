@@ -139,6 +139,7 @@ def _remove_stale_checkpoint(session: Session, index: int, parent: str) -> None:
 
 def _samples(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield this process's share of the task, without the samples of weight 0 that only keep processes in step."""
-    for images, labels, weights in session.training.consolidation_dataloader():
+    stream = session.training
+    for images, labels, weights in stream.on_device(stream.consolidation_dataloader(), session.device):
         real = weights > 0
-        yield images[real].to(session.device), labels[real].to(session.device)
+        yield images[real], labels[real]
