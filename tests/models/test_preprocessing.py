@@ -128,5 +128,5 @@ def test_inputs_of_a_run_that_was_started_with_another_preprocessing_are_refused
     files.write_json(run.path / "base.json", {"sha256": "", "clip_parameters": 1, "begun": {}, **recorded})
     run.require_preprocessing(OPENAI)
     run.require_preprocessing({})
-    with pytest.raises(UserError, match="started with resize_mode=shortest, and model=open_clip now has .*tag=NAME"):
+    with pytest.raises(UserError, match="started with resize_mode=shortest, and this command has .*tag=NAME"):
         run.require_preprocessing(OPENAI | {"resize_mode": "squash"})

@@ -104,8 +104,9 @@ def normalized(pixels: Tensor | Crops, recipe: Recipe | None) -> Tensor:
         return pixels
     assert recipe is not None
     mean, std = (torch.tensor(v, device=levels.device)[:, None, None] for v in (recipe.mean, recipe.std))
-    levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
-    return levels.div(255).expand(-1, 3, -1, -1).sub(mean).div_(std)
+    # Reordering bytes before they become floats is twice as fast on a CPU.
+    levels = levels.expand(-1, 3, -1, -1).contiguous().to(torch.float32, copy=True)
+    return levels.div_(255).sub_(mean).div_(std)
 
 
 @torch.autocast("cuda", enabled=False)
