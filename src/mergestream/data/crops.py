@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +104,15 @@ def normalized(pixels: Tensor | Crops, recipe: Recipe | None) -> Tensor:
     else:
         return pixels
     assert recipe is not None
-    mean, std = (torch.tensor(v, device=levels.device)[:, None, None] for v in (recipe.mean, recipe.std))
+    mean, std = (_by_channel(values, levels.device) for values in (recipe.mean, recipe.std))
     # Reordering bytes before they become floats is twice as fast on a CPU.
     levels = levels.expand(-1, 3, -1, -1).contiguous().to(torch.float32, copy=True)
     return levels.div_(255).sub_(mean).div_(std)
+
+
+@cache  # a copy to a device for each batch would make the training wait
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 @torch.autocast("cuda", enabled=False)
