@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,11 @@ class Evaluator:
     head: TextHead
     stream: TaskStream
     device: torch.device
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How evaluation images are made; see `Run.require_preprocessing`."""
+        return {**self.clip.preprocessing, "short_side": self.stream.loading.short_side}
 
     def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
         """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""

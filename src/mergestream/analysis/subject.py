@@ -193,7 +193,7 @@ class Subject:
         """
         evaluator = self.inputs.evaluator()
         self.run.require_data(evaluator.stream.describe())
-        self.run.require_preprocessing(evaluator.clip.preprocessing)
+        self.run.require_preprocessing(evaluator.preprocessing)
         return evaluator
 
     def accuracy(self, tau: Mapping[str, Tensor], scale: float = 1.0, only: int | None = None) -> Row:

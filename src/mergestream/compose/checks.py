@@ -153,6 +153,11 @@ def _workers(key: str, value: Any) -> None:
         raise UserError(f"{key} must be auto or a whole number, 0 or more; got {key}={value}")
 
 
+def _cache(key: str, value: Any) -> None:
+    if value not in ("auto", True, False) or is_number(value):
+        raise UserError(f"{key} must be auto, true or false; got {key}={value}")
+
+
 def _keys(*names: str) -> Rule:
     def rule(key: str, value: Any) -> None:
         if set(value) != set(names):
@@ -199,6 +204,7 @@ STREAM: Mapping[str, Rule] = {
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),
     "data.num_workers": _workers,
     "data.augment": _choice(("auto", "device", "pil")),
+    "data.cache": _cache,
     "data.keep_mb": _number("0 or more", lambda x: x >= 0),
     "data.download": require_bool,
     "data.skip_corrupt": require_bool,

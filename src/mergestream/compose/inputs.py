@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import targets
 from mergestream.compose.build import build, device_of
+from mergestream.data.cache import cached
 from mergestream.data.integrity import check_images
 from mergestream.data.loaders import spare_workers
 from mergestream.data.source import Source
@@ -21,6 +23,7 @@ from mergestream.evaluation import Evaluator
 from mergestream.models.clip import Clip, text_head
 from mergestream.models.transforms import Transforms
 from mergestream.runs.identity import content_hash
+from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
 
 # Configs that agree in these parts are evaluated alike.
@@ -63,19 +66,23 @@ class Inputs:
         cfg = self._cfg
         how = {"source": source, "tasks": cfg.tasks, "seed": cfg.seed}
         tasks = build(cfg.stream, cfg.allow_targets, without=("name",), **how)
-        loading = self._loading(transforms, source)
-        return TaskStream(source, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, loading=loading)
+        loading, images = self._loading(transforms, source), source
+        if transforms.recipe is not None:
+            size, folder = transforms.recipe.size, Path(cfg.root) / "_data"
+            images, side = processes.first_alone(lambda: cached(source, folder, cfg.data.cache, size))
+            loading = replace(loading, short_side=side)
+        return TaskStream(images, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, loading=loading)
 
     def _loading(self, transforms: Transforms, source: Source) -> Loading:
         data, device = self._cfg.data, self.device()
         augment, workers = data.augment, data.num_workers
+        if transforms.recipe is None and (augment == "device" or data.cache is True):
+            key = "augment=device" if augment == "device" else "cache=true"
+            raise UserError(
+                f"data.{key} needs transforms of clip_transforms; model={self._cfg.model.name} has its own. Leave it out"
+            )
         if augment == "auto":
             augment = "device" if device.type == "cuda" and transforms.recipe is not None else "pil"
-        if augment == "device" and transforms.recipe is None:
-            raise UserError(
-                f"data.augment=device needs transforms of clip_transforms; model={self._cfg.model.name} has its own. "
-                "Write data.augment=pil"
-            )
         if workers == "auto":
             workers = spare_workers(source, device, augment == "device")
         return Loading(augment, workers, int(data.keep_mb * 2**20), pin=device.type == "cuda")

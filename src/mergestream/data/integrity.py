@@ -78,7 +78,7 @@ def _outcome(paths: Sequence[Sequence[str]], cache: Path, *, keep_failure: bool)
         cache: folder of earlier outcomes.
         keep_failure: whether to cache an outcome with corrupt files; a run that fails writes nothing.
     """
-    note = cache / f"{_fingerprint(paths)}.json"
+    note = cache / f"{fingerprint(paths)}.json"
     with suppress(UserError):  # an outcome that is missing or damaged is computed again
         return files.read_json(note, "corrupt", "leaked", own=True)
     everything = [path for split in paths for path in split]
@@ -88,7 +88,8 @@ def _outcome(paths: Sequence[Sequence[str]], cache: Path, *, keep_failure: bool)
     return found
 
 
-def _fingerprint(paths: Sequence[Sequence[str]]) -> str:
+def fingerprint(paths: Sequence[Sequence[str]]) -> str:
+    """Return a hash of the names, sizes and modification times of image files, by split."""
     digest = hashlib.blake2b(str(VERSION).encode(), digest_size=16)
     for split in paths:
         for path in split:

@@ -122,7 +122,7 @@ class _Merging:
             self.evaluator: Evaluator = settings.inputs.evaluator()
             self.stream = self.evaluator.stream
             settings.run.require_data(self.stream.describe())
-            settings.run.require_preprocessing(self.evaluator.clip.preprocessing)
+            settings.run.require_preprocessing(self.evaluator.preprocessing)
             if not settings.scales and not all(len(task.validation) for task in self.stream.tasks):
                 raise UserError(
                     "lambda=select needs validation data, which are split off the training data; this run has none. "

@@ -13,7 +13,8 @@ NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_
 NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
 
 # How every model preprocessed images before base.json recorded it, besides the mean and std of its tag.
-FORMER_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "quick_gelu": False, "augment": "pil"}
+FORMER_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "quick_gelu": False}
+FORMER_PREPROCESSING |= {"augment": "pil", "short_side": None}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,8 +30,13 @@ def config_hash(config: Mapping[str, Any], preprocessing: Mapping[str, Any] | No
         config: the config.
         preprocessing: of the model; it counts where it differs from `FORMER_PREPROCESSING`.
     """
-    departed = {k: v for k, v in (preprocessing or {}).items() if v != FORMER_PREPROCESSING.get(k, v)}
-    return equal_hash({**deciding(config), **{f"preprocessing.{k}": v for k, v in departed.items()}})[:16]
+    departed = {f"preprocessing.{key}": value for key, value in departures(preprocessing or {}).items()}
+    return equal_hash({**deciding(config), **departed})[:16]
+
+
+def departures(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs from `FORMER_PREPROCESSING`."""
+    return {key: value for key, value in preprocessing.items() if value != FORMER_PREPROCESSING.get(key, value)}
 
 
 def content_hash(value: Any) -> str:

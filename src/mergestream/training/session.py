@@ -18,6 +18,7 @@ from mergestream.evaluation import evaluate
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead, text_head
 from mergestream.runs.directory import Run, readable, store_base
+from mergestream.runs.identity import departures
 from mergestream.runs.results import TaskRecord, circumstances
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
@@ -198,7 +199,8 @@ def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int,
 
 def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, base: Mapping[str, Tensor]) -> None:
     """Write what is known before the training, or check that it agrees with what the run was started with."""
-    run, model, augment = settings.run, settings.run.model, {"augment": stream.loading.augment}
+    run, model = settings.run, settings.run.model
+    preprocessing = {**clip.preprocessing, **stream.loading.preprocessing}
     described = {"stream": run.stream_name, **stream.describe()}
     if (run.path / "stream.json").exists():
         run.require_data(described)
@@ -211,11 +213,11 @@ def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, bas
                 f"θ₀ must stay the one that {readable(run.path)} was started with, sha256 {begun[:12]}…; the weights "
                 f"of model={model} are now {sha256[:12]}…. Restore them, or write tag=NAME to start a second run."
             )
-        run.require_preprocessing({**clip.preprocessing, **augment})
+        run.require_preprocessing(preprocessing)
     else:
         known: dict[str, Any] = {"name": model, "source": clip.source, "sha256": sha256}
-        if clip.preprocessing or augment != {"augment": "pil"}:
-            known["preprocessing"] = {**clip.preprocessing, **augment}
+        if clip.preprocessing or departures(preprocessing):
+            known["preprocessing"] = {**clip.preprocessing, **departures(stream.loading.preprocessing)}
         parameters = sum(p.numel() for p in clip.model.parameters())
         begun_in = circumstances(processes.shard()[1])
         files.write_json(run.path / "base.json", {**known, "begun": begun_in, "clip_parameters": parameters})
