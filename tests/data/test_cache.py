@@ -76,9 +76,7 @@ def test_images_in_memory_are_left_alone(tmp_path):
     assert cached(source, tmp_path / "cache", True, 32) == (source, None)
 
 
-@pytest.mark.parametrize(
-    ("hurt", "says"), [("flip", "was altered"), ("version", "another version"), ("cut", "altered")]
-)
+@pytest.mark.parametrize(("hurt", "says"), [("flip", "altered"), ("version", "another version"), ("cut", "altered")])
 def test_a_damaged_cache_is_made_anew(hurt, says, source, tmp_path, capsys, monkeypatch):
     found, _ = cached(source, tmp_path / "cache", "auto", 32)
     path = found.train.images.path

@@ -79,7 +79,8 @@ class Inputs:
         if transforms.recipe is None and (augment == "device" or data.cache is True):
             key = "augment=device" if augment == "device" else "cache=true"
             raise UserError(
-                f"data.{key} needs transforms of clip_transforms; model={self._cfg.model.name} has its own. Leave it out"
+                f"data.{key} needs the transforms of clip_transforms; model={self._cfg.model.name} has others. "
+                "Leave it out"
             )
         if augment == "auto":
             augment = "device" if device.type == "cuda" and transforms.recipe is not None else "pil"

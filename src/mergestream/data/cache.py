@@ -61,7 +61,7 @@ class DecodedImages:
 
 
 def shortest_side(size: int) -> int:
-    """Return the shorter side in px below which an image is enlarged by some training crop of `size` px."""
+    """Return the shorter side in px that images are reduced to for crops of `size` px, which cover 0.9 and more of it."""
     return math.ceil(size / CROP_SCALE[0])
 
 
@@ -142,8 +142,8 @@ def _write(paths: Sequence[str], pixels: Path, index: Path, side: int, status: s
 def _append(images: Iterable[np.ndarray], file: BinaryIO, digest: xxhash.xxh3_128) -> list[tuple[int, int]]:
     sizes = []
     for image in images:
-        digest.update(image)
-        file.write(image)
+        digest.update(image.data)
+        file.write(image.data)
         sizes.append(image.shape[:2])
     return sizes
 
@@ -154,7 +154,7 @@ def _decoded(path: str, side: int) -> np.ndarray:
     if min(image.size) > side:
         width, height = _reduced(*image.size, side)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.ascontiguousarray(image)
 
 
 def _reduced(width: int, height: int, side: int) -> tuple[int, int]:
@@ -179,7 +179,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _checksum(pixels: np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(pixels)
+    return xxhash.xxh3_128_hexdigest(pixels.data)
 
 
 def _say(message: str) -> None:

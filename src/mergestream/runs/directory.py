@@ -267,9 +267,11 @@ class Run:
         begun = {**FORMER_PREPROCESSING, **self.base().get("preprocessing", {})}
         for key in sorted(begun.keys() & preprocessing.keys()):
             if begun[key] != preprocessing[key]:
-                instead = (
-                    f"data.augment={begun[key]}" if key == "augment" else "tag=NAME to start a second run beside it"
-                )
+                instead = "tag=NAME to start a second run beside it"
+                if key == "augment":
+                    instead = f"data.augment={begun[key]}"
+                elif key == "short_side":
+                    instead = "data.cache=true" if begun[key] else "data.cache=false"
                 raise UserError(
                     f"the preprocessing of a run must stay the same; {readable(self.path)} was started with "
                     f"{key}={begun[key]}, and this command has {key}={preprocessing[key]}, with model={self.model}. "
