@@ -17,16 +17,18 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from mergestream.training import train
+from mergestream.compose.training import training_settings
+from mergestream.runtime import interrupt
 from mergestream.training.callbacks.checkpoint import Checkpointing
+from mergestream.training.run import train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OFF = ("checkpoint.every_epochs=null", "checkpoint.every_minutes=null")
 
 
 def seconds(*overrides: str) -> tuple[float, float]:
-    """Of one default run in a new directory: all, and in `Checkpointing`."""
-    original, inside = Checkpointing._consider, 0.0
+    """Of one default run in a new directory: all, and in `Checkpointing._save_if`."""
+    original, inside = Checkpointing._save_if, 0.0
 
     def timed(self, *arguments) -> None:
         nonlocal inside
@@ -37,12 +39,12 @@ def seconds(*overrides: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as root, initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", overrides=[f"root={root}", *overrides])
         began = time.perf_counter()
-        Checkpointing._consider = timed
+        Checkpointing._save_if = timed
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                train(cfg)
+            with contextlib.redirect_stdout(io.StringIO()), interrupt.watching() as signals:
+                train(training_settings(cfg), signals)
         finally:
-            Checkpointing._consider = original
+            Checkpointing._save_if = original
         return time.perf_counter() - began, inside
 
 

@@ -303,7 +303,7 @@ def main() -> None:
         work, references, took = Path(folder), {}, {}
         write_images()
         started = time.monotonic()
-        finish([sys.executable, "-c", "import mergestream.training"])
+        finish([sys.executable, "-c", "import mergestream.training.run"])
         took["imports"] = time.monotonic() - started
         for method in METHODS:
             root = work / f"reference-{method}"

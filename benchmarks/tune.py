@@ -64,7 +64,7 @@ TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in MERGED if method != "ind
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=REPOSITORY / "runs/tuning")
     root = parser.parse_args().root.resolve()
     with ThreadPoolExecutor(cores()) as pool:  # one thread each: a tiny CLIP is no work for more
