@@ -13,6 +13,7 @@ from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
 from mergestream.runtime import processes
+from mergestream.runtime.precision import autocast
 
 
 class TaskAccuracy(Metric):
@@ -76,6 +77,7 @@ def evaluate(
     *,
     seen: int,
     device: torch.device,
+    precision: str = "32-true",
     split: str = "test",
     only: int | None = None,
 ) -> Counts:
@@ -87,6 +89,7 @@ def evaluate(
         stream: the tasks and their data.
         seen: number of tasks that the encoder has been trained on.
         device: where to compute.
+        precision: of the encoder; the head always has that of its weights.
         split: test or validation.
         only: index of a single task; by default all tasks.
     """
@@ -94,7 +97,9 @@ def evaluate(
     head.to(device)
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
     for images, labels, tasks in stream.eval_dataloader(split, *processes.shard(), only):
-        metric.update(head(encoder(images.to(device))), labels.to(device), tasks.to(device))
+        with autocast(device, precision):
+            features = encoder(images.to(device))
+        metric.update(head(features), labels.to(device), tasks.to(device))
     return metric.compute()
 
 
@@ -107,16 +112,17 @@ class Evaluator:
         head: text head over all classes of the stream.
         stream: the tasks and their data.
         device: where to compute.
+        precision: of the encoder.
     """
 
     clip: Clip
     head: TextHead
     stream: TaskStream
     device: torch.device
+    precision: str = "32-true"
 
     def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
         """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
-        return evaluate(
-            self.clip.encoder, self.head, self.stream, seen=seen, device=self.device, split=split, only=only
-        )
+        where = {"device": self.device, "precision": self.precision}
+        return evaluate(self.clip.encoder, self.head, self.stream, seen=seen, split=split, only=only, **where)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ BAD = [
     ("train.py", ["tag=a/b"], "tag becomes a folder name, .*; got tag=a/b"),
     ("train.py", ["devices=999", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=999"),
     ("train.py", ["devices=0", "accelerator=cpu"], r"devices must be auto or between 1 and .*; got devices=0"),
-    ("train.py", ["precision=8"], "precision must be one of 32-true, bf16-mixed, 16-mixed; got precision=8"),
+    ("train.py", ["precision=8"], "precision must be one of auto, 32-true, bf16-mixed, 16-mixed; got precision=8"),
     ("train.py", ["root=/proc/nowhere", "method=zeroshot"], "cannot read or write /proc/nowhere"),
     ("train.py", ["+optimizer.foo=1"], "torch.optim.AdamW does not fit its config: .*foo"),
     ("train.py", ["optimizer._target_=torch.optim.Nope"], "_target_=torch.optim.Nope must be importable"),

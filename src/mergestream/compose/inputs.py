@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mergestream.evaluation import Evaluator
 from mergestream.models.clip import Clip, Transforms, text_head
 from mergestream.runs.identity import content_hash
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.precision import require_possible
 
 # Configs that agree in these parts are evaluated alike.
 EVALUATED = ("dataset", "stream", "tasks", "seed", "model", "data", "batch_size", "accelerator", "root")
@@ -64,11 +66,21 @@ class Inputs:
         loading = {"batch_size": cfg.batch_size, "seed": cfg.seed, "num_workers": cfg.data.num_workers}
         return TaskStream(source, tasks, transforms, **loading)
 
-    def evaluator(self) -> Evaluator:
+    def evaluator(self, precision: str) -> Evaluator:
         """Return the CLIP, its text head and the stream, ready to evaluate encoders.
 
-        Jobs of a sweep that agree in `EVALUATED` share one.
+        Jobs of a sweep that agree in `EVALUATED` share them.
+
+        Args:
+            precision: of the encoder.
+
+        Raises:
+            UserError: if the device cannot compute in it.
         """
+        require_possible("eval_precision", precision, self.device(), training=False)
+        return replace(self._evaluator(), precision=precision)
+
+    def _evaluator(self) -> Evaluator:
         plain: Any = OmegaConf.to_container(self._cfg, resolve=True)
         key = content_hash([plain[name] for name in EVALUATED])
         if key in self._shared:
