@@ -59,7 +59,7 @@ class Learner(pl.LightningModule):
         self.make_optimizer, self.warmup, self.first_step = optimizer, warmup, first_step
         self.method, self.parts, self.accumulate = method, parts, accumulate
         # In a function, since a module would be registered here with the parameters of the encoder, a second time.
-        self.encode = lambda images: (encode or self.encoder)(images)
+        self.encode = lambda images: (self.encoder if encode is None else encode)(images)
         # Column of each class id in the restricted head; -1 marks the classes of other tasks.
         columns = torch.full((len(head.weight_CD),), -1)
         columns[list(classes)] = torch.arange(len(classes))

@@ -132,7 +132,7 @@ def _show_finished(settings: TrainingSettings) -> None:
     settings.run.require_data(stream.describe())
     show(settings.run, "already finished, nothing to do")
     if settings.fit.evaluate == "each" and None in settings.run.result()["overall"]:
-        print("the run was not evaluated after every task; merge.py and analyze.py can evaluate its encoders")
+        print("the run was not evaluated after every task; evaluate=each needs a new run, with tag=NAME")
     if settings.merge and not list(settings.run.path.glob("running/*.safetensors")):
         print(f"the run was trained without merge_every_task; {program('merge')} prefixes=true gives the same merges")
 
