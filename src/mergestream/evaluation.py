@@ -14,6 +14,7 @@ from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
 from mergestream.runtime import processes
+from mergestream.runtime.precision import autocast
 
 
 class TaskAccuracy(Metric):
@@ -77,6 +78,7 @@ def evaluate(
     *,
     seen: int,
     device: torch.device,
+    precision: str = "32-true",
     split: str = "test",
     only: int | None = None,
 ) -> Counts:
@@ -88,6 +90,7 @@ def evaluate(
         stream: the tasks and their data.
         seen: number of tasks that the encoder has been trained on.
         device: where to compute.
+        precision: of the encoder; the head always has that of its weights.
         split: test or validation.
         only: index of a single task; by default all tasks.
     """
@@ -96,7 +99,9 @@ def evaluate(
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
     batches = stream.eval_dataloader(split, *processes.shard(), only)
     for images, labels, tasks in stream.on_device(batches, device):
-        metric.update(head(encoder(images)), labels, tasks)
+        with autocast(device, precision):
+            features = encoder(images)
+        metric.update(head(features), labels, tasks)
     return metric.compute()
 
 
@@ -109,12 +114,14 @@ class Evaluator:
         head: text head over all classes of the stream.
         stream: the tasks and their data.
         device: where to compute.
+        precision: of the encoder.
     """
 
     clip: Clip
     head: TextHead
     stream: TaskStream
     device: torch.device
+    precision: str = "32-true"
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -124,6 +131,5 @@ class Evaluator:
     def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
         """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
-        return evaluate(
-            self.clip.encoder, self.head, self.stream, seen=seen, device=self.device, split=split, only=only
-        )
+        where = {"device": self.device, "precision": self.precision}
+        return evaluate(self.clip.encoder, self.head, self.stream, seen=seen, split=split, only=only, **where)  # type: ignore[arg-type]

@@ -114,19 +114,19 @@ def kill() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "step", "act", "code"),
+    ("words", "step", "act", "code"),
     [
-        ("seq", 4, "SIGTERM", 143),  # inside the first epoch
-        ("seq", 33, "SIGINT", 130),  # the last step of an epoch, of the second task
-        ("ewc", 38, "SIGKILL", -9),  # from the last checkpoint of a few steps before
-        ("lwf", 39, "SIGTERM", 143),
-        ("ind", 27, "SIGKILL", -9),
-        ("joint", 30, "SIGUSR1", 138),
+        (["method=seq"], 4, "SIGTERM", 143),  # inside the first epoch
+        (["method=seq"], 33, "SIGINT", 130),  # the last step of an epoch, of the second task
+        (["method=ewc"], 38, "SIGKILL", -9),  # from the last checkpoint of a few steps before
+        (["method=lwf", "accumulate=2", "activation_checkpointing=true"], 39, "SIGTERM", 143),
+        (["method=ind"], 27, "SIGKILL", -9),
+        (["method=joint"], 30, "SIGUSR1", 138),
     ],
 )
-def test_stopped_in_a_task(whole, train_until, run_of, tmp_path, method, step, act, code):
-    reference = whole(f"method={method}")
-    arguments = (f"root={tmp_path}", f"method={method}", "tag=run", "checkpoint.every_minutes=0.001")
+def test_stopped_in_a_task(whole, train_until, run_of, tmp_path, words, step, act, code):
+    reference, method = whole(*words), words[0].removeprefix("method=")
+    arguments = (f"root={tmp_path}", *words, "tag=run", "checkpoint.every_minutes=0.001")
     stop = after_batch(step, lambda: os.kill(os.getpid(), getattr(signal, act)))
     stopped, err = train_until(stop, *arguments)
     assert stopped == code, err
@@ -422,9 +422,10 @@ def test_spikes_by_hand():
 def test_provenance(finished):
     run, _, _ = finished
     metrics = files.read_json(run.metrics)
-    assert set(metrics["provenance"]) == {"command", "precision", "begun", "finished", "base_sha256", "data_sha256"}
+    hashes = {"base_sha256", "data_sha256"}
+    assert set(metrics["provenance"]) == {"command", "precision", "eval_precision", "begun", "finished", *hashes}
     begun = metrics["provenance"]["begun"]
-    assert set(begun) == {"at", "command", "environment", "git"}
+    assert set(begun) == {"at", "command", "environment", "precision", "git"}
     assert begun["at"] <= metrics["provenance"]["finished"]
     assert begun["environment"] == metrics["environment"]
     assert metrics["provenance"]["base_sha256"] == run.base()["sha256"]

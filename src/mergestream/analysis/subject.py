@@ -191,7 +191,7 @@ class Subject:
         Raises:
             UserError: if the data are not those of the training.
         """
-        evaluator = self.inputs.evaluator()
+        evaluator = self.inputs.evaluator(self.run.decided("eval_precision"))
         self.run.require_data(evaluator.stream.describe())
         self.run.require_preprocessing(evaluator.preprocessing)
         return evaluator

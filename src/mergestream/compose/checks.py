@@ -23,7 +23,7 @@ from mergestream.runtime.rules import (
 
 Rule = Callable[[str, Any], None]
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 EXPORTS = ("open_clip", "huggingface")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -49,6 +49,10 @@ def check_training(cfg: DictConfig) -> None:
     _require_nodes(cfg, ("launcher", "checkpoint"))
     _apply(TRAINING, cfg)
     _check_epochs(cfg)
+    if cfg.accumulate > cfg.batch_size:
+        raise UserError(
+            f"accumulate must be at most batch_size={cfg.batch_size}, which it divides; got accumulate={cfg.accumulate}"
+        )
     if not cfg.keep_tasks and not cfg.merge_every_task:
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
 
@@ -182,6 +186,19 @@ def _scales(key: str, value: Any) -> None:
         raise UserError(f"{key} must be a number, different numbers such as [0.3,0.5], or select; got {key}={value}")
 
 
+def _auto_or_bool(key: str, value: Any) -> None:
+    if value != "auto" and not isinstance(value, bool):
+        raise UserError(f"{key} must be auto, true or false; got {key}={value}")
+
+
+def _evaluate(key: str, value: Any) -> None:
+    if value not in ("each", "last") and not (is_whole(value) and value >= 1):
+        raise UserError(
+            f"{key} must be each (after every task), last, or a number n (after every n-th task and the last); "
+            f"got {key}={value}"
+        )
+
+
 def _warmup(key: str, value: Any) -> None:
     if not (is_whole(value) and value >= 0) and not (isinstance(value, float) and 0 <= value <= 1):
         raise UserError(
@@ -209,6 +226,8 @@ STREAM: Mapping[str, Rule] = {
     "data.download": require_bool,
     "data.skip_corrupt": require_bool,
     "accelerator": _choice(ACCELERATORS),
+    "precision": _choice(PRECISIONS),
+    "eval_precision": _choice(PRECISIONS),
 }
 TRAINING: Mapping[str, Rule] = {
     "optimizer._partial_": _bound,
@@ -216,7 +235,12 @@ TRAINING: Mapping[str, Rule] = {
     "optimizer.weight_decay": _number("at least 0", lambda x: x >= 0),
     "gradient_clip": _number("positive", lambda x: x > 0),
     "schedule.warmup": _warmup,
-    "precision": _choice(PRECISIONS),
+    "optimizer.fused": _or_null(require_bool),
+    "accumulate": _whole(1),
+    "activation_checkpointing": require_bool,
+    "compile": _auto_or_bool,
+    "threads": _or_null(_whole(1)),
+    "evaluate": _evaluate,
     "launcher": _keys("max_restarts", "timeout_minutes"),
     "launcher.max_restarts": _whole(0),
     "launcher.timeout_minutes": _number("positive", lambda x: x > 0),

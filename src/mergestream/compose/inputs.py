@@ -25,6 +25,7 @@ from mergestream.models.transforms import Transforms
 from mergestream.runs.identity import content_hash
 from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.precision import require_possible
 
 # Configs that agree in these parts are evaluated alike.
 EVALUATED = ("dataset", "stream", "tasks", "seed", "model", "data", "batch_size", "accelerator", "root")
@@ -88,11 +89,21 @@ class Inputs:
             workers = spare_workers(source, device, augment == "device")
         return Loading(augment, workers, int(data.keep_mb * 2**20), pin=device.type == "cuda")
 
-    def evaluator(self) -> Evaluator:
+    def evaluator(self, precision: str) -> Evaluator:
         """Return the CLIP, its text head and the stream, ready to evaluate encoders.
 
-        Jobs of a sweep that agree in `EVALUATED` share one.
+        Jobs of a sweep that agree in `EVALUATED` share them.
+
+        Args:
+            precision: of the encoder.
+
+        Raises:
+            UserError: if the device cannot compute in it.
         """
+        require_possible("eval_precision", precision, self.device(), training=False)
+        return replace(self._evaluator(), precision=precision)
+
+    def _evaluator(self) -> Evaluator:
         plain: Any = OmegaConf.to_container(self._cfg, resolve=True)
         key = content_hash([plain[name] for name in EVALUATED])
         if key in self._shared:

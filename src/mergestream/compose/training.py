@@ -33,8 +33,15 @@ class FitSettings:
         batch_size: samples in a global batch, all processes together.
         optimizer: parameters → optimizer.
         warmup: warm-up steps if an integer, a fraction of all steps if a float.
+        fused: whether one kernel updates all weights; None is where the arithmetic is not that of 32-true.
         gradient_clip: the largest norm of a gradient.
-        precision, accelerator: as Lightning names them.
+        precision, accelerator: as Lightning names them; ``auto`` is a precision until the run begins.
+        eval_precision: of evaluation; ``auto`` until the run begins.
+        compile: whether the encoder is compiled; ``auto`` until the run begins.
+        accumulate: parts into which a batch is divided.
+        activation_checkpointing: whether activations are computed again instead of kept.
+        threads: of a process on its CPU; None is torch's own number.
+        evaluate: ``each``, ``last``, or a number of tasks after which to evaluate.
         every_epochs, every_minutes: how often the task in progress is saved; None is never.
         timeout_minutes: how long a process may keep the others waiting.
     """
@@ -43,9 +50,16 @@ class FitSettings:
     epochs: int | list[int]
     batch_size: int
     optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+    fused: bool | None
     warmup: int | float
     gradient_clip: float
     precision: str
+    eval_precision: str
+    compile: bool | str
+    accumulate: int
+    activation_checkpointing: bool
+    threads: int | None
+    evaluate: int | str
     accelerator: str
     every_epochs: int | None
     every_minutes: float | None
@@ -114,10 +128,17 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         seed=cfg.seed,
         epochs=list(cfg.epochs) if isinstance(cfg.epochs, ListConfig) else cfg.epochs,
         batch_size=cfg.batch_size,
-        optimizer=build(cfg.optimizer, allowed),
+        optimizer=build(cfg.optimizer, allowed, without=() if cfg.optimizer.get("fused") else ("fused",)),
+        fused=cfg.optimizer.get("fused"),
         warmup=cfg.schedule.warmup,
         gradient_clip=cfg.gradient_clip,
         precision=cfg.precision,
+        eval_precision=cfg.eval_precision,
+        compile=cfg.compile,
+        accumulate=cfg.accumulate,
+        activation_checkpointing=cfg.activation_checkpointing,
+        threads=cfg.threads,
+        evaluate=cfg.evaluate,
         accelerator=cfg.accelerator,
         every_epochs=cfg.checkpoint.every_epochs,
         every_minutes=cfg.checkpoint.every_minutes,

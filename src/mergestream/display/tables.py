@@ -51,7 +51,7 @@ def run_table(title: str, task_names: Sequence[str], metrics: Mapping[str, Any])
     columns = ["task", "test images", "zero-shot", *(["when learnt"] if stepwise else []), "final", "final, task-aware"]
     rows: list[list[Any]] = []
     for j, name in enumerate(task_names):
-        learnt = [agnostic[j][j]] if stepwise else []
+        learnt = [agnostic[j] and agnostic[j][j]] if stepwise else []  # None where the run was not evaluated
         rows.append(
             [f"{j + 1}  {name}", samples[j], zero_shot["task_agnostic"][j], *learnt, agnostic[-1][j], aware[-1][j]]
         )

@@ -119,7 +119,7 @@ class _Merging:
         self.began = time.monotonic()
         self.timing: dict[str, float] = {}
         with self._timed("setup"):
-            self.evaluator: Evaluator = settings.inputs.evaluator()
+            self.evaluator: Evaluator = settings.inputs.evaluator(settings.run.decided("eval_precision"))
             self.stream = self.evaluator.stream
             settings.run.require_data(self.stream.describe())
             settings.run.require_preprocessing(self.evaluator.preprocessing)
@@ -173,10 +173,11 @@ class _Merging:
         return metrics
 
     def _metrics(self, scale: float, evaluated: _Evaluated, tried: Mapping[float, float]) -> Metrics:
-        config, trained = self.settings.config, self.trained
-        metrics = assemble("merge", config, self.zero_shot, evaluated.rows[scale], evaluated.seen, self.timing)
+        trained = self.trained
         # The command need not repeat the config of the training, but the record holds it.
-        metrics["config"] |= {key: value for key, value in trained["config"].items() if key not in OWN_KEYS}
+        config = self.settings.config | {k: value for k, value in trained["config"].items() if k not in OWN_KEYS}
+        config["eval_precision"] = self.evaluator.precision
+        metrics = assemble("merge", config, self.zero_shot, evaluated.rows[scale], evaluated.seen, self.timing)
         metrics["merge"] = describe(self.settings.bound, scale, tried)
         metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
         return metrics

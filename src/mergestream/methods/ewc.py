@@ -162,6 +162,8 @@ class EWC(Method):
         UserError: if a value is out of range.
     """
 
+    weighs_samples = False
+
     def __init__(
         self,
         id: str = "ewc",

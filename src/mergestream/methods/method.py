@@ -31,6 +31,9 @@ class Method(pl.Callback):
         UserError: if `start` or `data` is none of these.
     """
 
+    # Whether `penalty` weighs samples; if not, it is of the weights alone, and counts once in a batch of several parts.
+    weighs_samples = True
+
     def __init__(self, id: str, start: str = "previous", data: str = "task"):
         require_choice("method.start", start, STARTS)
         require_choice("method.data", data, DATA)

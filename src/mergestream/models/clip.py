@@ -56,8 +56,13 @@ class TextHead(nn.Module):
         self.scale, self.bias = scale, bias
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Return logits [B, C] from image features [B, D]."""
-        return self.scale * F.normalize(features_BD, dim=-1) @ self.weight_CD.T + self.bias
+        """Return logits [B, C] from image features [B, D], in the precision of the weights.
+
+        In bfloat16, logits around 30 would be multiples of an eighth, and many classes would tie.
+        """
+        with torch.autocast(features_BD.device.type, enabled=False):
+            features_BD = features_BD.to(self.weight_CD.dtype)
+            return self.scale * F.normalize(features_BD, dim=-1) @ self.weight_CD.T + self.bias
 
     def restrict(self, classes: Sequence[int]) -> TextHead:
         """Return the head over `classes` only, with its columns in their order."""

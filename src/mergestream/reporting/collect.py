@@ -230,7 +230,8 @@ def _require_matrices(metrics: Metrics) -> None:
     agnostic = [metrics["zero_shot"]["task_agnostic"], *metrics["accuracy"]["task_agnostic"]]
     aware = [metrics["zero_shot"]["task_aware"], *metrics["accuracy"]["task_aware"]]
     for name, rows in (("task_agnostic", agnostic), ("task_aware", aware)):
-        if len(rows) != steps + 1 or len({len(row) for row in rows}) != 1:
+        widths = {len(row) for row in rows if row is not None}
+        if len(rows) != steps + 1 or rows[-1] is None or len(widths) != 1:
             raise ValueError(f"{name} is not a matrix of {steps} rows")
     if len(metrics["seen"]) != steps:
         raise ValueError(f"seen does not have {steps} steps")

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from mergestream.display.plots import COLOURS, integer_ticks, plot_band, plot_mean, subplots
 from mergestream.metrics import summarize
+from mergestream.reporting.notes import is_whole
 from mergestream.reporting.rows import NAMES, ROW, is_bound, without_scale
 from mergestream.reporting.tables import sorted_names
 from mergestream.runs.results import Metrics
@@ -138,7 +139,9 @@ def _stepwise(runs: pd.DataFrame, metrics: Mapping[int, Metrics]) -> dict[str, l
     by_name = runs.groupby("name")
     members, tasks = by_name.groups, runs["tasks"].iloc[0]
     for name in by_name["final_accuracy"].mean().sort_values(ascending=False).index:
-        results = [metrics[i] for i in members[name] if len(metrics[i]["overall"]) == tasks > 1]
+        results = [
+            metrics[i] for i in members[name] if len(metrics[i]["overall"]) == tasks > 1 and is_whole(metrics[i])
+        ]
         if results:
             found[name] = results
     return found
@@ -151,7 +154,8 @@ def curves(results: Mapping[str, Sequence[Metrics]]) -> Figure:
     for colour, (name, seeds) in zip(COLOURS, results.items(), strict=False):
         seen = np.array([metrics["seen"] for metrics in seeds], dtype=float)
         plot_mean(left, range(1, seen.shape[1] + 1), seen, colour, name)
-        forgotten = np.array([forgetting(metrics["accuracy"]["task_agnostic"]) for metrics in seeds], dtype=float)
+        matrices: list[Any] = [metrics["accuracy"]["task_agnostic"] for metrics in seeds]
+        forgotten = np.array([forgetting(matrix) for matrix in matrices], dtype=float)
         plot_mean(right, range(2, seen.shape[1] + 1), forgotten, colour, name)
     integer_ticks(left.xaxis, right.xaxis)
     left.set(xlabel="tasks seen", ylabel="accuracy on their classes (%)")
@@ -182,7 +186,8 @@ def matrices(results: Mapping[str, Sequence[Metrics]]) -> Figure:
     for axes in found[len(shown) :]:
         axes.set_axis_off()
     for axes, name in zip(found, shown, strict=False):
-        accuracies = np.array([metrics["accuracy"]["task_agnostic"] for metrics in results[name]], dtype=float)
+        found_matrices: list[Any] = [metrics["accuracy"]["task_agnostic"] for metrics in results[name]]
+        accuracies = np.array(found_matrices, dtype=float)
         mean = 100 * np.mean(accuracies, axis=0)
         image = axes.imshow(mean, vmin=0, vmax=100, cmap="viridis")
         axes.set_title(name, fontsize=9)

@@ -36,10 +36,11 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the report: a Markdown table and pictures under one title."""
+    """A part of the report: a Markdown table, notes and pictures under one title."""
 
     title: str
     table: str
+    notes: list[str]
     pictures: list[Picture]
 
 
@@ -72,7 +73,7 @@ def html_page(
         table: the rows, from `statistics.compare`.
         runs: the runs, as in `Collected`, with names.
         metrics: as in `Collected`; the index of `runs` points into it.
-        sections: the pictures.
+        sections: the pictures and the notes.
         left_out: what the report leaves out.
         heading: the facts at the top.
     """
@@ -84,6 +85,7 @@ def html_page(
     return TEMPLATES.get_template("report.html.j2").render(
         heading=heading,
         images=images,
+        notes=[(section.title, note) for section in sections for note in section.notes],
         left_out=left_out,
         data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": MEASURES}),
     )

@@ -16,6 +16,7 @@ from mergestream.display import tables
 from mergestream.display.plots import render
 from mergestream.reporting.collect import HASHES, LeftOut, collect
 from mergestream.reporting.figures import CaptionedFigure, benchmark_figures, stream_figures
+from mergestream.reporting.notes import notes
 from mergestream.reporting.page import Heading, Picture, Section, html_page, markdown_page
 from mergestream.reporting.rows import BENCHMARK, benchmark_title, row_names
 from mergestream.reporting.statistics import aggregate, borrow_bounds, compare, split_by_protocol, without_baseline
@@ -31,10 +32,11 @@ FEW = 8  # with fewer sections, starting processes takes longer than drawing
 
 
 class Job(NamedTuple):
-    """A section whose figures are to be drawn: its title, its table, and the call that draws them."""
+    """A section whose figures are to be drawn: its title, its table, its notes, and the call that draws them."""
 
     title: str
     table: str
+    notes: list[str]
     draw: Callable[..., Iterator[CaptionedFigure]]
     arguments: tuple[Any, ...]
 
@@ -64,8 +66,10 @@ def report(root: Path, out: Path, baseline: str | None) -> None:
     table = compare(with_bounds, aggregate(with_bounds), baseline).sort_values(BENCHMARK, kind="stable")
     title = f"mergestream: results under {root}"
     heading = Heading(title, str(root.resolve()), now(), baseline or "MagMax")
-    _write(out, runs, found.metrics, table, left_out, heading)
+    sections = _write(out, runs, found.metrics, table, left_out, heading)
     _print(table, heading.baseline)
+    for title, note in [(section.title, note) for section in sections for note in section.notes]:
+        print(f"{title}: {note}")
     for benchmark in without_baseline(table) if baseline is None else []:
         print(
             f"{benchmark}: MagMax has several λ but not the published one, so nothing is tested. Type baseline='NAME'"
@@ -93,8 +97,8 @@ def _write(
     table: pd.DataFrame,
     left_out: Sequence[LeftOut],
     heading: Heading,
-) -> None:
-    """Write the figures, report.md, report.tex, report.csv, runs.csv and report.html."""
+) -> list[Section]:
+    """Write the figures, report.md, report.tex, report.csv, runs.csv and report.html; return the sections."""
     sections = _sections(_jobs(runs, metrics, table, heading.baseline))
     for picture in [picture for section in sections for picture in section.pictures]:
         with files.whole(out / picture.file) as partial:
@@ -108,20 +112,21 @@ def _write(
     ):
         with files.whole(out / name) as partial:
             partial.write_text(text)
+    return sections
 
 
 def _jobs(runs: pd.DataFrame, metrics: Sequence[Metrics], table: pd.DataFrame, baseline: str) -> list[Job]:
     """Return the sections: one for each stream and model, then one for each benchmark."""
     streams = table.groupby(["stream", "model"], sort=False)
     jobs = [
-        Job(title, markdown(cells), stream_figures, (lines,))
+        Job(title, markdown(cells), [], stream_figures, (lines,))
         for (title, cells), (_, lines) in zip(overview(table, emphasised), streams, strict=True)
     ]
     for key, lines in table.groupby(BENCHMARK, sort=False):
         members = runs[(runs[BENCHMARK] == list(key)).all(axis=1)]
         arguments = (members, {index: metrics[index] for index in members.index})
         cells = markdown(benchmark_table(lines, baseline))
-        jobs.append(Job(benchmark_title(*key), cells, benchmark_figures, arguments))
+        jobs.append(Job(benchmark_title(*key), cells, notes(*arguments), benchmark_figures, arguments))
     return jobs
 
 
@@ -132,7 +137,7 @@ def _sections(jobs: Sequence[Job]) -> list[Section]:
     else:
         with ProcessPoolExecutor(cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
             drawn = list(pool.map(_pictures, jobs))
-    return [Section(job.title, job.table, pictures) for job, pictures in zip(jobs, drawn, strict=True)]
+    return [Section(job.title, job.table, job.notes, pictures) for job, pictures in zip(jobs, drawn, strict=True)]
 
 
 def _pictures(job: Job) -> list[Picture]:

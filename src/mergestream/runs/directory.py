@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mergestream import __version__
-from mergestream.runs.identity import FORMER_PREPROCESSING, config_hash, content_hash, deciding
+from mergestream.runs.identity import FORMER, FORMER_PREPROCESSING, config_hash, content_hash, deciding
 from mergestream.runs.results import Metrics, TaskRecord
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError, first_line, program
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
     from torch import Tensor
 
 SEAL = "# checksum: "  # of the lines above it in config.yaml
+AUTO = "auto"  # a value that the start of the training decides
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Run:
             partial.write_text(f"{text}{SEAL}{_sha256(text)}\n")
 
     def require_same(self, config: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
-        """Check that the run was made with this config.
+        """Check that the run was made with this config; ``auto`` stands for whatever the run was begun with.
 
         Args:
             config: a resolved config.
@@ -193,7 +194,7 @@ class Run:
         for key in sorted(here.keys() | there.keys()):
             if keys is not None and not any(f"{key}.".startswith(f"{part}.") for part in keys):
                 continue
-            if here.get(key) != there.get(key):
+            if here.get(key) not in (AUTO, there.get(key)):
                 had, says = (f"{key}={d[key]}" if key in d else f"no {key}" for d in (there, here))
                 raise UserError(
                     f"a run directory holds one config; {readable(self.path)} has {had} where this command says "
@@ -218,6 +219,10 @@ class Run:
             ) from error
         assert isinstance(config, DictConfig)  # its checksum is right
         return OmegaConf.to_container(config)  # type: ignore[return-value]
+
+    def decided(self, key: str) -> Any:
+        """Return the value of a key that the run was begun with, where a command says ``auto``."""
+        return self.config().get(key, FORMER.get(key))
 
     def read(self, path: Path, *keys: str) -> dict[str, Any]:
         """Return the content of a JSON file of the run.

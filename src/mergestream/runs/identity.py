@@ -11,6 +11,10 @@ from typing import Any
 NEUTRAL: tuple[str, ...] = ("root", "tag", "devices", "accelerator", "logger", "data", "dataset.root")
 NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_tasks")
 NEUTRAL += ("checkpoint", "launcher", "repair", "allow_targets")
+NEUTRAL += ("activation_checkpointing", "threads", "evaluate")
+
+# Keys that came later, with the value that means what every run did before: there, they do not count.
+FORMER = {"eval_precision": "32-true", "accumulate": 1, "compile": False}
 
 # How every model preprocessed images before base.json recorded it, besides the mean and std of its tag.
 FORMER_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "quick_gelu": False}
@@ -19,7 +23,7 @@ FORMER_PREPROCESSING |= {"augment": "pil", "short_side": None}
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the dotted keys and values of a resolved config that decide the result."""
-    flat = _flatten(dict(config))
+    flat = {k: value for k, value in _flatten(dict(config)).items() if not (k in FORMER and FORMER[k] == value)}
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import NotRequired
 
 from mergestream import __version__
-from mergestream.metrics import Counts, row, summarize
+from mergestream.metrics import Counts, Row, row, summarize
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "torchmetrics", "hydra-core", "numpy")
@@ -31,10 +31,10 @@ class Accuracies(TypedDict):
 
 
 class Matrices(TypedDict):
-    """Accuracy matrices: row i is after task i, column j is task j."""
+    """Accuracy matrices: row i is after task i, column j is task j; None where the run was not evaluated."""
 
-    task_agnostic: list[list[float]]
-    task_aware: list[list[float]]
+    task_agnostic: list[list[float] | None]
+    task_aware: list[list[float] | None]
 
 
 class Environment(TypedDict):
@@ -58,7 +58,7 @@ class Metrics(TypedDict):
     config: dict[str, Any]
     zero_shot: Accuracies
     accuracy: Matrices
-    overall: list[float]
+    overall: list[float | None]
     seen: list[float | None]
     test_samples: list[int]
     summary: dict[str, float]
@@ -72,7 +72,7 @@ class Metrics(TypedDict):
 
 
 class TaskRecord(Counts):
-    """The content of evaluation.json: what is known of a finished task.
+    """The content of evaluation.json: what is known of a finished task. The counts are None if it was not evaluated.
 
     `files` maps the names of the task's files to their checksums.
     """
@@ -87,7 +87,7 @@ def assemble(
     kind: Literal["train", "merge"],
     config: Mapping[str, Any],
     zero_shot: Counts,
-    rows: Sequence[Counts],
+    rows: Sequence[Counts | None],
     seen: Sequence[int],
     timing: Mapping[str, float],
     devices: int = 1,
@@ -98,19 +98,22 @@ def assemble(
         kind: train or merge.
         config: the resolved config.
         zero_shot: counts of θ₀ (see `TaskAccuracy`).
-        rows: counts after each task, or of each merge.
+        rows: counts after each task, or of each merge; None where it was not evaluated, but never in the end.
         seen: how many tasks each row has been trained on.
         timing: seconds by stage.
         devices: processes that took part.
     """
+    precisions = {key: config[key] for key in ("precision", "eval_precision")}
     base = row(zero_shot, 0)
-    table = [row(counts, n) for counts, n in zip(rows, seen, strict=True)] or [base]
-    agnostic = [r.task_agnostic for r in table]
+    found = [row(counts, n) if counts else None for counts, n in zip(rows, seen, strict=True)]
+    table: list[Row | None] = found or [base]
+    measured = [r for r in table if r is not None]
     # An average over the stream needs a row for each of its steps; joint training and a single merge have one row.
-    whole = list(seen) == list(range(1, len(base.task_agnostic) + 1))
-    incremental = [r.seen for r in table if r.seen is not None]
+    whole = list(seen) == list(range(1, len(base.task_agnostic) + 1)) and len(measured) == len(table)
+    incremental = [r.seen for r in measured if r.seen is not None]
+    agnostic = [r.task_agnostic for r in measured if len(measured) == len(table) or r is table[-1]]
     summary = {
-        "final_accuracy": table[-1].overall,
+        "final_accuracy": measured[-1].overall,
         "average_incremental_accuracy": float(np.mean(incremental)) if whole else float("nan"),
         **summarize(agnostic, base.task_agnostic),
     }
@@ -119,16 +122,26 @@ def assemble(
         "kind": kind,
         "config": dict(config),
         "zero_shot": {"task_agnostic": base.task_agnostic, "task_aware": base.task_aware, "overall": base.overall},
-        "accuracy": {"task_agnostic": agnostic, "task_aware": [r.task_aware for r in table]},
-        "overall": [r.overall for r in table],
-        "seen": [r.seen for r in table],
+        "accuracy": {
+            "task_agnostic": [None if r is None else r.task_agnostic for r in table],
+            "task_aware": [None if r is None else r.task_aware for r in table],
+        },
+        "overall": [None if r is None else r.overall for r in table],
+        "seen": [None if r is None else r.seen for r in table],
         "test_samples": zero_shot["total"],
         "summary": summary,
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
         "environment": environment(devices),
         "git": git_state(),
-        "provenance": {"command": " ".join(sys.argv), "precision": config["precision"], "finished": now()},
+        "provenance": {"command": " ".join(sys.argv), **precisions, "finished": now()},
     }
+
+
+def counts_of(record: Mapping[str, Any]) -> Counts | None:
+    """Return the counts in a record; None if it was not evaluated."""
+    if record["total"] is None:
+        return None
+    return {key: record[key] for key in Counts.__annotations__}  # type: ignore[return-value]
 
 
 def zero_shot_counts(metrics: Metrics) -> Counts:
@@ -146,10 +159,16 @@ def zero_shot_counts(metrics: Metrics) -> Counts:
     }
 
 
-def circumstances(devices: int) -> dict[str, Any]:
-    """Return the circumstances in which a run starts; it may be continued elsewhere."""
+def circumstances(devices: int, precision: str) -> dict[str, Any]:
+    """Return the circumstances in which a run starts; it may be continued elsewhere.
+
+    Args:
+        devices: processes that take part.
+        precision: in which they train.
+    """
     command = " ".join(sys.argv)
-    return {"at": now(), "command": command, "environment": environment(devices), "git": git_state()}
+    place = {"environment": environment(devices), "precision": precision, "git": git_state()}
+    return {"at": now(), "command": command, **place}
 
 
 def now() -> str:

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead
 from mergestream.runtime.seeding import key, seed_all
+from mergestream.training.accumulate import accumulated
 from mergestream.training.schedule import warmup_cosine
 
 
@@ -32,6 +33,8 @@ class Learner(pl.LightningModule):
         method: adds its penalty to the loss.
         first_step: optimizer steps before this task, which give the log of a stream one x axis.
         parts: key of the random draws of a step, besides the epoch and the batch.
+        encode: calls the encoder in training steps, where it is compiled; None is the encoder itself.
+        accumulate: parts into which a batch is divided, one in memory at a time.
     """
 
     columns: Tensor
@@ -47,12 +50,16 @@ class Learner(pl.LightningModule):
         method: Method,
         first_step: int = 0,
         parts: tuple[int | str, ...] = (),
+        encode: Callable[[Tensor], Tensor] | None = None,
+        accumulate: int = 1,
     ):
         super().__init__()
         self.encoder = encoder
         self.head = head.restrict(classes)
         self.make_optimizer, self.warmup, self.first_step = optimizer, warmup, first_step
-        self.method, self.parts = method, parts
+        self.method, self.parts, self.accumulate = method, parts, accumulate
+        # In a function, since a module would be registered here with the parameters of the encoder, a second time.
+        self.encode = lambda images: (self.encoder if encode is None else encode)(images)
         # Column of each class id in the restricted head; -1 marks the classes of other tasks.
         columns = torch.full((len(head.weight_CD),), -1)
         columns[list(classes)] = torch.arange(len(classes))
@@ -69,17 +76,26 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the weighted cross-entropy of a batch (images, labels, weights), plus the method's penalty."""
-        images, labels, weights = batch
-        features = self.encoder(images)
+        if self.accumulate == 1:
+            loss, accuracy = self._loss(*batch)
+        else:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            parts = zip(*(values.tensor_split(self.accumulate) for values in batch), strict=True)
+            scale = scaler.scale if scaler is not None else None
+            loss, accuracy = accumulated(self._loss, [p for p in parts if len(p[0])], self.encoder.parameters(), scale)
+        self._log({"loss": loss, "accuracy": accuracy, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        return loss
+
+    def _loss(self, images: Tensor, labels: Tensor, weights: Tensor, first: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the loss and the accuracy of a batch or of a part of it; `first` is false for its later parts."""
+        features = self.encode(images)
         logits, targets = self.head(features), self.columns[labels]
         # The sampler's weights make the ranks' average the mean over the global batch, even where shards differ.
         loss = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
-        penalty = self.method.penalty(self.encoder, images, features, weights)
-        if penalty is not None:
-            loss = loss + penalty
-        accuracy = (weights * (logits.argmax(-1) == targets)).sum()
-        self._log({"loss": loss, "accuracy": accuracy, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
-        return loss
+        if first or self.method.weighs_samples:
+            penalty = self.method.penalty(self.encoder, images, features, weights)
+            loss = loss if penalty is None else loss + penalty
+        return loss, (weights * (logits.argmax(-1) == targets)).sum()
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Log the accuracy of a batch among the classes of the task."""
@@ -116,5 +132,10 @@ class Learner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _log(self, values: dict[str, Any], **options: Any) -> None:
-        step = float(self.first_step + self.global_step)
-        self.log_dict({**values, "step": step}, **options)
+        """Log numbers and tensors. Numbers are filled in on the device; to copy them there would wait for it."""
+        values = {**values, "step": self.first_step + self.global_step}
+        filled = {
+            k: v if not isinstance(v, int | float) else torch.full((), float(v), device=self.device)
+            for k, v in values.items()
+        }
+        self.log_dict(filled, **options)

@@ -13,7 +13,7 @@ from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.metrics import Counts
 from mergestream.runs.directory import Run, readable
-from mergestream.runs.results import assemble
+from mergestream.runs.results import assemble, counts_of
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
 
@@ -37,26 +37,28 @@ class RunningEvaluation:
         bound = settings.bound
         self.merge = RunningMerge(run.running(bound.strategy.name), bound)
         self.folder = run.path / "merges" / bound.folder(settings.scale)
-        self.rows: list[Counts] = []
+        self.rows: list[Counts | None] = []
 
-    def follow(self, index: int, measure: Measure) -> None:
+    def follow(self, index: int, measure: Measure | None) -> None:
         """Add task `index` to the merge and evaluate the result.
 
         Args:
             index: the task, from 0.
-            measure: ``measure(weights, seen)`` returns counts, computed by all processes together.
+            measure: ``measure(weights, seen)`` returns counts, computed by all processes together; None after a task
+                that is not evaluated.
         """
         path = self._row(index)
         if path.is_file():
-            self.rows.append(files.read_json(path, *Counts.__annotations__))  # type: ignore[arg-type]
+            self.rows.append(counts_of(files.read_json(path, *Counts.__annotations__)))
         else:
             if processes.is_first():
                 self._merge(index)
             processes.barrier()
-            self.rows.append(measure(files.read_tensors(self.folder / "merged.safetensors"), index + 1))
+            merged = self.folder / "merged.safetensors"
+            self.rows.append(measure(files.read_tensors(merged), index + 1) if measure is not None else None)
             processes.barrier()
             if processes.is_first():
-                files.write_json(path, self.rows[-1])
+                files.write_json(path, self.rows[-1] or dict.fromkeys(Counts.__annotations__))
         if processes.is_first() and not self.settings.keep_tasks and index:
             self.run.drop(index - 1)
 

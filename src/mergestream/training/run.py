@@ -13,12 +13,13 @@ from mergestream.display import tables
 from mergestream.models.transforms import Transforms
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.repair import damage, repair
-from mergestream.runs.results import TaskRecord, assemble
+from mergestream.runs.results import TaskRecord, assemble, counts_of
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.interrupt import Signals
 from mergestream.runtime.lock import held
 from mergestream.training import loggers
+from mergestream.training.arithmetic import adopt
 from mergestream.training.callbacks.progress import StreamProgress
 from mergestream.training.fit import silence_lightning
 from mergestream.training.launcher import join
@@ -38,6 +39,8 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
         Stopped: if a signal arrived; the work is saved.
     """
     silence_lightning()
+    if settings.fit.threads is not None:
+        torch.set_num_threads(settings.fit.threads)
     device = settings.inputs.device(processes.local_rank())
     join(device, settings.fit.timeout_minutes)
     if device.type == "cuda":  # its fastest kernels add up in another order every time
@@ -52,7 +55,7 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
             if lock is not None:
                 _show_finished(settings)
             return
-        session = Session.open(settings, signals, device, lock)
+        session = Session.open(adopt(settings), signals, device, lock)
         records = _train_tasks(session)
         session.on_first(_finish, session, records)
 
@@ -77,12 +80,12 @@ def _train_tasks(session: Session) -> list[TaskRecord]:
                 written = session.on_first(save, session, plan, fitted)
                 counts, seconds = evaluate(session, plan)
                 session.on_first(record, session, plan, fitted, written, counts, seconds)
-                progress.finish(sum(counts["agnostic"]) / sum(counts["total"]))
+                progress.finish(sum(counts["agnostic"]) / sum(counts["total"]) if counts else None)
                 processes.barrier()
             records.append(session.run.record(plan.index))
             parent = session.parent_of_next(records[-1], plan, parent)
             if session.merging:
-                session.merging.follow(plan.index, session.measure)
+                session.merging.follow(plan.index, session.measure if plan.evaluated else None)
     return records
 
 
@@ -113,7 +116,8 @@ def _finish(session: Session, records: list[TaskRecord]) -> None:
     devices = processes.shard()[1]
     if session.merging:
         session.merging.finish(session.zero_shot, timing, devices, hashes)
-    metrics = assemble("train", session.settings.config, session.zero_shot, records, seen, timing, devices)
+    rows = [counts_of(record) for record in records]
+    metrics = assemble("train", session.settings.config, session.zero_shot, rows, seen, timing, devices)
     metrics["method"] = session.settings.method.facts()
     metrics["spikes"] = {name: [r["spikes"][name] for r in records] for name in ("loss", "gradient_norm")}
     metrics["provenance"] |= {"begun": run.base()["begun"], **hashes}
@@ -127,6 +131,8 @@ def _show_finished(settings: TrainingSettings) -> None:
     stream = inputs.stream(Transforms(pil_to_tensor, pil_to_tensor), inputs.source())  # no image is loaded
     settings.run.require_data(stream.describe())
     show(settings.run, "already finished, nothing to do")
+    if settings.fit.evaluate == "each" and None in settings.run.result()["overall"]:
+        print("the run was not evaluated after every task; evaluate=each needs a new run, with tag=NAME")
     if settings.merge and not list(settings.run.path.glob("running/*.safetensors")):
         print(f"the run was trained without merge_every_task; {program('merge')} prefixes=true gives the same merges")
 

@@ -24,6 +24,12 @@ from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Signals
 from mergestream.runtime.lock import Lock
+from mergestream.training.arithmetic import (
+    channels_last_pays,
+    decide,
+    require_checkpointing,
+    set_matrix_precision,
+)
 from mergestream.training.merge_every_task import RunningEvaluation
 
 P = ParamSpec("P")
@@ -42,6 +48,7 @@ class TaskPlan:
         first_step: optimizer steps of all tasks before it.
         seen: how many tasks of the stream count as seen after it.
         finished: whether an earlier process has finished it.
+        evaluated: whether the encoder is evaluated after it; see ``evaluate`` in train.yaml.
     """
 
     index: int
@@ -51,6 +58,7 @@ class TaskPlan:
     first_step: int
     seen: int
     finished: bool
+    evaluated: bool
 
 
 @dataclass
@@ -71,6 +79,7 @@ class Session:
         stamp: metadata of every file of the run; see `Run.stamp`.
         plans: the tasks to train.
         merging: keeps a merge up to date; None without ``merge_every_task``.
+        encode: calls the encoder in training; compiled once for all tasks, if it is compiled.
         zero_shot: counts of θ₀.
         setup_seconds: how long opening took.
     """
@@ -88,6 +97,7 @@ class Session:
     stamp: dict[str, str]
     plans: list[TaskPlan]
     merging: RunningEvaluation | None
+    encode: Callable[[Tensor], Tensor]
     zero_shot: Counts
     setup_seconds: float
 
@@ -96,15 +106,18 @@ class Session:
         """Load data and weights, and write the first files of the run; nothing is written if data or weights fail."""
         began = time.monotonic()
         run, inputs = settings.run, settings.inputs
-        logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
         source = processes.first_alone(inputs.source)  # downloads and decodes what is new
         clip = inputs.clip()
+        settings, said = decide(settings, device, clip.encoder)
+        logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
         stream = inputs.stream(clip.transforms, source)
         training = stream.joined() if settings.method.data == "all" else stream
         clip.model.to(device)
+        _prepare(clip.encoder, settings, device)
         head = text_head(clip, stream.source.prompts)
         base = {name: tensor.detach().cpu().clone() for name, tensor in clip.encoder.state_dict().items()}
         if lock is not None:
+            print(*said, sep="\n", end="\n" * bool(said))
             _write_start(settings, stream, clip, base)
         processes.barrier()
         stamp = run.stamp(settings.config)
@@ -122,7 +135,10 @@ class Session:
             stamp=stamp,
             plans=_plans(settings, training, len(stream), stamp["base_sha256"]),
             merging=RunningEvaluation(run, settings.config, settings.merge) if settings.merge else None,
-            zero_shot=evaluate(clip.encoder, head, stream, seen=0, device=device),
+            encode=torch.compile(clip.encoder) if settings.fit.compile else clip.encoder,
+            zero_shot=evaluate(
+                clip.encoder, head, stream, seen=0, device=device, precision=settings.fit.eval_precision
+            ),
             setup_seconds=time.monotonic() - began,
         )
 
@@ -151,9 +167,14 @@ class Session:
         """Return the counts of other weights than those in training, which stay as they are."""
         own = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
         self.encoder.load_state_dict(weights)
-        counts = evaluate(self.encoder, self.head, self.stream, seen=seen, device=self.device)
+        counts = self.evaluate(seen)
         self.encoder.load_state_dict(own)
         return counts
+
+    def evaluate(self, seen: int) -> Counts:
+        """Return the counts of the encoder on all tasks, of which it has been trained on the first `seen`."""
+        where: dict[str, Any] = {"device": self.device, "precision": self.settings.fit.eval_precision}
+        return evaluate(self.encoder, self.head, self.stream, seen=seen, **where)
 
     def steps_left(self) -> int:
         """Return the optimizer steps of the tasks that are not finished."""
@@ -166,6 +187,20 @@ class Session:
     def parent_of_next(self, record: TaskRecord, plan: TaskPlan, parent: str) -> str:
         """Return the checksum of the encoder that the task after `plan` starts from."""
         return _next_parent(self.settings, record, plan.index, parent)
+
+
+def _prepare(encoder: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
+    """Set how the device computes, and check that the encoder can do what the settings say.
+
+    Raises:
+        UserError: if the encoder cannot compute activations again.
+    """
+    precision = settings.fit.precision
+    set_matrix_precision(device, precision)
+    if channels_last_pays(encoder, device, precision):
+        encoder.to(memory_format=torch.channels_last)
+    if settings.fit.activation_checkpointing:
+        require_checkpointing(encoder)
 
 
 def _next_parent(settings: TrainingSettings, record: TaskRecord, index: int, parent: str) -> str:
@@ -190,11 +225,17 @@ def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int,
                 first_step=sum(plan.steps for plan in plans),
                 seen=stream_length if settings.method.data == "all" else index + 1,
                 finished=finished,
+                evaluated=index + 1 == len(tasks) or _is_due(fit.evaluate, index + 1),
             )
         )
         if settings.method.start == "previous":
             parent = _next_parent(settings, run.record(index), index, base_sha256) if finished else None
     return plans
+
+
+def _is_due(evaluate: int | str, task: int) -> bool:
+    """Return whether to evaluate after a task, counted from 1, that is not the last."""
+    return evaluate == "each" or (not isinstance(evaluate, str) and task % evaluate == 0)
 
 
 def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, base: Mapping[str, Tensor]) -> None:
@@ -219,7 +260,7 @@ def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, bas
         if clip.preprocessing or departures(preprocessing):
             known["preprocessing"] = {**clip.preprocessing, **departures(stream.loading.preprocessing)}
         parameters = sum(p.numel() for p in clip.model.parameters())
-        begun_in = circumstances(processes.shard()[1])
+        begun_in = circumstances(processes.shard()[1], settings.fit.precision)
         files.write_json(run.path / "base.json", {**known, "begun": begun_in, "clip_parameters": parameters})
     if not (run.path / "config.yaml").exists():
         run.claim(settings.config)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergestream import evaluation
 from mergestream.metrics import Counts
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
+from mergestream.training.arithmetic import activation_checkpointing, optimizer_of
 from mergestream.training.callbacks.checkpoint import Checkpointing
 from mergestream.training.callbacks.health import Health, require_finite
 from mergestream.training.callbacks.progress import StreamProgress
@@ -69,11 +69,13 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
         session.encoder,
         session.head,
         plan.task.classes,
-        settings.fit.optimizer,
+        optimizer_of(settings.fit),
         settings.fit.warmup,
         settings.method,
         plan.first_step,
         parts=(settings.fit.seed, index),
+        encode=session.encode,
+        accumulate=settings.fit.accumulate,
     )
     label, marks = f"task {index + 1} of {len(session.plans)}", {**session.stamp, "task": str(index), "parent": parent}
     health = Health(label)
@@ -81,7 +83,8 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
     session.on_first(_remove_stale_checkpoint, session, index, parent)
     processes.barrier()
     callbacks = [progress, health, settings.method]
-    fit_task(learner, session.training, settings.fit, plan.epochs, callbacks, saving, marks, session.logger)
+    with activation_checkpointing(session.encoder, settings.fit.activation_checkpointing):
+        fit_task(learner, session.training, settings.fit, plan.epochs, callbacks, saving, marks, session.logger)
     return Fitted(label, marks, saving.seconds, health.spikes)
 
 
@@ -107,19 +110,25 @@ def save(session: Session, plan: TaskPlan, fitted: Fitted) -> dict[str, str]:
     return written
 
 
-def evaluate(session: Session, plan: TaskPlan) -> tuple[Counts, float]:
-    """Return the counts of the encoder on all tasks, and how many seconds that took."""
+def evaluate(session: Session, plan: TaskPlan) -> tuple[Counts | None, float]:
+    """Return the counts of the encoder on all tasks, if it is evaluated, and how many seconds that took."""
     began = time.monotonic()
-    counts = evaluation.evaluate(session.encoder, session.head, session.stream, seen=plan.seen, device=session.device)
+    counts = session.evaluate(plan.seen) if plan.evaluated else None
     return counts, time.monotonic() - began
 
 
 def record(
-    session: Session, plan: TaskPlan, fitted: Fitted, written: dict[str, str] | None, counts: Counts, seconds: float
+    session: Session,
+    plan: TaskPlan,
+    fitted: Fitted,
+    written: dict[str, str] | None,
+    counts: Counts | None,
+    seconds: float,
 ) -> None:
     """Write the record that marks the task as finished, and remove its checkpoint."""
     spent = {"training": fitted.seconds, "evaluation": seconds}
-    known = {**counts, "files": written, "spikes": fitted.spikes, "seconds": spent}
+    measured = counts or dict.fromkeys(Counts.__annotations__)
+    known = {**measured, "files": written, "spikes": fitted.spikes, "seconds": spent}
     files.write_json(session.run.evaluation(plan.index), known)
     session.run.checkpoint(plan.index).unlink(missing_ok=True)
 

@@ -91,10 +91,11 @@ class Checkpointing(pl.Callback):
 
     def _save_if(self, trainer: pl.Trainer, learner: pl.LightningModule, due: bool) -> None:
         """Save if a save is due or a signal has arrived, on any process; then stop for the signal."""
-        wishes = torch.tensor([self.signals.requested, int(due)])
+        stop, save = int(self.signals.requested), int(due)
         if self.group is not None:
+            wishes = torch.tensor([stop, save])
             dist.all_reduce(wishes, dist.ReduceOp.MAX, self.group)
-        stop, save = wishes.tolist()
+            stop, save = wishes.tolist()
         if stop or save:
             started = time.monotonic()
             self.health.check(learner)

@@ -56,10 +56,11 @@ class StreamProgress(pl.Callback):
         """Add the optimizer steps of a task that has to be trained again."""
         self.bar.update(self.line, total=(self.bar.tasks[self.line].total or 0) + steps)
 
-    def finish(self, overall: float) -> None:
-        """Show the accuracy over all test images after the current task."""
+    def finish(self, overall: float | None) -> None:
+        """Show the accuracy over all test images after the current task; None if it was not evaluated."""
         seconds = time.monotonic() - self.began
-        self.console.print(f"task {self.current + 1}/{self.tasks}  overall accuracy {overall:.3f}  {seconds:.1f} s")
+        measured = "not evaluated" if overall is None else f"overall accuracy {overall:.3f}"
+        self.console.print(f"task {self.current + 1}/{self.tasks}  {measured}  {seconds:.1f} s")
 
     def on_train_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
         self.bar.advance(self.line, trainer.global_step)  # steps of an earlier process

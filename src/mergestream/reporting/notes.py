@@ -1,0 +1,60 @@
+"""What a reader of a benchmark must know besides its table: circumstances that differ, and steps without results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from mergestream.runs.results import Metrics
+
+# Circumstances that can change the last bits of a training, though no config names them.
+CIRCUMSTANCES = ("threads", "processes", "cpu", "gpus", "torch")
+
+
+def notes(runs: pd.DataFrame, metrics: Mapping[int, Metrics]) -> list[str]:
+    """Return sentences about the runs of one benchmark.
+
+    Args:
+        runs: the runs, as in `Collected`, with names.
+        metrics: the content of their metrics.json, by index of `runs`.
+    """
+    trainings = [metrics[index] for index in runs.index[runs["strategy"] == ""]]
+    found = [_differing(name, trainings) for name in CIRCUMSTANCES]
+    lacking = runs.loc[[not is_whole(metrics[index]) for index in runs.index], "name"].unique()
+    if len(lacking):
+        found.append(
+            f"Not evaluated after every task, so without forgetting, averages over the stream and curves: "
+            f"{', '.join(sorted(lacking))}."
+        )
+    return [note for note in found if note]
+
+
+def is_whole(metrics: Metrics) -> bool:
+    """Return whether a run was evaluated after every task that it trained."""
+    return None not in metrics["overall"]
+
+
+def _differing(name: str, trainings: list[Metrics]) -> str:
+    """Return a sentence about a circumstance in which trainings differ from each other; nothing if they agree."""
+    counts = pd.Series([_circumstance(name, metrics) for metrics in trainings], dtype=str).value_counts(sort=False)
+    if len(counts) < 2:
+        return ""
+    values = ", ".join(f"{value} ({count} {'run' if count == 1 else 'runs'})" for value, count in counts.items())
+    return f"The trainings differ in {name}, which can change the last bits: {values}."
+
+
+def _circumstance(name: str, metrics: Metrics) -> str:
+    """Return the value of a circumstance; both values, if the run was continued elsewhere."""
+    begun = metrics["provenance"].get("begun", {}).get("environment")
+    found = [_text(_value(name, environment)) for environment in (begun, metrics["environment"]) if environment]
+    return " then ".join(dict.fromkeys(found))
+
+
+def _value(name: str, environment: Mapping[str, Any]) -> Any:
+    return environment.get("packages", {}).get(name) if name == "torch" else environment.get(name)
+
+
+def _text(value: Any) -> str:
+    return (" + ".join(value) or "none") if isinstance(value, list) else str(value)
