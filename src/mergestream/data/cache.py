@@ -61,7 +61,7 @@ class DecodedImages:
 
 
 def shortest_side(size: int) -> int:
-    """Return the shorter side in px that images are reduced to for crops of `size` px, which cover 0.9 and more of it."""
+    """Return the shorter side in px that images are reduced to, so that 0.9 of it are a crop of `size` px."""
     return math.ceil(size / CROP_SCALE[0])
 
 
