@@ -237,7 +237,9 @@ def _outputs(
     unknown = ["0" * 32] * (1 + len(vectors))  # as long as the hashes
     with ExitStack() as stack:
         yield {
-            value: stack.enter_context(output(path, vectors.base, entries, _provenance(bound, value, vectors, unknown)))
+            value: stack.enter_context(
+                output(path, vectors.base, entries, _provenance(bound, value, vectors, unknown), vectors.say)
+            )
             for value, path in targets.items()
         }
 
