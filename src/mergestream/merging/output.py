@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -189,6 +189,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
     Two folders cannot be exchanged in one step. If the power fails in between, the next merge restores the old one.
     """
     path = Path(os.path.abspath(path))
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".old-{path.name}")
     if old.exists() and not path.exists():
@@ -209,6 +210,9 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:  # innermost first; another process may be using it
+            with suppress(OSError):
+                folder.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -265,6 +265,7 @@ class TensorWriter:
                 os.pwrite(self.descriptor, struct.pack("<Q", self.length) + self._encode().ljust(self.length), 0)
         finally:
             os.close(self.descriptor)
+            self.descriptor = -1  # a thread that a signal left behind must not write into another file
 
     def _encode(self) -> bytes:
         return json.dumps({"__metadata__": self.metadata, **self.header}, separators=(",", ":")).encode()

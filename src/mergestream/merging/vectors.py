@@ -260,15 +260,15 @@ class TaskVectors:
             for first in range(0, len(blocks), WINDOW):  # a large model has too many blocks to queue all at once
                 results += self._pool.map(work, blocks[first : first + WINDOW])
             return results
-        except BaseException:
-            self._end_pool()  # drops the queue
+        except BaseException as error:
+            self._end_pool(wait=isinstance(error, Exception))  # drops the queue; a signal must not wait for a block
             raise
         finally:
             torch.set_num_threads(inner)
 
-    def _end_pool(self) -> None:
+    def _end_pool(self, wait: bool = True) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait, cancel_futures=True)
             self._pool = None
 
     def _base(self, block: Block, reading: Reading) -> BaseBlock:
