@@ -17,7 +17,7 @@ from mergestream.runtime.errors import UserError
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Normal random values."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def write(folder: Path, *states: Mapping[str, Tensor]) -> list[Path]:
