@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mergestream.runtime.errors import UserError
-from mergestream.runtime.files import read_tensors
+from mergestream.runtime.files import read_tensors, require_fetched
 
 DTYPES = {
     "F64": torch.float64,
@@ -131,6 +131,7 @@ class TensorFile:
             self.descriptor = -1
 
     def _parse_safetensors(self) -> None:
+        require_fetched(self.path)
         size = os.fstat(self.descriptor).st_size
         try:
             (length,) = struct.unpack("<Q", os.pread(self.descriptor, 8, 0))
