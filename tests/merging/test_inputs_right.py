@@ -36,6 +36,7 @@ TENSORS = {
     "bool scalar": lambda seed: torch.tensor(True),
     "counter": lambda seed: torch.tensor(7 + seed),
     "zero-size integers": lambda seed: torch.zeros(0, dtype=torch.int32),
+    "a single column of several": lambda seed: draw(1, 2, seed=seed).half()[:, 0],
     "subnormal": lambda seed: draw(5, seed=seed) * 1e-40,
     "largest": lambda seed: torch.full((3,), torch.finfo(torch.float32).max),
     "equal everywhere": lambda seed: draw(5),
@@ -62,6 +63,17 @@ def test_tensors_of_any_kind(case, kind, tmp_path):
         assert merged[name].dtype == first.dtype
         assert merged[name].shape == first.shape
         torch.testing.assert_close(merged[name], expected.to(first.dtype), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_values_beyond_the_type_of_the_base_are_refused(dtype, tmp_path):
+    largest = torch.finfo(dtype).max
+    states = [{"w": torch.tensor([largest / 2, 0.0]).to(dtype)}, {"w": torch.tensor([largest, 1.0]).to(dtype)}]
+    paths = write(tmp_path, *states)
+    merged, _ = merge(tmp_path, *paths, scale=1.0)
+    assert merged["w"].tolist() == [largest, 1.0]
+    (tmp_path / "out.safetensors").unlink()
+    refused(tmp_path, f"w has values that {dtype} cannot hold, with lambda=2", *paths, scale=2.0)
 
 
 @pytest.mark.parametrize("name", strategies.names())
@@ -161,7 +173,24 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path):
         TensorFile(path)
 
 
-# Sparse tensors of every kind
+# Files that are no checkpoints, and sparse tensors of every kind
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_pointers_of_git_lfs_are_named(which, suffix, tmp_path):
+    paths = write(tmp_path, {"w": draw(3)}, {"w": draw(3, seed=1)})
+    paths[which] = tmp_path / f"model.{suffix}"
+    paths[which].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    refused(tmp_path, f"model.{suffix} must hold tensors; it is a pointer of Git LFS", *paths)
+
+
+def test_what_torch_cannot_read_back_is_one_line(tmp_path):
+    """The old format cannot hold 8-bit floats, but torch.save does not say so."""
+    state = {"w": draw(3).to(torch.float8_e5m2)}
+    torch.save(state, tmp_path / "tuned.pt", _use_new_zipfile_serialization=False)
+    message = "tuned.pt must be a valid .safetensors or tensors-only .pt file"
+    refused(tmp_path, message, *write(tmp_path, {"w": draw(3)}), tmp_path / "tuned.pt")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -250,7 +250,7 @@ def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, 
         factor = 1.0 if is_statistic(block.name) else scale  # a variance beyond those of the tasks may be negative
         theta = (factor * tau).add_(base)  # rounds twice, as the published codes do; a fused alpha= rounds once
         flat = theta.view(-1).to("cpu", writer.entries[block.name].dtype)
-        if not is_finite(flat) and not _has_infinities_of(base, flat, tau):
+        if _is_saturated(theta, flat.dtype) or not (is_finite(flat) or _has_infinities_of(base, flat, tau)):
             vectors.check()  # reports the input, if the value comes from one
             raise UserError(
                 f"{block.name} has values that {flat.dtype} cannot hold, with lambda={scale:g}; "
@@ -258,6 +258,14 @@ def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, 
             )
         for name in vectors.ties.names(block.name):
             writer.write(name, block.start, flat)
+
+
+def _is_saturated(theta: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether values are too large for an 8-bit type. torch makes them the largest one, rather than infinite."""
+    if dtype.itemsize > 1:
+        return False
+    limits = torch.finfo(dtype)
+    return bool((theta.isfinite() & (theta.abs() > limits.max * (1 + limits.eps / 4))).any())
 
 
 def _has_infinities_of(base: Tensor, theta: Tensor, tau: Tensor) -> bool:

@@ -64,7 +64,8 @@ class Entry:
 
 def bytes_of(values: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor on the CPU."""
-    return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
+    flat = values.as_strided((values.numel(),), (1,))  # a single element may have any stride
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
 
 
 def is_statistic(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mergestream.merging.checkpoints import Checkpoint, same_content
+from mergestream.merging.tensors import is_statistic
 from mergestream.runtime.errors import UserError
 
 # How the names end that transformers ties where a config says so: tie_word_embeddings, which is true by default.
@@ -39,7 +40,8 @@ class Ties:
         ties, first = cls(), dict[object, str]()
         for name, file in checkpoint.holders.items():
             place = file.places.get(checkpoint.stored.get(name, name))
-            if place is not None and (keeper := first.setdefault((file.path, place), name)) != name:
+            key = (file.path, place, is_statistic(name))  # statistics are merged in their own way
+            if place is not None and (keeper := first.setdefault(key, name)) != name:
                 ties.kept[name] = keeper
         ties.certain |= ties.kept.keys()
         configured = checkpoint.ties_embeddings()
