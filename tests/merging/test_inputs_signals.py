@@ -31,10 +31,16 @@ def slow(number):
     return work
 
 
-@pytest.mark.parametrize("place", ["strategy", "copy"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("out", ["new/merged", "merged.safetensors"])
-def test_a_signal_ends_a_merge_at_once(out, number, place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "out", "number"),
+    [
+        ("_write", "new/merged", signal.SIGINT),  # in a thread of the pool
+        ("_write", "merged.safetensors", signal.SIGTERM),
+        ("_copy_unmerged", "new/merged", signal.SIGTERM),  # in the main thread, when all is computed
+        ("_copy_unmerged", "merged.safetensors", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_a_merge_at_once(place, out, number, tmp_path, monkeypatch):
     paths = write(tmp_path, {"w": draw(9)}, {"w": draw(9, seed=1)})
     words = [f"base={paths[0]}", f"checkpoints=[{paths[1]}]", "strategy=average", f"out={tmp_path / out}"]
     (tmp_path / "merged.safetensors").write_text("an earlier merge")
@@ -42,9 +48,7 @@ def test_a_signal_ends_a_merge_at_once(out, number, place, tmp_path, monkeypatch
     error = tmp_path.parent / f"{tmp_path.name}-error.txt"
 
     def work():
-        # In a thread of the pool, or in the main thread when all is computed.
-        where = (engine, "_write") if place == "strategy" else (engine, "_copy_unmerged")
-        monkeypatch.setattr(*where, slow(number))
+        monkeypatch.setattr(engine, place, slow(number))
         outcome = command("merge.py", *words)
         error.write_text(f"{outcome.code} {outcome.err}")
         for thread in set(threading.enumerate()) - {threading.main_thread()}:  # as Python does when it exits

@@ -195,8 +195,8 @@ def _whole_folder(path: Path) -> Iterator[Path]:
     if old.exists() and not path.exists():
         old.rename(path)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent))
-    partial.chmod(0o777 & ~_umask())
     try:
+        partial.chmod(0o777 & ~_umask())
         yield partial
         for file in partial.rglob("*"):
             descriptor = os.open(file, os.O_RDONLY)

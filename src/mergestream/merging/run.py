@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def merge_files(settings: FileMerge) -> None:
     try:
         _merge_files(settings)
     except Stopped as stopped:
-        interrupt.leave_threads(stopped.code)
+        interrupt.leave_threads(stopped.code, 30 if stopped.signum == signal.SIGUSR1 else 1)  # SLURM may need longer
         raise Stopped(
             stopped.signum,
             f"stopped by {stopped.signum.name}; the unfinished merge was removed. The same command starts it anew.",

@@ -89,7 +89,7 @@ def watching() -> Iterator[Signals]:
                 signal.signal(number, handler)
 
 
-def leave_threads(code: int, seconds: float = 1.0) -> None:
+def leave_threads(code: int, seconds: float) -> None:
     """End the process after some time, unless it has ended by then.
 
     Python waits for its threads when it exits, and one may be in a long computation that nobody needs any more.
