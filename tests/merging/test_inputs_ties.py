@@ -132,11 +132,13 @@ def test_names_that_save_model_left_out(tmp_path):
     torch.testing.assert_close(merged["a.weight"], draw(2, 3))
 
 
-@pytest.mark.parametrize(("kept", "message"), [(slice(2, 5), "w and part share a part"), (slice(0, 3), "part and w")])
-def test_names_that_share_a_part_are_refused(kept, message, tmp_path):
+@pytest.mark.parametrize("kept", [slice(2, 5), slice(0, 3), (slice(None), slice(1, 2))])
+def test_names_that_share_a_part_are_refused(kept, tmp_path):
     whole = draw(6, 4)
     torch.save({"w": whole, "part": whole[kept]}, tmp_path / "base.pt")
-    refused(tmp_path, "share a part of their memory", tmp_path / "base.pt", tmp_path / "base.pt")
+    refused(
+        tmp_path, "(w and part|part and w) share a part of their memory", tmp_path / "base.pt", tmp_path / "base.pt"
+    )
 
 
 def test_pieces_of_one_memory_are_not_tied(tmp_path):
