@@ -8,39 +8,10 @@ import pytest
 import torch
 from helpers import command
 from safetensors.torch import load_file, save_file
+from weights import draw, merge, refused, write
 
 from mergestream.merging import merge_checkpoints
 from mergestream.runtime.errors import UserError
-
-
-def write(folder, *states):
-    """Write one .safetensors file for each state dict; return their paths."""
-    paths = [folder / f"{i}.safetensors" for i in range(len(states))]
-    for path, state in zip(paths, states, strict=True):
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
-    return paths
-
-
-def merge(folder, base, *checkpoints, strategy="average", **options):
-    """Return the merged tensors of files, and what the merge says."""
-    said = []
-    out = folder / "out.safetensors"
-    merge_checkpoints(base, checkpoints, strategy, out, say=said.append, **options)
-    return load_file(out), said
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def refused(folder, message, base, *checkpoints, **options):
-    """Check that a merge fails with one line and writes nothing."""
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError, match=message) as error:
-        merge(folder, base, *checkpoints, **options)
-    assert "\n" not in str(error.value)
-    assert sorted(folder.rglob("*")) == before
-
 
 # Which names vote
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mergestream.merging.checkpoints import WEIGHTS, Checkpoint
 from mergestream.merging.tensors import bytes_of, is_finite
+from mergestream.merging.ties import Ties, may_be_tied
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json, read_tensors
 from mergestream.strategies.task_vectors import CHUNK
@@ -81,20 +82,23 @@ class Adapter:
     Args:
         path: its folder.
         base: the checkpoint that it was trained on.
+        ties: the names that are tied in it.
         say: gets a message if the adapter names another base.
 
     Raises:
         UserError: if it is damaged, if its update is of a kind that is not computed, or if it does not fit the base.
     """
 
-    def __init__(self, path: Path, base: Checkpoint, say: Callable[[str], None]):
-        self.path, self.base = path, base
+    def __init__(self, path: Path, base: Checkpoint, ties: Ties, say: Callable[[str], None]):
+        self.path, self.base, self.ties = path, base, ties
         self.metadata: dict[str, str] = {}
         self.entries = base.entries
         self.updates: dict[str, Update] = {}
         self.full: dict[str, Tensor] = {}  # tensors that the adapter holds as a whole, float32
+        self.dropped: list[Tensor] = []  # those of tied names that the base leaves out
         self.added: dict[str, Tensor] = {}  # changes of biases, float32
         self.tokens: dict[str, tuple[list[int], Tensor]] = {}  # rows that replace those of an embedding
+        self.modules: dict[str, str] = {}  # the name under which a weight is changed
         self.config = _read_config(path)
         self.model_type = base.config().get("model_type")
         self.file = _weights_of_adapter(path)
@@ -116,6 +120,7 @@ class Adapter:
                 raise UserError(f"{self.file} must hold only low-rank updates that peft can merge; it has {name}")
             else:
                 self._add_full(name, tensor)
+        self._tie_full()
         for module, tensors in parts.items():
             self._add_update(module, tensors)
 
@@ -130,7 +135,10 @@ class Adapter:
         """
         end = start + len(out)
         own = self.full[name].reshape(-1)[start:end] if name in self.full else base
-        torch.sub(own, base, out=out)
+        if own is base:
+            out.zero_()  # also where the base is infinite
+        else:
+            torch.sub(own, base, out=out)
         if name in self.updates:
             update, width = self.updates[name], self.base.entries[name].shape[-1]
             for first in range(start, end, CHUNK):  # a product must not depend on the size of the block
@@ -158,8 +166,10 @@ class Adapter:
         plain = name.replace(".modules_to_save.", ".")
         if plain.replace(".base_layer", "") not in self.base.entries:  # with a name of the adapter behind it
             plain = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
-        name = plain
-        self.full[self._weight(name, tensor.shape)] = tensor.float()
+        if plain not in self.base.entries and self.base.ties_embeddings() and may_be_tied(plain):
+            self.dropped.append(tensor.float())
+        else:
+            self.full[self._weight(plain, tensor.shape)] = tensor.float()
 
     def _add_tokens(self, module: str, rows: Tensor) -> None:
         wanted = self.config.get("trainable_token_indices")
@@ -169,7 +179,7 @@ class Adapter:
             raise UserError(
                 f"{ADAPTER_CONFIG} must give trainable_token_indices for the {len(rows)} rows of {module}; got {wanted}"
             )
-        name = self._weight(f"{module}.weight", None)
+        name = self._changed(f"{module}.weight")
         if rows.dim() != 2 or rows.shape[1:] != self.base.entries[name].shape[1:]:
             raise UserError(f"{name} is {list(self.base.entries[name].shape)}, but its tokens are {list(rows.shape)}")
         self.tokens[name] = (wanted, rows.float())
@@ -178,14 +188,15 @@ class Adapter:
         """Add the update of a layer or of an embedding."""
         embedding = "embedding_A" in parts or "embedding_B" in parts
         B, A = _factors(parts, module, self.file, "embedding_" if embedding else "")
-        name = self._weight(f"{module}.weight", None)
+        name = self._changed(f"{module}.weight")
         shape = self.base.entries[name].shape
         transposed = embedding or self._is_transposed(module, name, (len(B), A.shape[1]))
         expected = (A.shape[1], len(B)) if transposed else (len(B), A.shape[1])
         self._weight(name, torch.Size(expected))
         update = Update(_scale(self.config, module, len(A)), B, A, transposed)
         if (bias := parts.get("B.bias")) is not None:
-            self.added[self._weight(f"{module}.bias", bias.shape)] = update.scale * bias.float()
+            self._weight(f"{module}.bias", bias.shape)
+            self.added[self._changed(f"{module}.bias")] = update.scale * bias.float()
         if (magnitude := parts.get("magnitude_vector")) is not None:
             update.factors = magnitude.double().flatten() / self._norms(name, update, shape)
         elif self.config.get("use_dora"):
@@ -241,6 +252,56 @@ class Adapter:
             )
         return weight
 
+    def _changed(self, name: str) -> str:
+        """Return the first name of a weight that the adapter changes, as peft changes tied weights in place.
+
+        Raises:
+            UserError: if it changes a tied weight twice.
+        """
+        weight = self._weight(name, None)
+        first = self.ties.names(weight)[0]
+        if (other := self.modules.setdefault(first, weight)) != weight:
+            raise UserError(
+                f"{self.path} changes {other} and {weight}, which {self.base.path} ties; merge it with peft"
+            )
+        return first
+
+    def _tie_full(self) -> None:
+        """Keep whole tensors of tied names once.
+
+        Raises:
+            UserError: if the adapter untied them.
+        """
+        for first in {self.ties.names(name)[0] for name in self.full}:
+            names = self.ties.names(first)
+            given = [self.full.pop(name, None) for name in names]
+            tensors = [self._of_base(name) if own is None else own for name, own in zip(names, given, strict=True)]
+            if not all(torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
+                raise UserError(
+                    f"{self.path} unties {' and '.join(names)}, which {self.base.path} ties; merge it with peft first"
+                )
+            self.full[first] = tensors[0]
+        embeddings = {name: tensor for name, tensor in self.full.items() if may_be_tied(name)}
+        if not self.dropped and not self.ties.kept and self.base.ties_embeddings() and self._has_head():
+            self.dropped = [self._of_base(name) for name in embeddings]
+        if not all(any(torch.equal(own, tensor) for tensor in embeddings.values()) for own in self.dropped):
+            raise UserError(
+                f"{self.path} unties the embedding and the head, which the config.json of {self.base.path} ties; merge "
+                "it with peft first"
+            )
+
+    def _has_head(self) -> bool:
+        """Return whether the base is a language model rather than an encoder."""
+        classes = self.base.config().get("architectures") or []
+        return any(part in str(name) for name in classes for part in ("LM", "Generation"))
+
+    def _of_base(self, name: str) -> Tensor:
+        """Return a whole tensor of the base, float32."""
+        entry = self.base.entries[name]
+        raw = torch.empty(entry.shape, dtype=entry.dtype)
+        self.base.read(name, 0, bytes_of(raw))
+        return raw.float()
+
     def _say_other_base(self, say: Callable[[str], None]) -> None:
         """Say that the adapter names another base than the one given."""
         named = self.config.get("base_model_name_or_path")
@@ -253,11 +314,11 @@ class Adapter:
             say(f"{self.path} says that it was trained on {named}; it is merged into base={self.base.path}")
 
 
-def open_checkpoint(path: Path, base: Checkpoint, say: Callable[[str], None]) -> Checkpoint | Adapter:
+def open_checkpoint(path: Path, base: Checkpoint, ties: Ties, say: Callable[[str], None]) -> Checkpoint | Adapter:
     """Open a fine-tuned checkpoint, or an adapter if `path` is a folder with an adapter_config.json or a file in it."""
     folder = path if path.is_dir() else path.parent
     if (folder / ADAPTER_CONFIG).is_file() and (path.is_dir() or path.stem == "adapter_model"):
-        return Adapter(folder, base, say)
+        return Adapter(folder, base, ties, say)
     return Checkpoint(path)
 
 

@@ -86,10 +86,26 @@ class Checkpoint:
             self.holders = {name: self.holders[stored] for name, stored in renamed.items()}
             self.entries = {name: self.entries[stored] for name, stored in renamed.items()}
 
+    def add_name(self, name: str, other: str) -> None:
+        """Make the tensor `other` readable as `name` too."""
+        self.stored[name] = self.stored.get(other, other)
+        self.holders[name], self.entries[name] = self.holders[other], self.entries[other]
+
+    def remove_name(self, name: str) -> None:
+        """Forget a tensor."""
+        del self.holders[name], self.entries[name]
+
     def config(self) -> dict[str, Any]:
         """Return the config.json of the model; empty if there is none beside the weights."""
         path = (self.path if self.path.is_dir() else self.path.parent) / "config.json"
         return read_json(path) if path.is_file() else {}
+
+    def ties_embeddings(self) -> bool | None:
+        """Return whether config.json says that the head is the embedding; None if it says nothing."""
+        config = self.config()
+        text = config.get("text_config")
+        value = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
+        return value if isinstance(value, bool) else None
 
     def require_unquantised(self) -> None:
         """Check that config.json does not say that the weights are codes.
@@ -171,6 +187,20 @@ def differences(base: Checkpoint, checkpoint: Source) -> dict[str, str]:
     return found
 
 
+def same_content(one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
+    """Return whether two tensors are the same: dtype, shape and every byte."""
+    entry, twin = one.entries[name], other.entries[other_name]
+    if (entry.dtype, entry.shape) != (twin.dtype, twin.shape):
+        return False
+    for start in range(0, entry.numel, CHUNK):
+        ours, theirs = torch.empty(2, min(CHUNK, entry.numel - start), dtype=entry.dtype)
+        one.read(name, start, bytes_of(ours))
+        other.read(other_name, start, bytes_of(theirs))
+        if bytes_of(ours) != bytes_of(theirs):
+            return False
+    return True
+
+
 def require_same_integers(base: Checkpoint, checkpoint: Checkpoint, names: Iterable[str]) -> None:
     """Check that integer tensors of several elements, such as the codes of quantised weights, are equal.
 
@@ -183,12 +213,8 @@ def require_same_integers(base: Checkpoint, checkpoint: Checkpoint, names: Itera
         entry = base.entries[name]
         if entry.dtype.is_floating_point or entry.numel < 2 or entry.dtype != checkpoint.entries[name].dtype:
             continue
-        for start in range(0, entry.numel, CHUNK):
-            ours, theirs = torch.empty(2, min(CHUNK, entry.numel - start), dtype=entry.dtype)
-            base.read(name, start, bytes_of(ours))
-            checkpoint.read(name, start, bytes_of(theirs))
-            if bytes_of(ours) != bytes_of(theirs):
-                raise UserError(
-                    f"integers cannot be merged, so they must be equal; {name}, {entry.dtype}, differs between "
-                    f"{base.path} and {checkpoint.path}. Convert quantised weights to floating point first."
-                )
+        if not same_content(base, name, checkpoint, name):
+            raise UserError(
+                f"integers cannot be merged, so they must be equal; {name}, {entry.dtype}, differs between "
+                f"{base.path} and {checkpoint.path}. Convert quantised weights to floating point first."
+            )

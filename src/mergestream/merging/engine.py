@@ -109,13 +109,14 @@ def merge_checkpoints(
         say=say,
     )
     with opened as vectors, _outputs(targets, vectors, bound, dtype) as outputs:
-        written = [*vectors.names, *(vectors.statistics if bn == "average" else ())]
+        statistics = vectors.statistics if bn == "average" else []
         merge_blocks(vectors, bound, partial(_write, outputs, vectors))
-        if len(written) > len(vectors.names):
-            merge_blocks(vectors, AVERAGE, partial(_write, outputs, vectors), vectors.statistics)
+        if statistics:
+            merge_blocks(vectors, AVERAGE, partial(_write, outputs, vectors), statistics)
+        written = {other for name in (*vectors.names, *statistics) for other in vectors.ties.names(name)}
         hashes = vectors.digests()
         for value, writer in outputs.items():
-            _copy_unmerged(vectors, writer, set(written))
+            _copy_unmerged(vectors, writer, written)
             writer.set_metadata(_provenance(bound, value, vectors, hashes))
         return sorted(vectors.skipped & vectors.base.entries.keys())
 
@@ -137,13 +138,14 @@ def merged_task_vector(
     """
     paths = [Path(path) for path in checkpoints]
     with TaskVectors(Path(base), paths, clip_parameters, device=device, say=say) as vectors:
-        names = (*vectors.names, *vectors.statistics)
-        result = {name: torch.empty(vectors.base.entries[name].shape) for name in names}
+        merged = [other for name in (*vectors.names, *vectors.statistics) for other in vectors.ties.names(name)]
+        result = {name: torch.empty(vectors.base.entries[name].shape) for name in merged}
 
         def keep(block: Block, _base: Tensor, tau: Tensor) -> None:
             if not is_finite(tau):
                 vectors.check()
-            result[block.name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
+            for name in vectors.ties.names(block.name):
+                result[name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
 
         merge_blocks(vectors, bound, keep)
         if vectors.statistics:
@@ -227,7 +229,7 @@ def _outputs(
     targets: Mapping[float, Path], vectors: TaskVectors, bound: BoundStrategy, dtype: str | None
 ) -> Iterator[dict[float, Output]]:
     """Yield the output of each λ. Their files appear when the block succeeds."""
-    merged = set(vectors.names)
+    merged = {other for name in vectors.names for other in vectors.ties.names(name)}
     entries = {
         name: replace(entry, dtype=OUTPUT_DTYPES[dtype]) if dtype and name in merged else entry
         for name, entry in vectors.base.entries.items()
@@ -235,7 +237,9 @@ def _outputs(
     unknown = ["0" * 32] * (1 + len(vectors))  # as long as the hashes
     with ExitStack() as stack:
         yield {
-            value: stack.enter_context(output(path, vectors.base, entries, _provenance(bound, value, vectors, unknown)))
+            value: stack.enter_context(
+                output(path, vectors.base, entries, _provenance(bound, value, vectors, unknown), vectors.say)
+            )
             for value, path in targets.items()
         }
 
@@ -246,13 +250,28 @@ def _write(outputs: Mapping[float, Output], vectors: TaskVectors, block: Block, 
         factor = 1.0 if is_statistic(block.name) else scale  # a variance beyond those of the tasks may be negative
         theta = (factor * tau).add_(base)  # rounds twice, as the published codes do; a fused alpha= rounds once
         flat = theta.view(-1).to("cpu", writer.entries[block.name].dtype)
-        if not is_finite(flat):
+        if _is_saturated(theta, flat.dtype) or not (is_finite(flat) or _has_infinities_of(base, flat, tau)):
             vectors.check()  # reports the input, if the value comes from one
             raise UserError(
                 f"{block.name} has values that {flat.dtype} cannot hold, with lambda={scale:g}; "
                 "write a smaller lambda, or dtype=float32"
             )
-        writer.write(block.name, block.start, flat)
+        for name in vectors.ties.names(block.name):
+            writer.write(name, block.start, flat)
+
+
+def _is_saturated(theta: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether values are too large for an 8-bit type. torch makes them the largest one, rather than infinite."""
+    if dtype.itemsize > 1:
+        return False
+    limits = torch.finfo(dtype)
+    return bool((theta.isfinite() & (theta.abs() > limits.max * (1 + limits.eps / 4))).any())
+
+
+def _has_infinities_of(base: Tensor, theta: Tensor, tau: Tensor) -> bool:
+    """Return whether θ is infinite just where θ₀ is, and nowhere NaN."""
+    found, given = theta.float(), base.view(-1).cpu()
+    return is_finite(tau) and bool((~found.isnan() & (found.isinf() == given.isinf())).all())
 
 
 def _copy_unmerged(vectors: TaskVectors, writer: Output, written: Set[str]) -> None:

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ def check_out(out: Path) -> None:
             raise UserError(f"out must be a file if it ends in .safetensors; got out={out}, a folder")
     elif out.is_file() or out.suffix in WEIGHTS:
         raise UserError(f"out must end in .safetensors, or be a folder; got out={out}")
-    elif out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - _written(out))):
+    elif out.is_dir() and (others := sorted(_names_in(out) - _written(out))):
         raise UserError(f"out must be a new folder, or one that a merge wrote; out={out} holds {others[0]}")
 
 
@@ -80,13 +80,24 @@ def require_new(inputs: Iterable[Path], outs: Iterable[Path]) -> None:
                 )
 
 
+def _names_in(folder: Path) -> set[str]:
+    """Return the names of all that lies in a folder and its sub-folders."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
 def _written(folder: Path) -> set[str]:
     """Return the names of the files that a merge wrote to `folder`."""
     return {RECORD, *read_json(folder / RECORD, "files")["files"]} if (folder / RECORD).is_file() else set()
 
 
 @contextmanager
-def output(out: Path, base: Checkpoint, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> Iterator[Output]:
+def output(
+    out: Path,
+    base: Checkpoint,
+    entries: Mapping[str, Entry],
+    metadata: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Iterator[Output]:
     """Yield an `Output`. `out` appears when the block succeeds, and stays as it was otherwise.
 
     Args:
@@ -94,6 +105,7 @@ def output(out: Path, base: Checkpoint, entries: Mapping[str, Entry], metadata: 
         base: a folder gets its shards and side files.
         entries: dtype and shape of each tensor.
         metadata: values as long as the final ones; see `TensorWriter`.
+        say: gets a message if weights in sub-folders of the base are left out.
     """
     if out.suffix == ".safetensors":
         with files.whole(out) as partial, TensorWriter(partial, entries, metadata) as writer:
@@ -108,9 +120,9 @@ def output(out: Path, base: Checkpoint, entries: Mapping[str, Entry], metadata: 
         yield Output(entries, writers)
         if base.index is not None:
             _write_index(partial / _index_name(base.index.name), writers)
-        _copy_side_files(base, partial)
+        _copy_side_files(base, partial, say)
         _update_dtype(partial / "config.json", {entries[name].dtype for name in writers})
-        record = {"files": sorted(path.name for path in partial.iterdir()), **next(iter(writers.values())).metadata}
+        record = {"files": sorted(_names_in(partial)), **next(iter(writers.values())).metadata}
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -122,12 +134,38 @@ def _write_index(path: Path, writers: Mapping[str, TensorWriter]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _copy_side_files(base: Checkpoint, target: Path) -> None:
-    """Copy the base's other files, such as its config and tokenizer."""
+def _copy_side_files(base: Checkpoint, target: Path, say: Callable[[str], None]) -> None:
+    """Copy the base's other files, such as its config and tokenizer, and its sub-folders."""
     folder = base.path if base.path.is_dir() else base.index.parent if base.index else None
-    for path in sorted(folder.iterdir()) if folder else ():
-        if path.is_file() and path.name[0] != "." and path.name != RECORD and not _is_weights(path):
-            shutil.copy2(path, target / path.name)
+    if folder is None:
+        return
+    left = []
+    for path in _files_of(folder, ()):
+        inside = path.relative_to(folder)
+        if not _is_weights(path):
+            (target / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target / inside)
+        elif len(inside.parts) > 1:
+            left.append(inside.as_posix())
+    if left:
+        say(f"weights in sub-folders of {folder} are neither merged nor copied: {', '.join(left)}")
+
+
+def _files_of(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files of a folder and its sub-folders, but nothing hidden and no other merge.
+
+    Args:
+        folder: the folder.
+        above: the folders that it lies in, since a link may lead back to one.
+    """
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir()):
+        if path.name[0] == "." or path.name == RECORD:
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in above and not (path / RECORD).is_file():
+            yield from _files_of(path, above)
 
 
 def _update_dtype(config: Path, dtypes: set[torch.dtype]) -> None:
@@ -151,15 +189,16 @@ def _whole_folder(path: Path) -> Iterator[Path]:
     Two folders cannot be exchanged in one step. If the power fails in between, the next merge restores the old one.
     """
     path = Path(os.path.abspath(path))
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".old-{path.name}")
     if old.exists() and not path.exists():
         old.rename(path)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent))
-    partial.chmod(0o777 & ~_umask())
     try:
+        partial.chmod(0o777 & ~_umask())
         yield partial
-        for file in partial.iterdir():
+        for file in partial.rglob("*"):
             descriptor = os.open(file, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
@@ -171,6 +210,9 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:  # innermost first; another process may be using it
+            with suppress(OSError):
+                folder.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 

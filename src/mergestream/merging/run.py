@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from mergestream.metrics import Counts
 from mergestream.models.clip import Clip
 from mergestream.runs.directory import readable
 from mergestream.runs.results import Metrics, assemble, zero_shot_counts
-from mergestream.runtime import files
+from mergestream.runtime import files, interrupt
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.interrupt import Stopped
 from mergestream.runtime.lock import held
 
 OWN_KEYS = (*MERGE_KEYS, "root", "accelerator", "data")  # parts of the config that a merge takes from its own command
@@ -39,7 +41,19 @@ def merge_files(settings: FileMerge) -> None:
 
     Raises:
         UserError: if a file is missing, damaged or does not fit the others.
+        Stopped: if a signal arrived; nothing of an unfinished merge is kept.
     """
+    try:
+        _merge_files(settings)
+    except Stopped as stopped:
+        interrupt.leave_threads(stopped.code, 30 if stopped.signum == signal.SIGUSR1 else 1)  # SLURM may need longer
+        raise Stopped(
+            stopped.signum,
+            f"stopped by {stopped.signum.name}; the unfinished merge was removed. The same command starts it anew.",
+        ) from None
+
+
+def _merge_files(settings: FileMerge) -> None:
     bound, out = settings.bound, Path(settings.out)
     skipped = merge_checkpoints(
         settings.base,

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mergestream.runtime.errors import UserError
-from mergestream.runtime.files import read_tensors
+from mergestream.runtime.files import read_tensors, require_fetched
 
 DTYPES = {
     "F64": torch.float64,
@@ -37,6 +38,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+Place = tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]  # address, dtype, shape, strides
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
@@ -62,7 +64,8 @@ class Entry:
 
 def bytes_of(values: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor on the CPU."""
-    return memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
+    flat = values.as_strided((values.numel(),), (1,))  # a single element may have any stride
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer before 3.12
 
 
 def is_statistic(name: str) -> bool:
@@ -95,6 +98,8 @@ class TensorFile:
         self.metadata: dict[str, str] = {}
         self.loaded: dict[str, Tensor] = {}  # tensors without an offset
         self.entries: dict[str, Entry] = {}
+        self.places: dict[str, Place] = {}  # equal for names that share their tensor
+        self.overlap: tuple[str, str] | None = None  # two names that share a part of their memory
         self.descriptor = os.open(path, os.O_RDONLY)
         try:
             if path.suffix == ".safetensors":
@@ -127,6 +132,7 @@ class TensorFile:
             self.descriptor = -1
 
     def _parse_safetensors(self) -> None:
+        require_fetched(self.path)
         size = os.fstat(self.descriptor).st_size
         try:
             (length,) = struct.unpack("<Q", os.pread(self.descriptor, 8, 0))
@@ -146,7 +152,7 @@ class TensorFile:
             raise UserError(f"{self.path} must be a valid .safetensors file: {error}") from error
 
     def _parse_pt(self) -> None:
-        tensors = read_tensors(self.path, mapped=True)
+        tensors = {name: tensor.detach() for name, tensor in read_tensors(self.path, mapped=True).items()}
         start = _mapping_start(self.path, tensors)
         for name, tensor in tensors.items():
             offset = None
@@ -157,6 +163,39 @@ class TensorFile:
             if tensor.dtype not in CODES:
                 raise UserError(f"{self.path}: {name} is {tensor.dtype}, which a merge cannot read")
             self.entries[name] = Entry(tensor.dtype, tuple(tensor.shape), offset)
+        self.places = {name: _place(tensor) for name, tensor in tensors.items() if tensor.numel()}
+        self.overlap = _overlap({place: name for name, place in self.places.items()}, tensors)
+
+
+def _place(tensor: Tensor) -> Place:
+    """Return what is equal for tensors of the same elements in memory."""
+    strides = tuple(stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), strides
+
+
+def _overlap(names: Mapping[Place, str], tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Return the names of two tensors that share some elements, if there are any.
+
+    Args:
+        names: a name for each place in memory.
+        tensors: all tensors.
+    """
+    open_ends: list[tuple[int, str]] = []  # of tensors that may reach into the next ones
+    for place in sorted(names, key=lambda place: place[0]):
+        name = names[place]
+        tensor = tensors[name]
+        open_ends = [(end, other) for end, other in open_ends if end > place[0]]
+        for _, other in open_ends:
+            if np.shares_memory(_as_numpy(tensor), _as_numpy(tensors[other])):
+                return other, name
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        open_ends.append((place[0] + (last + 1) * tensor.itemsize, name))
+    return None
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return the memory of a tensor as integers, since NumPy lacks some types."""
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]).numpy()
 
 
 def _mapping_start(path: Path, tensors: Mapping[str, Tensor]) -> int | None:
@@ -228,6 +267,7 @@ class TensorWriter:
                 os.pwrite(self.descriptor, struct.pack("<Q", self.length) + self._encode().ljust(self.length), 0)
         finally:
             os.close(self.descriptor)
+            self.descriptor = -1  # a thread that a signal left behind must not write into another file
 
     def _encode(self) -> bytes:
         return json.dumps({"__metadata__": self.metadata, **self.header}, separators=(",", ":")).encode()

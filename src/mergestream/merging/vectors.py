@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import xxhash
@@ -17,6 +17,7 @@ from torch import Tensor
 from mergestream.merging.adapters import Adapter, open_checkpoint
 from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
+from mergestream.merging.ties import Ties
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole
@@ -74,6 +75,7 @@ class TaskVectors:
         self.say = say
         self.device = torch.device(device)
         self.base = Checkpoint(base)
+        self.ties = Ties()
         self.checkpoints: list[Checkpoint | Adapter] = []
         self.skipped: set[str] = set()  # tensors that on_mismatch=skip leaves out
         self._pool: ThreadPoolExecutor | None = None  # one for all passes, because each thread owns buffers
@@ -81,13 +83,15 @@ class TaskVectors:
         self._hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
         try:
             self.base.require_unquantised()
+            self.ties = Ties.of_base(self.base)
             for path in checkpoints:
                 self._open(path, on_mismatch)
+            self.skipped |= {other for name in self.skipped for other in self.ties.names(name)}
             self._require_mergeable()
         except BaseException:
             self.close()
             raise
-        here = sum(entry.numel for entry in self.base.entries.values())
+        here = sum(entry.numel for name, entry in self.base.entries.items() if name not in self.ties.kept)
         self.frozen = max(0, (clip_parameters or here) - here)
 
     def __len__(self) -> int:
@@ -107,7 +111,10 @@ class TaskVectors:
 
     @cached_property
     def names(self) -> list[str]:
-        """The weights that are merged; integers and the running statistics of batch normalisation are not."""
+        """The weights that are merged, tied ones under their first name.
+
+        Integers and the running statistics of batch normalisation are not merged.
+        """
         return [name for name in self._floating if not is_statistic(name)]
 
     @property
@@ -117,8 +124,9 @@ class TaskVectors:
 
     @property
     def _floating(self) -> list[str]:
+        left_out = self.skipped | self.ties.kept.keys()
         entries = self.base.entries.items()
-        return [name for name, entry in entries if entry.dtype.is_floating_point and name not in self.skipped]
+        return [name for name, entry in entries if entry.dtype.is_floating_point and name not in left_out]
 
     @property
     def encoder_names(self) -> list[str]:
@@ -169,7 +177,9 @@ class TaskVectors:
             for task, row in enumerate(stack):
                 self._read_task_vector(task, block, base, row, reading)
             device = reading.device or self.device
-            return function(block, base.view(block.shape).to(device), stack.view(len(self), *block.shape).to(device))
+            return function(
+                block, base.values.view(block.shape).to(device), stack.view(len(self), *block.shape).to(device)
+            )
 
         return self._in_threads(work, blocks)
 
@@ -187,7 +197,7 @@ class TaskVectors:
         def work(block: Block) -> Result:
             base = self._base(block, reading)
             rows = StreamedRows(self, block, base, chosen, reading)
-            return function(block, base.view(block.shape).to(reading.device or self.device), rows)
+            return function(block, base.values.view(block.shape).to(reading.device or self.device), rows)
 
         return self._in_threads(work, blocks)
 
@@ -216,11 +226,12 @@ class TaskVectors:
 
     def _open(self, path: Path, on_mismatch: str) -> None:
         """Open the next checkpoint, and compare it with the base."""
-        checkpoint = open_checkpoint(path, self.base, self.say)
+        checkpoint = open_checkpoint(path, self.base, self.ties, self.say)
         self.checkpoints.append(checkpoint)
         require_same_base(self.base, checkpoint)
         if isinstance(checkpoint, Checkpoint):
             checkpoint.adopt_names(self.base, self.say)
+            self.ties.complete(checkpoint, self.base)
         found = differences(self.base, checkpoint)
         if found and on_mismatch == "error":
             raise UserError(f"{next(iter(found.values()))}. Write on_mismatch=skip to leave such tensors out.")
@@ -229,17 +240,16 @@ class TaskVectors:
         self.skipped |= found.keys()
         if isinstance(checkpoint, Checkpoint):
             checkpoint.require_unquantised()
+            self.ties.require_in(checkpoint, self.base)
             require_same_integers(self.base, checkpoint, self.base.entries.keys() - self.skipped)
 
     def _require_mergeable(self) -> None:
-        if wide := [name for name in self.names if self.base.entries[name].dtype == torch.float64]:
-            raise UserError(
-                f"a merge computes in float32; {wide[0]} in {self.base.path} is float64. Convert the files first."
-            )
         if not self.names:
             raise UserError(
                 f"a merge needs weights; {self.base.path} has no floating-point tensor that all files share"
             )
+        if wide := [name for name in self.names if self.base.entries[name].dtype == torch.float64]:
+            self.say(f"a merge computes in float32; {wide[0]} in {self.base.path} is float64, and so is the output")
 
     def _in_threads(self, work: Callable[[Block], Result], blocks: Sequence[Block]) -> list[Result]:
         inner = torch.get_num_threads()
@@ -250,31 +260,39 @@ class TaskVectors:
             for first in range(0, len(blocks), WINDOW):  # a large model has too many blocks to queue all at once
                 results += self._pool.map(work, blocks[first : first + WINDOW])
             return results
-        except BaseException:
-            self._end_pool()  # drops the queue
+        except BaseException as error:
+            self._end_pool(wait=isinstance(error, Exception))  # drops the queue; a signal must not wait for a block
             raise
         finally:
             torch.set_num_threads(inner)
 
-    def _end_pool(self) -> None:
+    def _end_pool(self, wait: bool = True) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait, cancel_futures=True)
             self._pool = None
 
-    def _base(self, block: Block, reading: Reading) -> Tensor:
-        """Return θ₀'s block, float32 [n] in a buffer."""
-        base = self._buffer("base", block.size)
-        self._read(0, self.base, block, base, reading)
-        return base
+    def _base(self, block: Block, reading: Reading) -> BaseBlock:
+        """Return θ₀'s block, in a buffer."""
+        values = self._buffer("base", block.size)
+        self._read(0, self.base, block, values, reading)
+        if is_finite(values):
+            return BaseBlock(values, None)
+        if reading.finite and values.isnan().any():
+            raise _not_finite(block.name, self.base.path)
+        return BaseBlock(values, values.isinf())
 
-    def _read_task_vector(self, task: int, block: Block, base: Tensor, out: Tensor, reading: Reading) -> None:
-        """Fill `out`, float32 [n] on the CPU, with a block of τ; `base` is θ₀'s block."""
+    def _read_task_vector(self, task: int, block: Block, base: BaseBlock, out: Tensor, reading: Reading) -> None:
+        """Fill `out`, float32 [n] on the CPU, with a block of τ."""
         checkpoint = self.checkpoints[task]
         if isinstance(checkpoint, Adapter):
-            checkpoint.task_vector(block.name, block.start, base, out)
+            checkpoint.task_vector(block.name, block.start, base.values, out)
+            suspicious = base.infinite is not None
         else:
             self._read(task + 1, checkpoint, block, out, reading)
-            out.sub_(base)
+            suspicious = base.infinite is not None or (reading.finite and not is_finite(out))
+            base.subtract_from(out)
+        if suspicious and reading.finite and not is_finite(out):
+            raise _not_finite(block.name, checkpoint.path)
 
     def _read(self, number: int, checkpoint: Checkpoint, block: Block, out: Tensor, reading: Reading) -> None:
         """Fill `out`, float32 [n] on the CPU, with a block of input `number`; input 0 is θ₀."""
@@ -286,8 +304,10 @@ class TaskVectors:
             self._hash(self._hashes[number], block, content, dtype.itemsize)
         if raw is not out:
             out.copy_(raw)
-        if reading.finite and not is_finite(out):
-            raise UserError(f"checkpoints must be finite; {block.name} in {checkpoint.path} has NaN or infinite values")
+        if dtype == torch.float64 and not is_finite(out) and bool((out.isinf() & raw.isfinite()).any()):
+            raise UserError(
+                f"a merge computes in float32; {block.name} in {checkpoint.path} has values that are too large for it"
+            )
 
     @staticmethod
     def _hash(hashes: dict[tuple[str, int], bytes], block: Block, content: memoryview, itemsize: int) -> None:
@@ -306,6 +326,32 @@ class TaskVectors:
         return kept[:size]
 
 
+class BaseBlock(NamedTuple):
+    """A block of θ₀.
+
+    Args:
+        values: float32 [n].
+        infinite: where they are infinite, as in masks; None for nowhere.
+    """
+
+    values: Tensor
+    infinite: Tensor | None
+
+    def subtract_from(self, theta: Tensor) -> None:
+        """Turn θ, [..., n] on any device, into τ. Equal infinities differ by zero."""
+        values = self.values.to(theta.device)
+        if self.infinite is None:
+            theta.sub_(values)
+        else:
+            same = self.infinite.to(theta.device) & (theta == values)
+            theta.sub_(values).masked_fill_(same, 0)
+
+    def at(self, positions: Tensor) -> BaseBlock:
+        """Return the elements at `positions`."""
+        infinite = None if self.infinite is None else self.infinite[positions]
+        return BaseBlock(self.values[positions], infinite)
+
+
 class _Buffers(threading.local):
     """The buffers of each thread, by purpose and dtype."""
 
@@ -319,12 +365,12 @@ class StreamedRows:
     Args:
         vectors: the task vectors.
         block: the block.
-        base: θ₀'s block, float32 [n].
+        base: θ₀'s block.
         tasks: the tasks of the rows.
         reading: see `Reading`.
     """
 
-    def __init__(self, vectors: TaskVectors, block: Block, base: Tensor, tasks: Sequence[int], reading: Reading):
+    def __init__(self, vectors: TaskVectors, block: Block, base: BaseBlock, tasks: Sequence[int], reading: Reading):
         self._vectors, self._block, self._base, self._tasks, self._reading = vectors, block, base, tasks, reading
         self._device = reading.device or vectors.device
         self.shape = torch.Size((len(tasks), *block.shape))
@@ -348,7 +394,7 @@ class StreamedRows:
             return extremes(self)
         found = extremes(self._thetas(files))
         for extreme in found:
-            extreme.sub_(self._base.to(self._device))
+            self._base.subtract_from(extreme)
         return found
 
     def at(self, positions: Tensor) -> Tensor:
@@ -363,7 +409,8 @@ class StreamedRows:
             for i, position in enumerate(positions.tolist()):
                 file.read(self._block.name, self._block.start + position, content[i * size : (i + 1) * size])
             values.copy_(raw)
-        return result.sub_(self._base[positions.cpu()]).to(self._device)
+        self._base.at(positions.cpu()).subtract_from(result)
+        return result.to(self._device)
 
     def _thetas(self, files: Sequence[Checkpoint]) -> Iterator[Tensor]:
         row = self._vectors._buffer("row", self._block.size)
@@ -376,3 +423,10 @@ class StreamedRows:
         found = [self._vectors.checkpoints[task] for task in self._tasks]
         files = [checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)]
         return files if len(files) == len(found) else None
+
+
+def _not_finite(name: str, path: Path) -> UserError:
+    return UserError(
+        f"checkpoints must be finite, except for infinities that all files share; {name} in {path} has NaN or infinite "
+        "values, or is finite where the base is not"
+    )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and reading JSON does not ne
     from torch import Tensor
 
 CHECKSUM = "checksum"
+POINTER = b"version https://git-lfs.github.com/spec/"
 UNKNOWN = "0" * 64  # placeholder for the checksum while it is computed
 
 
@@ -199,6 +200,7 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"a checkpoint must be an existing file; {path} is not there")
     try:
+        require_fetched(path)
         if path.suffix == ".safetensors":
             if CHECKSUM in read_metadata(path):
                 verify(path)
@@ -211,7 +213,9 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
         raise UserError(
             f"{path} must hold only tensors; it holds a pickled model or other objects. {_conversion(path)}"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # torch has many for damaged files, and for types that its old format cannot hold
         raise UserError(f"{path} must be a valid .safetensors or tensors-only .pt file: {first_line(error)}") from error
     state = loaded
     for key in ("state_dict", "model_state_dict", "model"):
@@ -223,6 +227,17 @@ def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     if sparse := [name for name, tensor in state.items() if tensor.layout != torch.strided]:
         raise UserError(f"{path} must hold dense tensors; {sparse[0]} is sparse. Save {sparse[0]}.to_dense() instead.")
     return state
+
+
+def require_fetched(path: Path) -> None:
+    """Check that a file is not the pointer that Git LFS leaves in its place until it is fetched.
+
+    Raises:
+        UserError: if it is.
+    """
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path} must hold tensors; it is a pointer of Git LFS. Fetch the file with git lfs pull.")
 
 
 def _is_torchscript(path: Path) -> bool:

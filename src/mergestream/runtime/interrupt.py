@@ -89,6 +89,20 @@ def watching() -> Iterator[Signals]:
                 signal.signal(number, handler)
 
 
+def leave_threads(code: int, seconds: float) -> None:
+    """End the process after some time, unless it has ended by then.
+
+    Python waits for its threads when it exits, and one may be in a long computation that nobody needs any more.
+
+    Args:
+        code: the exit code.
+        seconds: the time that is left to clean up and to report.
+    """
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+
+
 def _in_main_thread() -> bool:
     """Python lets only the main thread set handlers."""
     return threading.current_thread() is threading.main_thread()

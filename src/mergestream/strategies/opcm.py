@@ -12,7 +12,7 @@ from torch import Tensor
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._matrices import svd
 from mergestream.strategies.strategy import strategy
-from mergestream.strategies.task_vectors import Block, Rows, SurveyedVectors
+from mergestream.strategies.task_vectors import Block, Reading, Rows, SurveyedVectors
 
 
 def survey(vectors: SurveyedVectors, *, alpha: float = 0.5) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def survey(vectors: SurveyedVectors, *, alpha: float = 0.5) -> dict[str, Any]:
         merged = accumulated(measured(), alpha)
         return [*lengths, float(merged.double().square().sum())]
 
-    per_weight = vectors.map_rows(squares, vectors.blocks(vectors.names, whole=True))
+    blocks = vectors.blocks(vectors.names, whole=True)
+    per_weight = vectors.map_rows(squares, blocks, Reading(finite=True))  # an SVD fails on NaN
     *lengths, merged = torch.tensor(per_weight, dtype=torch.float64).sum(0).sqrt().tolist()
     if not math.isfinite(sum(lengths) + merged):
         vectors.check()
