@@ -5,10 +5,14 @@ Hydra loads sweepers only from this namespace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from omegaconf import DictConfig
+
+KEPT = 200  # configs of jobs that wait
 
 
 class Grids(BasicSweeper):
@@ -33,7 +37,34 @@ class Grids(BasicSweeper):
         """Run the jobs of every grid. Overrides on the command line win over all grids."""
         assert self.config is not None  # Hydra calls `setup` first
         common, results = dict(self.params), []
-        for grid in self.grids.get(self.config.hydra.job.config_name, {}).values() or [{}]:
-            self.params, self.batch_index = {**common, **grid}, 0
-            results += super().sweep(arguments)
+        with self._composed_once():
+            for grid in self.grids.get(self.config.hydra.job.config_name, {}).values() or [{}]:
+                self.params, self.batch_index = {**common, **grid}, 0
+                results += super().sweep(arguments)
         return results
+
+    @contextmanager
+    def _composed_once(self) -> Iterator[None]:
+        """Within the block, give each job the config that Hydra composed to check the sweep before it starts.
+
+        Composing takes a third of the time of a merge of the tiny CLIP.
+        """
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        kept: dict[tuple[str, ...], DictConfig] = {}
+        compose = loader.load_sweep_config
+
+        def load(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+            job = tuple(sweep_overrides)
+            if job in kept:
+                return kept.pop(job)
+            config = compose(master_config, sweep_overrides)
+            if len(kept) < KEPT:
+                kept[job] = config
+            return config
+
+        loader.load_sweep_config = load  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del loader.load_sweep_config

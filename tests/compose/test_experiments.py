@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from helpers import ROOT, command, config, files_below, noise
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mergestream.compose.checks import check_merge, check_training
 from mergestream.compose.strategy import bound_strategy
+from mergestream.training import launcher
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 
@@ -144,3 +146,17 @@ def test_one_command_runs_all_grids_and_passes_over_what_is_done(two_grids, tmp_
 def test_what_is_typed_wins_over_the_grids(two_grids, tmp_path):
     assert command("train.py", *two_grids, "seed=7", "method=zeroshot").code == 0
     assert [path.parent.name for path in tmp_path.rglob("metrics.json")] == ["seed-7"]
+
+
+def test_a_sweep_composes_each_job_once(two_grids, monkeypatch):
+    composed = []
+
+    def recorded(self, master_config, sweep_overrides, original=ConfigLoaderImpl.load_sweep_config):
+        composed.append(tuple(sweep_overrides))
+        return original(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", recorded)
+    monkeypatch.setattr(launcher, "launch", lambda *_, **__: None)
+    assert command("train.py", *two_grids).code == 0
+    assert len(composed) == len(set(composed)) == 3
+    assert command("train.py", *two_grids, "tasks=0").code == 1
