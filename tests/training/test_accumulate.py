@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import config
 
+from mergestream.compose.training import training_settings
 from mergestream.methods.ewc import EWC
 from mergestream.methods.lwf import LwF
 from mergestream.methods.method import Method
 from mergestream.models import tiny
 from mergestream.models.clip import TextHead
+from mergestream.runtime.errors import UserError
 from mergestream.training.accumulate import accumulated
 from mergestream.training.arithmetic import activation_checkpointing
 from mergestream.training.learner import Learner
@@ -93,3 +96,11 @@ def test_activations_computed_again_change_no_bit():
         found.append([p.grad.clone() for p in encoder.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
     assert not encoder.transformer.grad_checkpointing  # off again
+
+
+def test_a_method_that_does_not_say_how_its_penalty_counts_is_refused(monkeypatch):
+    monkeypatch.setattr(EWC, "weighs_samples", None)
+    with pytest.raises(UserError, match="accumulate needs a method whose class sets weighs_samples.*EWC does not"):
+        training_settings(config("train", "method=ewc", "accumulate=2"))
+    assert training_settings(config("train", "method=ewc")).fit.accumulate == 1
+    assert training_settings(config("train", "method=seq", "accumulate=2")).fit.accumulate == 2

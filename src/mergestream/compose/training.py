@@ -124,6 +124,11 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
     checks.check_training(cfg)
     allowed = cfg.allow_targets
     method: Method = build(cfg.method, allowed)
+    if cfg.accumulate > 1 and not method.allows_parts:
+        raise UserError(
+            "accumulate needs a method whose class sets weighs_samples, or its penalty could count once for each part; "
+            f"{type(method).__name__} does not. Set it (see Method), or write accumulate=1."
+        )
     fit = FitSettings(
         seed=cfg.seed,
         epochs=list(cfg.epochs) if isinstance(cfg.epochs, ListConfig) else cfg.epochs,

@@ -50,6 +50,8 @@ class LwF(Method):
         UserError: if a value is out of range.
     """
 
+    weighs_samples = True
+
     def __init__(self, id: str = "lwf", strength: float = 0.3, temperature: float = 2.0, softmax: str = "union"):
         require_number("method.strength", strength, "at least 0", lambda x: x >= 0)
         require_number("method.temperature", temperature, "positive", lambda x: x >= 1e-6)

@@ -31,8 +31,14 @@ class Method(pl.Callback):
         UserError: if `start` or `data` is none of these.
     """
 
-    # Whether `penalty` weighs samples; if not, it is of the weights alone, and counts once in a batch of several parts.
-    weighs_samples = True
+    # Whether `penalty` is a sum over samples with their weights (true), or of the encoder alone, so that it counts once
+    # in a batch of several parts (false). A method with a penalty that does not say works without ``accumulate``.
+    weighs_samples: bool | None = None
+
+    @property
+    def allows_parts(self) -> bool:
+        """Whether a batch can be divided into parts."""
+        return self.weighs_samples is not None or type(self).penalty is Method.penalty
 
     def __init__(self, id: str, start: str = "previous", data: str = "task"):
         require_choice("method.start", start, STARTS)
