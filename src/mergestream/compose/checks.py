@@ -28,7 +28,7 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 EXPORTS = ("open_clip", "huggingface")
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
-STATISTICS = ("average", "base")
+STATISTICS = ("average", "base", "recompute")
 SELECT = "select"
 
 
