@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mergestream.models.clip import text_head
 from mergestream.models.pretrained import pretrained
 from mergestream.models.statistics import measured_statistics
 from mergestream.runs.directory import Run
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No pretrained weights:UserWarning")
@@ -269,6 +271,29 @@ def test_inputs_without_batch_normalisation_have_no_statistics(trained):
         "error: bn=recompute is for image towers with batch normalisation; model=open_clip-small-ConvNeXt has none. "
         "Leave it out"
     )
+
+
+def test_inputs_of_a_run_that_an_earlier_version_started_go_on(trained, tmp_path):
+    """Its config.yaml has no model.preprocess, and its base.json no preprocessing; the null changes nothing."""
+    family = trained("small-ResNet")
+    shutil.copytree(family.run.root, tmp_path / "runs")
+    words = [*family.words, f"root={tmp_path}/runs"]
+    run = run_of(config("train", *words))
+    before = load_file(run.encoder(1))
+    shutil.rmtree(run.task(1))
+    run.metrics.unlink()
+    old, base = run.config(), run.base()
+    assert old["model"].pop("preprocess", "missing") is None
+    run.claim(old)
+    del base["preprocessing"]
+    files.write_json(run.path / "base.json", base)
+    outcome = command("train.py", *words, "devices=1", "logger=none")
+    assert outcome.code == 0, outcome.err
+    assert not old.keys() ^ run.config().keys()
+    assert "preprocess" not in run.config()["model"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(run.encoder(1)).items())
+    assert "already finished" in command("train.py", *words, "devices=1", "logger=none").out
+    assert command("merge.py", *words, "strategy=magmax").code == 0
 
 
 def test_inputs_of_siglip_keep_their_logit_bias(tmp_path):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mergestream.compose import checks
 from mergestream.compose.build import build, device_of
 from mergestream.compose.inputs import Inputs
-from mergestream.compose.overrides import MERGE_KEYS
+from mergestream.compose.overrides import MERGE_KEYS, require_read
 from mergestream.compose.run import recorded, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
@@ -99,6 +99,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     Raises:
         UserError: if a value breaks its rule.
     """
+    require_read(cfg)
     OmegaConf.resolve(cfg)
     checks.check_merge(cfg)
     bound = bound_strategy(cfg)
