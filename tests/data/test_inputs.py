@@ -10,11 +10,15 @@ import struct
 import numpy as np
 import pytest
 from helpers import config
+from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 
 from mergestream.compose.inputs import Inputs
 from mergestream.data.decode import open_picture
 from mergestream.data.integrity import decode_error
+from mergestream.data.protocol import templates
+from mergestream.data.source import prompts
+from mergestream.data.sources.imagenet import _names
 from mergestream.runtime.errors import UserError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)  # every value once; not square, so that a turn shows
@@ -281,13 +285,30 @@ def test_folder_inputs_that_are_not_understood_are_refused(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "templates", ["['{} {}']", "['{name}']", "['{0}']", "['{']", "['{!r}']", "[1]", "['none']", "[]"]
-)
-def test_template_inputs_need_exactly_one_place(templates, tmp_path):
+@pytest.mark.parametrize("texts", ["['{} {}']", "['{name}']", "['{0}']", "['{']", "['{!r}']", "[1]", "['none']", "[]"])
+def test_template_inputs_need_exactly_one_place(texts, tmp_path):
     classes(tmp_path / "photos", "a", "b")
     with pytest.raises(UserError, match="dataset.templates must each have one {} for the class name"):
-        load(tmp_path / "photos", f"dataset.templates={templates}")
+        load(tmp_path / "photos", f"dataset.templates={texts}")
+
+
+def test_prompt_inputs_that_two_classes_share_are_refused():
+    with pytest.raises(UserError, match="'Crane' and 'crane' are the same to CLIP"):
+        prompts(["Crane", "fox", "crane"], ["a {}.", "the {}."])
+    assert prompts(["crane bird", "crane"], ["a {}."]) == [["a crane bird."], ["a crane."]]
+
+
+def test_prompt_inputs_of_imagenet_are_the_names_of_its_list(capsys):
+    birds_and_machines = ["n02012849", "n03126707", "n03710637", "n03710721"]
+    expected = ["crane bird", "construction crane", "tights", "one-piece bathing suit"]
+    assert _names(birds_and_machines) == expected
+    made = prompts(IMAGENET_CLASSNAMES, templates("imagenet"), published=True)
+    assert len({tuple(texts) for texts in made}) == 998
+    assert capsys.readouterr().err.splitlines() == [
+        f"classes {one} and {other} are both named '{name}' in the published list, so only the first of them can be "
+        "predicted"
+        for one, other, name in ((657, 744, "missile"), (836, 837, "sunglasses"))
+    ]
 
 
 def test_skipped_files_are_counted_by_extension_once(tmp_path, capsys):

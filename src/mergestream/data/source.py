@@ -124,18 +124,23 @@ def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: 
                 f"dataset.templates must each have one {{}} for the class name, and no other braces; got {template!r}"
             )
     made = [[template.format(name) for template in templates] for name in class_names]
-    first: dict[tuple[str, ...], int] = {}
-    for index, texts in enumerate(made):
-        same = first.setdefault(tuple(text.casefold() for text in texts), index)
-        if same != index and not published:
+    for same, index in shared(made):
+        if not published:
             raise UserError(
                 f"two classes must not share their prompts; {class_names[same]!r} and {class_names[index]!r} are the "
                 "same to CLIP. Rename or merge one of them"
             )
-        if same != index and processes.rank() == 0:
+        if processes.rank() == 0:
             names = f"classes {same} and {index} are both named {class_names[same]!r}"
             print(f"{names} in the published list, so only the first of them can be predicted", file=sys.stderr)
     return made
+
+
+def shared(prompts: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """Return each class whose prompts an earlier class has, too, as (earlier class, class); case does not count."""
+    first: dict[tuple[str, ...], int] = {}
+    found = ((first.setdefault(tuple(map(str.casefold, texts)), index), index) for index, texts in enumerate(prompts))
+    return [(same, index) for same, index in found if same != index]
 
 
 def _is_template(template: str) -> bool:
