@@ -15,7 +15,7 @@ PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(fo
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test lint check wheel lock weights clean docs
+.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test fuzz lint check wheel lock weights clean docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -71,6 +71,9 @@ $(PARTS): embedded/%:
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+fuzz: setup ## try 500 random inputs of each kind, pictures and checkpoints, where the suite tries 25
+	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest tests -k fuzz
 
 lint: setup ## check format, style, types and which room imports which
 	$(BIN)/ruff format --check .

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import struct
 
 import numpy as np
+import pictures
 import pytest
 from helpers import config
 from open_clip import IMAGENET_CLASSNAMES
+from pictures import STORED, exif
 from PIL import Image
 
 from mergestream.compose.inputs import Inputs
@@ -23,17 +24,6 @@ from mergestream.runtime.errors import UserError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)  # every value once; not square, so that a turn shows
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
-
-
-def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
-
-
-# What the pixels must be before a viewer applies orientation 1 … 8 and shows GREY.
-STORED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T}
-STORED |= {6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, -1)}
 
 
 def grey(pixels: np.ndarray) -> Image.Image:
@@ -59,13 +49,7 @@ def white_at_five(pixels: np.ndarray) -> np.ndarray:
 
 
 def tiff(path, values: np.ndarray, photometric: int = 1, kind: int = 1) -> None:
-    """An uncompressed little-endian TIFF, written by hand: `kind` 1 is unsigned, 2 signed, 3 float."""
-    height, width = values.shape
-    bits, data = values.dtype.itemsize * 8, values.tobytes()
-    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8)]
-    tags += [(277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, kind)]
-    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, t, 1, value) for tag, t, value in tags)
-    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + body + b"\0" * 4)
+    path.write_bytes(pictures.tiff(values, photometric, kind))
 
 
 PICTURES = {
