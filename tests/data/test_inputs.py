@@ -245,7 +245,7 @@ REFUSED = {
     "two training splits": (half("train", "Training", "test"), "has Training, train"),
     "two test splits": (half("train", "test", "testing"), "has test, testing"),
     "a class named train": (lambda r: classes(r, "train", "car", "ship"), "has train, car"),
-    "names that are spoken alike": (lambda r: classes(r, "red_fox", "red fox"), "'red fox' and 'red fox' are the same"),
+    "names that are spoken alike": (lambda r: classes(r, "red_fox", "red fox"), "'red fox' and 'red_fox' are the same"),
     "names that differ in case": (lambda r: classes(r, "Fox", "fox"), "'Fox' and 'fox' are the same to CLIP"),
     "a test class without training": (
         lambda r: (classes(r / "train", "a", "b"), classes(r / "test", "a", "c")), "test/c must also be a class"

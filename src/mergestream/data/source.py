@@ -106,7 +106,13 @@ class Source:
         )
 
 
-def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: bool = False) -> list[list[str]]:
+def prompts(
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    published: bool = False,
+    folders: Sequence[str] | None = None,
+) -> list[list[str]]:
     """Return the prompts of each class: every template with its ``{}`` replaced by the class name.
 
     Args:
@@ -114,6 +120,7 @@ def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: 
         templates: texts with one ``{}``.
         published: whether the names are a published list. Where it gives two classes the same prompts, they stay so,
             and a line says that only one of the two can be predicted.
+        folders: where the names come from, for messages.
 
     Raises:
         UserError: if there is no template, one has not exactly one ``{}``, or two classes get the same prompts.
@@ -126,9 +133,10 @@ def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: 
     made = [[template.format(name) for template in templates] for name in class_names]
     for same, index in shared(made):
         if not published:
+            given = folders or class_names
             raise UserError(
-                f"two classes must not share their prompts; {class_names[same]!r} and {class_names[index]!r} are the "
-                "same to CLIP. Rename or merge one of them"
+                f"two classes must not share their prompts; {given[same]!r} and {given[index]!r} are the same to CLIP. "
+                "Rename one of them, or merge them"
             )
         if processes.rank() == 0:
             names = f"classes {same} and {index} are both named {class_names[same]!r}"
