@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
+from mergestream.models.statistics import measured_statistics
 from mergestream.runtime import processes
 
 
@@ -120,3 +121,9 @@ class Evaluator:
         return evaluate(
             self.clip.encoder, self.head, self.stream, seen=seen, device=self.device, split=split, only=only
         )
+
+    def statistics(self, theta: Mapping[str, Tensor], seen: int) -> dict[str, Tensor]:
+        """Return the running statistics that the weights `theta` have on the training images of the first tasks."""
+        self.clip.encoder.load_state_dict(theta)
+        encoder = self.clip.encoder.to(self.device)
+        return measured_statistics(encoder, (i.to(self.device) for i, *_ in self.stream.statistics_dataloader(seen)))

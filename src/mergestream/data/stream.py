@@ -17,7 +17,10 @@ from mergestream.data.source import Source
 from mergestream.data.tasks import Task
 from mergestream.models.clip import Transforms
 from mergestream.runtime import processes
-from mergestream.runtime.seeding import key
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.seeding import key, permutation
+
+STATISTICS_BATCH = 128  # images of a batch that statistics of batch normalisation are measured on, at most
 
 
 class TaskStream(pl.LightningDataModule):
@@ -121,6 +124,27 @@ class TaskStream(pl.LightningDataModule):
             samples, self.transforms.eval, np.concatenate(positions)[shard], tasks[shard], self._cache[split]
         )
         return DataLoader(images, batch_size=max(1, min(256, 2 * self.batch_size)), **self._loader_options())
+
+    def statistics_dataloader(self, seen: int) -> DataLoader:
+        """Return batches (images, labels, tasks) of the training images of the first `seen` tasks, in a random order.
+
+        Their transform is that of evaluation, and batches differ in size by one image at most: nothing but the seed and
+        the images decides them.
+
+        Raises:
+            UserError: if there is only one image, which has no variance.
+        """
+        samples = np.unique(np.concatenate([task.train for task in self.tasks[:seen]]))
+        if len(samples) < 2:
+            raise UserError(
+                f"bn=recompute needs at least 2 training images; the first {seen} tasks have {len(samples)}"
+            )
+        order = permutation(len(samples), self.seed, "statistics")
+        batches = [part.tolist() for part in np.array_split(order, -(-len(samples) // STATISTICS_BATCH))]
+        images = EvalImages(
+            self.source.train, self.transforms.eval, samples, np.zeros_like(samples), self._cache["validation"]
+        )
+        return DataLoader(images, batch_sampler=batches, **self._loader_options())
 
     def describe(self) -> dict[str, Any]:
         """Return the content of ``stream.json``: classes, sample counts and hashes of the sample indices per task."""
