@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -75,6 +76,7 @@ def _keys(cfg: DictConfig, folder: Path) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
+@cache  # a sweep asks for each of its jobs
 def _defined(folder: Path, name: str) -> set[str]:
     """Return the dotted keys that the YAML files of a command define."""
     defaults = OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "defaults")
