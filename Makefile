@@ -72,8 +72,8 @@ $(PARTS): embedded/%:
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-fuzz: setup ## try 500 random inputs and overrides of each kind instead of the suite's 25
-	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto tests -k "any_ or fuzz"
+fuzz: setup ## try 500 random pictures, checkpoints and command lines of each kind, where the suite tries 25
+	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto tests -k "fuzz or any_override"
 
 lint: setup ## check format, style, types and which room imports which
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
+from mergestream.models.statistics import measured_statistics
 from mergestream.runtime import processes
 from mergestream.runtime.precision import autocast
 
@@ -131,5 +132,20 @@ class Evaluator:
     def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
         """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
-        where = {"device": self.device, "precision": self.precision}
-        return evaluate(self.clip.encoder, self.head, self.stream, seen=seen, split=split, only=only, **where)  # type: ignore[arg-type]
+        return evaluate(
+            self.clip.encoder,
+            self.head,
+            self.stream,
+            seen=seen,
+            device=self.device,
+            precision=self.precision,
+            split=split,
+            only=only,
+        )
+
+    def statistics(self, theta: Mapping[str, Tensor], seen: int) -> dict[str, Tensor]:
+        """Return the running statistics that the weights `theta` have on the training images of the first tasks."""
+        self.clip.encoder.load_state_dict(theta)
+        encoder = self.clip.encoder.to(self.device)
+        batches = self.stream.on_device(self.stream.statistics_dataloader(seen), self.device)
+        return measured_statistics(encoder, (images for images, *_ in batches))

@@ -60,10 +60,12 @@ def test_datasets(dataset, data_root):
         cfg.tasks = 2  # some archives are of two classes
     stream = stream_of(cfg)
     images, labels, weights = next(iter(stream.train_dataloader()))
-    assert images.shape[1:] == (3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert images.shape[1:3] == (32, 32)
     assert set(labels.tolist()) <= set(stream.tasks[0].classes)
     assert weights.sum() == pytest.approx(1)
-    images, *_ = next(iter(stream.eval_dataloader()))
+    images, *_ = next(stream.on_device(stream.eval_dataloader(), torch.device("cpu")))
+    assert images.shape[1:] == (3, 32, 32)
     assert images.isfinite().all()
     assert len(stream.source.prompts) == stream.source.num_classes
     assert all(said for said in stream.source.prompts)

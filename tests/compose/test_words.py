@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from shutil import copytree
 
 import pytest
-from helpers import command, noise
+from helpers import Outcome, command, forked, noise
 
-from mergestream.training import loggers
+from mergestream.training.callbacks.checkpoint import Checkpointing
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,38 @@ def test_inputs_that_no_code_reads_are_refused_with_the_nearest_key(script, word
     )
 
 
-def test_inputs_of_other_frameworks_are_refused(tmp_path):
-    outcome = command("train.py", f"root={tmp_path}", "+accumulate_grad_batches=2")
+@pytest.mark.parametrize("script", ["train.py", "merge.py", "analyze.py", "report.py"])
+def test_inputs_of_other_frameworks_are_refused(script, tmp_path):
+    outcome = command(script, f"root={tmp_path}", "+accumulate_grad_batches=2")
     assert outcome.code == 1
     assert outcome.err.startswith("error: a key must be one that the command reads; got +accumulate_grad_batches=2.")
+    assert outcome.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("accumulate_grad_batches: 2", "accumulate_grad_batches=2"),
+        ("data: {num_worker: 2}", "data.num_worker=2"),
+        ("checkpoint: {every_epoch: 2}", "checkpoint.every_epoch=2"),
+    ],
+)
+def test_inputs_of_experiments_that_no_code_reads_are_refused(text, got, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    outcome = command("train.py", f"--config-dir={tmp_path}", f"root={tmp_path}/runs", "+experiment=mine")
+    assert outcome.code == 1
+    assert outcome.err.startswith(f"error: a key must be one that the command reads; got {got}. The nearest one is ")
+
+
+def test_inputs_of_experiments_may_be_for_another_command_or_for_other_keys(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    lines = ["# @package _global_", "prefixes: true", "mine: {many: 0}", "data: {num_workers: '${mine.many}'}"]
+    (tmp_path / "experiment/mine.yaml").write_text("\n".join(lines))
+    words = (f"--config-dir={tmp_path}", f"root={tmp_path}/runs", "+experiment=mine", "epochs=none")
+    outcome = command("train.py", *words)  # stops at the next check
+    assert outcome.err.startswith("error: epochs must be ")
 
 
 def test_inputs_that_are_lists_of_classes_are_no_order(tmp_path):
@@ -70,14 +99,22 @@ def test_inputs_of_a_finished_run_are_compared(tmp_path):
     assert "was started with other data; compare its stream.json" in outcome.err
 
 
-def test_a_continued_run_is_one_run_of_wandb(tmp_path):
-    ids = []
-    for step in (1, 2):
-        made = loggers.wandb(tmp_path, {})
-        made.log_metrics({"loss": 0.5}, step=step)
-        ids.append(made.experiment.id)
-        loggers.close(made)
-    assert ids[0] == ids[1]
-    (tmp_path / "other").mkdir()
-    assert loggers._wandb_id(tmp_path / "other") is None
-    assert loggers._wandb_id(tmp_path) == ids[0]
+def test_inputs_of_an_interrupted_run_are_one_run_of_wandb(tmp_path):
+    words = (f"root={tmp_path}", *noise(), "epochs=1", "tasks=2", "logger=wandb", "accelerator=cpu", "devices=1")
+
+    def interrupted() -> Outcome:
+        original = Checkpointing.on_train_batch_end
+
+        def stop(self, *arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            original(self, *arguments)
+
+        Checkpointing.on_train_batch_end = stop  # type: ignore[method-assign]
+        return command("train.py", *words)
+
+    assert forked(interrupted).code == 143
+    outcome = forked(lambda: command("train.py", *words))
+    assert outcome.code == 0, outcome.err
+    parts = [path.name.rpartition("-") for path in tmp_path.rglob("wandb/offline-run-*")]
+    assert len({start for start, _, _ in parts}) == 2
+    assert len({name for _, _, name in parts}) == 1

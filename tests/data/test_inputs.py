@@ -5,31 +5,25 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import struct
 
 import numpy as np
+import pictures
 import pytest
 from helpers import config
+from open_clip import IMAGENET_CLASSNAMES
+from pictures import STORED, exif
 from PIL import Image
 
 from mergestream.compose.inputs import Inputs
 from mergestream.data.decode import open_picture
 from mergestream.data.integrity import decode_error
+from mergestream.data.protocol import templates
+from mergestream.data.source import prompts
+from mergestream.data.sources.imagenet import _names
 from mergestream.runtime.errors import UserError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(8, 32)  # every value once; not square, so that a turn shows
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
-
-
-def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
-
-
-# What the pixels must be before a viewer applies orientation 1 … 8 and shows GREY.
-STORED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T}
-STORED |= {6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, -1)}
 
 
 def grey(pixels: np.ndarray) -> Image.Image:
@@ -55,13 +49,7 @@ def white_at_five(pixels: np.ndarray) -> np.ndarray:
 
 
 def tiff(path, values: np.ndarray, photometric: int = 1, kind: int = 1) -> None:
-    """An uncompressed little-endian TIFF, written by hand: `kind` 1 is unsigned, 2 signed, 3 float."""
-    height, width = values.shape
-    bits, data = values.dtype.itemsize * 8, values.tobytes()
-    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8)]
-    tags += [(277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, kind)]
-    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, t, 1, value) for tag, t, value in tags)
-    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + body + b"\0" * 4)
+    path.write_bytes(pictures.tiff(values, photometric, kind))
 
 
 PICTURES = {
@@ -257,7 +245,7 @@ REFUSED = {
     "two training splits": (half("train", "Training", "test"), "has Training, train"),
     "two test splits": (half("train", "test", "testing"), "has test, testing"),
     "a class named train": (lambda r: classes(r, "train", "car", "ship"), "has train, car"),
-    "names that are spoken alike": (lambda r: classes(r, "red_fox", "red fox"), "'red fox' and 'red fox' are the same"),
+    "names that are spoken alike": (lambda r: classes(r, "red_fox", "red fox"), "'red fox' and 'red_fox' are the same"),
     "names that differ in case": (lambda r: classes(r, "Fox", "fox"), "'Fox' and 'fox' are the same to CLIP"),
     "a test class without training": (
         lambda r: (classes(r / "train", "a", "b"), classes(r / "test", "a", "c")), "test/c must also be a class"
@@ -281,13 +269,30 @@ def test_folder_inputs_that_are_not_understood_are_refused(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "templates", ["['{} {}']", "['{name}']", "['{0}']", "['{']", "['{!r}']", "[1]", "['none']", "[]"]
-)
-def test_template_inputs_need_exactly_one_place(templates, tmp_path):
+@pytest.mark.parametrize("texts", ["['{} {}']", "['{name}']", "['{0}']", "['{']", "['{!r}']", "[1]", "['none']", "[]"])
+def test_template_inputs_need_exactly_one_place(texts, tmp_path):
     classes(tmp_path / "photos", "a", "b")
     with pytest.raises(UserError, match="dataset.templates must each have one {} for the class name"):
-        load(tmp_path / "photos", f"dataset.templates={templates}")
+        load(tmp_path / "photos", f"dataset.templates={texts}")
+
+
+def test_prompt_inputs_that_two_classes_share_are_refused():
+    with pytest.raises(UserError, match="'Crane' and 'crane' are the same to CLIP"):
+        prompts(["Crane", "fox", "crane"], ["a {}.", "the {}."])
+    assert prompts(["crane bird", "crane"], ["a {}."]) == [["a crane bird."], ["a crane."]]
+
+
+def test_prompt_inputs_of_imagenet_are_the_names_of_its_list(capsys):
+    birds_and_machines = ["n02012849", "n03126707", "n03710637", "n03710721"]
+    expected = ["crane bird", "construction crane", "tights", "one-piece bathing suit"]
+    assert _names(birds_and_machines) == expected
+    made = prompts(IMAGENET_CLASSNAMES, templates("imagenet"), published=True)
+    assert len({tuple(texts) for texts in made}) == 998
+    assert capsys.readouterr().err.splitlines() == [
+        f"classes {one} and {other} are both named '{name}' in the published list, so only the first of them can be "
+        "predicted"
+        for one, other, name in ((657, 744, "missile"), (836, 837, "sunglasses"))
+    ]
 
 
 def test_skipped_files_are_counted_by_extension_once(tmp_path, capsys):

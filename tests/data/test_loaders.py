@@ -100,7 +100,7 @@ def test_evaluation_transforms_an_image_once_if_the_budget_lasts(workers, budget
     monkeypatch.setattr(EvalImages, "__getitems__", recorded)
     images, kept = EvalImages(split_of(20), TRANSFORMS), Kept(budget)
     positions, tasks = np.arange(20)[::-1], np.repeat([0, 1], 10)
-    loader = EvalLoader(images, "test", kept, positions, tasks, 4, num_workers=workers)
+    loader = EvalLoader(images, "test", kept, np.split(positions, 5), np.split(tasks, 5), num_workers=workers)
     passes = [list(loader) for _ in range(3)]
     count = len(made)
     assert len(loader) == len(passes[0]) == 5
@@ -112,7 +112,7 @@ def test_evaluation_transforms_an_image_once_if_the_budget_lasts(workers, budget
     if not workers:  # which count in processes of their own
         repeated = {0: 20, 9 * 8 * 8 * 3: 12, 1 << 20: 0}[budget]  # two batches of four fit into the second
         assert count == 20 + 2 * repeated
-    other = EvalLoader(images, "test", kept, positions[3:5], tasks[3:5], 4)
+    other = EvalLoader(images, "test", kept, [positions[3:5]], [tasks[3:5]])
     assert torch.equal(next(iter(other))[0], torch.cat([p for p, *_ in passes[0]])[3:5])
 
 

@@ -15,12 +15,17 @@ from mergestream.runtime.errors import UserError
 pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
-def test_suite_concatenates_datasets_and_keeps_their_prompts(archives):
+def test_suite_concatenates_datasets_and_keeps_their_prompts(archives, capsys):
     root = archives("mnist", "svhn", "cars", "eurosat")
     names = ["mnist", "eurosat", "cars", "svhn"]
     parts = {name: load(name, root) for name in names}
     values = [f"dataset.datasets=[{','.join(names)}]", "dataset.domains=4", "tasks=4"]
+    capsys.readouterr()
     source = load("eight_datasets", root, *values)
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "mnist and svhn have the same prompts for 10 classes, so among the classes of all data sets only those of "
+        "mnist can be predicted"
+    )
     assert source.num_classes == 10 + 10 + 196 + 10
     assert source.domain_names == names
     assert source.class_names == [name for part in parts.values() for name in part.class_names]

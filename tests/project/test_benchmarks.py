@@ -13,7 +13,7 @@ SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 
 def load(path):
     spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its dataclasses look for it
     spec.loader.exec_module(module)
     return module
 

@@ -209,6 +209,8 @@ def test_a_strategy_in_ones_own_package(extended, tmp_path, monkeypatch):
         (tmp_path / name).write_text(text.replace("mergestream.strategies.mine.mine", target))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    for module in ("my_package", "my_package.mine"):  # of other tests
+        monkeypatch.delitem(sys.modules, module, raising=False)
     for name, value in (("base", 0.0), ("a", 1.0), ("b", 1.0)):
         save_file({"weight": torch.full((2, 2), value)}, f"{name}.safetensors")
     given = ["base=base.safetensors", "checkpoints=[a.safetensors,b.safetensors]", "out=merged.safetensors"]

@@ -38,7 +38,8 @@ def gpu(monkeypatch):
 
 
 def test_auto_goes_by_hardware_and_size(gpu, monkeypatch):
-    assert precision.choose(gpu(9), 1000)[0] == "bf16-mixed"
+    assert precision.choose(gpu(9), 10**9)[0] == "bf16-mixed"
+    assert precision.choose(gpu(9), 1000)[0] == "32-true"
     assert precision.choose(gpu(7), 10**9)[0] == "32-true"
     for fast, parameters, expected in (
         (True, 86_000_000, "bf16-mixed"),
@@ -122,6 +123,9 @@ def test_evaluation_has_the_precision_it_is_given(monkeypatch):
     class Stream:
         tasks = ()
         source = type("Source", (), {"num_classes": 3})
+
+        def on_device(self, batches, device):
+            return batches
 
         def eval_dataloader(self, *_):
             return [(torch.ones(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))]

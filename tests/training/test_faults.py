@@ -449,6 +449,7 @@ def test_configs_call_into_known_packages_only(tmp_path, target):
 def test_a_user_can_allow_a_package(short, tmp_path, monkeypatch):
     (tmp_path / "my_package.py").write_text("from mergestream.methods.method import Method\nclass Mine(Method): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)  # of another test
     arguments = [f"root={tmp_path}/runs", *short, "method._target_=my_package.Mine", "method.id=mine"]
     outcome = command("train.py", *arguments)
     assert outcome.code == 1

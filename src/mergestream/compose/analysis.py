@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mergestream.compose import checks
 from mergestream.compose.build import build
 from mergestream.compose.inputs import Inputs
-from mergestream.compose.overrides import ANALYSIS_KEYS, typed
+from mergestream.compose.overrides import ANALYSIS_KEYS, require_read, typed
 from mergestream.compose.run import recorded, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.runs.directory import Run
@@ -58,6 +58,7 @@ def analysis_settings(cfg: DictConfig, shared: dict[str, Any]) -> AnalysisSettin
     Raises:
         UserError: if a value breaks its rule.
     """
+    require_read(cfg)
     OmegaConf.resolve(cfg)
     checks.check_analysis(cfg)
     run, compared = trained_run(cfg, ANALYSIS_KEYS)

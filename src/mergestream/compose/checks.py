@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from mergestream.compose.overrides import require_read, typed
+from mergestream.compose.overrides import typed
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
@@ -28,13 +28,12 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 EXPORTS = ("open_clip", "huggingface")
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
-STATISTICS = ("average", "base")
+STATISTICS = ("average", "base", "recompute")
 SELECT = "select"
 
 
 def check_stream(cfg: DictConfig) -> None:
     """Check the keys of common.yaml."""
-    require_read(cfg)
     _require_groups(cfg, ("dataset", "stream", "model", "method"))
     _require_nodes(cfg, ("schedule", "data"))
     check_targets(cfg)
@@ -59,7 +58,6 @@ def check_training(cfg: DictConfig) -> None:
 
 def check_merge(cfg: DictConfig) -> None:
     """Check the keys of merge.yaml, but not those of common.yaml."""
-    require_read(cfg)
     _require_groups(cfg, ("strategy",))
     _apply(MERGE, cfg)
     if "seed" in cfg.strategy:
@@ -78,7 +76,6 @@ def check_analysis(cfg: DictConfig) -> None:
 
 def check_report(cfg: DictConfig) -> None:
     """Check the keys of report.yaml."""
-    require_read(cfg)
     if not isinstance(cfg.root, str) or not Path(cfg.root).is_dir():
         raise UserError(f"root must be a folder with runs; got root={cfg.root}. Type: {program('train')}")
     _folder("out", cfg.out)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mergestream.compose import checks
 from mergestream.compose.build import build, device_of
 from mergestream.compose.inputs import Inputs
-from mergestream.compose.overrides import MERGE_KEYS
+from mergestream.compose.overrides import MERGE_KEYS, require_read
 from mergestream.compose.run import recorded, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
@@ -34,6 +34,8 @@ class RunMerge:
         scales: values of λ; empty to select one on validation data.
         candidates: the values of λ to select from, in ascending order.
         prefixes: whether the merges of the first t tasks are evaluated, for every t.
+        bn: the running statistics of batch normalisation that the merge has: average (of the tasks), base, or recompute
+            (on the training images of the tasks).
         export: the format of an exported CLIP, or None.
         device: where to merge.
         compared: keys in which the run's config must agree with this one.
@@ -47,9 +49,15 @@ class RunMerge:
     scales: list[float]
     candidates: list[float]
     prefixes: bool
+    bn: str
     export: str | None
     device: torch.device
     compared: list[str]
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """Settings that differ from their defaults, change the result and are no options of the strategy."""
+        return {} if self.bn == "average" else {"bn": self.bn}
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     Raises:
         UserError: if a value breaks its rule.
     """
+    require_read(cfg)
     OmegaConf.resolve(cfg)
     checks.check_merge(cfg)
     bound = bound_strategy(cfg)
@@ -100,8 +109,8 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
         if missing := [key for key in paths if key not in given]:
             raise UserError(f"base, checkpoints and out go together; got {given[0]} without {missing[0]}")
         return _file_merge(cfg, bound, shared)
-    for key in ("dtype", "on_mismatch", "bn", "overwrite"):
-        if cfg[key] not in (None, "error", "average", False):
+    for key in ("dtype", "on_mismatch", "overwrite"):
+        if cfg[key] not in (None, "error", False):
             raise UserError(
                 f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}"
             )
@@ -116,6 +125,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
         scales=scales_of(cfg),
         candidates=sorted(map(float, cfg.candidates)) if cfg["lambda"] == checks.SELECT else [],
         prefixes=cfg.prefixes,
+        bn=cfg.bn,
         export=cfg.export,
         device=_merging_device(cfg),
         compared=compared,
@@ -126,6 +136,11 @@ def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -
     scales, several = scales_of(cfg), isinstance(cfg["lambda"], ListConfig)
     if not scales:
         raise UserError("lambda=select needs the validation data of a run; for base and checkpoints give a number")
+    if cfg.bn == "recompute":
+        raise UserError(
+            "bn=recompute takes the training images of a run; base, checkpoints and out have none. Write bn=average or "
+            "bn=base"
+        )
     if cfg.export is not None and (several or Path(cfg.out).suffix != ".safetensors"):
         raise UserError(f"export needs one merged file, out=….safetensors; got out={cfg.out}, lambda={cfg['lambda']}")
     return FileMerge(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +20,8 @@ NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "
 MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "export")
 MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
 ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
+COMMANDS = ("train", "merge", "analyze", "report")
+NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 
 
 def typed(*, without: Iterable[str] = (), without_keys: Iterable[str] = ()) -> list[tuple[str, str]]:
@@ -38,40 +42,49 @@ def chosen(group: str, default: str) -> str:
 
 
 def require_read(cfg: DictConfig) -> None:
-    """Check that every key that was added with ``+`` is one that the command reads.
+    """Check that every key, typed with ``+`` or set by an experiment, is one that is read.
+
+    Args:
+        cfg: the composed config, before its interpolations are resolved: a key that one of them names is read by it.
 
     Raises:
-        UserError: if a key is neither defined in the YAML files of the command nor an argument of a ``_target_``.
+        UserError: if a typed key is none of the command's, or another key is none of any command's.
     """
-    added = [(key, word) for key, word in typed() if word.startswith("+")]
-    if not added:
+    if not HydraConfig.initialized():
         return
     (folder,) = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.provider == "main"]
-    defined = _defined(folder, str(HydraConfig.get().job.config_name))
-    for key, word in added:
-        group = (folder / key.partition("@")[0]).is_dir() and "." not in key
-        if group or key in defined or _is_argument(cfg, key):
+    own = _defined(folder, str(HydraConfig.get().job.config_name))
+    anywhere = own.union(*(_defined(folder, name) for name in COMMANDS))
+    added = {key.partition("@")[0]: word for key, word in typed() if word.startswith("+")}
+    named = set(re.findall(r"\$\{([\w.]+)", OmegaConf.to_yaml(cfg)))
+    for key, value in _keys(cfg, folder):
+        if key in (own if key in added else anywhere) or any(f"{n}.".startswith(f"{key}.") for n in named):
             continue
-        (nearest,) = difflib.get_close_matches(key, sorted(defined), n=1, cutoff=0)
+        (nearest,) = difflib.get_close_matches(key, sorted(own), n=1, cutoff=0)
         raise UserError(
-            f"a key must be one that the command reads; got {word}. The nearest one is {nearest}; see --help"
+            f"a key must be one that the command reads; got {added.get(key, f'{key}={value}')}. The nearest one is "
+            f"{nearest}; see --help"
         )
 
 
+def _keys(cfg: DictConfig, folder: Path) -> Iterator[tuple[str, object]]:
+    """Yield the dotted keys of a config and their values, but not those of nodes that are called with their keys."""
+    for name, value in cast("dict[str, object]", OmegaConf.to_container(cfg)).items():
+        if isinstance(value, dict) and "_target_" not in value and name in (*NODES, "schedule"):
+            yield from ((f"{name}.{inner}", item) for inner, item in value.items())
+        elif not (folder / name).is_dir():
+            yield name, value
+
+
+@cache  # a sweep asks for each of its jobs
 def _defined(folder: Path, name: str) -> set[str]:
     """Return the dotted keys that the YAML files of a command define."""
-    options = [(f"{path.parent.name}.", path) for path in folder.glob("schedule/*.yaml")]
+    defaults = OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "defaults")
+    shared = [("", folder / "common.yaml")] if "common" in defaults else []
+    options = [("schedule.", path) for path in folder.glob("schedule/*.yaml")] if shared else []
     defined: set[str] = set()
-    for prefix, path in [("", folder / "common.yaml"), ("", folder / f"{name}.yaml"), *options]:
-        node = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
-        for key, value in cast("dict[str, object]", OmegaConf.to_container(node)).items():
-            inner = value if isinstance(value, dict) and key != "hydra" else {}
+    for prefix, path in [("", folder / f"{name}.yaml"), *shared, *options]:
+        for key, value in cast("dict[str, object]", OmegaConf.to_container(OmegaConf.load(path))).items():
+            inner = value if isinstance(value, dict) and key in NODES else {}
             defined |= {f"{prefix}{key}", *(f"{prefix}{key}.{part}" for part in inner)}
-    return defined - {"defaults"}
-
-
-def _is_argument(cfg: DictConfig, key: str) -> bool:
-    """Return whether a key belongs to a node that is called; the call checks its arguments."""
-    parts = key.split(".")
-    above = [OmegaConf.select(cfg, ".".join(parts[:depth])) for depth in range(1, len(parts))]
-    return key.startswith("hydra.") or any(isinstance(node, DictConfig) and "_target_" in node for node in above)
+    return defined - {"defaults", "hydra"}

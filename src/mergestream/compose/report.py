@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import checks
+from mergestream.compose.overrides import require_read
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ def report_settings(cfg: DictConfig) -> ReportSettings:
     Raises:
         UserError: if root is no folder, or out is a file.
     """
+    require_read(cfg)
     OmegaConf.resolve(cfg)
     checks.check_report(cfg)
     return ReportSettings(Path(cfg.root), Path(cfg.out), cfg.baseline)

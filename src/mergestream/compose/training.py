@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from mergestream.compose import checks
 from mergestream.compose.build import build
 from mergestream.compose.inputs import Inputs
-from mergestream.compose.overrides import NAMING_KEYS, typed
+from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
 from mergestream.compose.run import recorded, run_of
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
@@ -120,6 +120,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
     Raises:
         UserError: if a value breaks its rule.
     """
+    require_read(cfg)
     OmegaConf.resolve(cfg)
     checks.check_training(cfg)
     allowed = cfg.allow_targets

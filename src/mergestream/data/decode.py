@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # Formats that Pillow lists but cannot decode by itself, or that are no pictures.
 UNSUPPORTED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-UNSIGNED, WHITE_IS_ZERO = 1, 0  # their values
+UNSIGNED, SIGNED, WHITE_IS_ZERO = 1, 2, 0  # their values
+NARROW = {"L;2": 85, "L;4": 17}  # what Pillow multiplies pixels of fewer than 8 bits by, but not a transparent value
 
 
 def open_picture(path: str | Path, *, draft: tuple[int, int] | None = None) -> Image.Image:
@@ -27,9 +29,11 @@ def open_picture(path: str | Path, *, draft: tuple[int, int] | None = None) -> I
             what `to_rgb` raises.
     """
     # By the path, Pillow maps uncompressed files, and then garbles TIFFs that are stored on their side.
-    with open(path, "rb") as file, Image.open(file) as image:
+    with open(path, "rb") as file, _identified(file) as image:
         if image.format in UNSUPPORTED:
             raise UnidentifiedImageError(f"{image.format} is not supported")
+        if image.format == "TIFF" and image.tag_v2.next == image.tag_v2.offset:  # Pillow did not get to the next one
+            raise OSError("its directory is truncated")
         if draft is not None:
             image.draft("RGB", draft)
         return to_rgb(image)
@@ -43,10 +47,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     floats by 1.
 
     Raises:
-        ValueError: if a value is negative, or a float is not in [0, 1].
+        ValueError: if a value is negative, a float is not in [0, 1], or a transparent colour has 16 bits a channel, of
+            which Pillow keeps 8.
     """
+    if image.format == "PNG" and "transparency" in image.info:
+        _match_transparency(image)
     image.load()
-    picture = _scaled(image) if image.mode == "F" or image.mode.startswith("I") else image
+    signed = image.mode == "L" and getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED
+    picture = _scaled(image) if image.mode == "F" or image.mode.startswith("I") or signed else image
     with suppress(Exception):  # viewers, too, ignore metadata that cannot be read
         picture = _upright(picture, image)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -63,6 +71,32 @@ def extensions() -> frozenset[str]:
     return frozenset(extension for extension, format in known if format in Image.OPEN and format not in UNSUPPORTED)
 
 
+def _identified(file: BinaryIO) -> Image.Image:
+    """Return the picture in a file before it is decoded.
+
+    Raises:
+        UnidentifiedImageError: if Pillow does not know the format, or the kind of pixels in it.
+    """
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError("cannot identify image file: unknown format, or unknown kind of pixels") from error
+
+
+def _match_transparency(image: Image.Image) -> None:
+    """Scale the transparent value of a PNG file like its pixels, which Pillow brings to 8 bits.
+
+    Raises:
+        ValueError: if it is a colour with 16 bits a channel, of which Pillow keeps 8.
+    """
+    tiles = getattr(image, "tile", [])  # empty once the picture is loaded
+    layout = tiles[0][3] if tiles else ""
+    if layout == "RGB;16B":
+        raise ValueError("its transparent colour has 16 bits a channel, which is not supported")
+    if layout in NARROW:
+        image.info["transparency"] *= NARROW[layout]
+
+
 def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
     """Return `picture`, turned as the metadata of `image`, which it was made from, say."""
     if picture is not image:
@@ -77,6 +111,8 @@ def _scaled(image: Image.Image) -> Image.Image:
         kind = "floats must be in [0, 1]" if image.mode == "F" else "integers must not be negative"
         raise ValueError(f"its {kind}; they range from {values.min():g} to {values.max():g}")
     grey = np.rint(values * (255 / largest)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255  # it is put on white
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
         grey = 255 - grey  # Pillow inverts 8-bit pixels alone
     return Image.fromarray(grey)
@@ -84,6 +120,8 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 def _values(image: Image.Image) -> tuple[np.ndarray, float]:
     """Return the values of a picture, float64 [H, W], and the largest value of their type."""
+    if image.mode == "L":  # signed
+        return np.asarray(image).view(np.int8).astype(np.float64), 2.0**7 - 1
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         return values, 1.0

@@ -23,7 +23,7 @@ from mergestream.runtime.errors import UserError, first_line
 
 MANY = 5000  # files from which on a notice says why the start takes a while
 CHUNK = 256  # files that a thread decodes at a time
-VERSION = 2  # of the outcome, which changes with what is decoded how
+VERSION = 3  # of the outcome, which changes with what is decoded how
 
 
 def check_images(source: Source, cache: Path, *, skip_corrupt: bool) -> Source:

@@ -147,9 +147,8 @@ class EvalLoader:
         images: of the split.
         split: its name.
         kept: images of earlier passes.
-        positions: samples in the split, in order, int64 [N].
-        tasks: task of each sample, int64 [N].
-        batch_size: samples in a batch.
+        batches: positions of each batch in the split, int64 [B].
+        tasks: task of each sample of each batch, int64 [B].
         options: arguments of the `DataLoader` for the images that are not kept.
     """
 
@@ -158,15 +157,13 @@ class EvalLoader:
         images: EvalImages,
         split: str,
         kept: Kept,
-        positions: np.ndarray,
-        tasks: np.ndarray,
-        batch_size: int,
+        batches: Sequence[np.ndarray],
+        tasks: Sequence[np.ndarray],
         **options: Any,
     ):
         self.images, self.split, self.kept, self.options = images, split, kept, options
-        starts = range(0, len(positions), batch_size)
-        self.positions = [positions[start : start + batch_size].tolist() for start in starts]
-        self.tasks = [torch.from_numpy(tasks[start : start + batch_size]) for start in starts]
+        self.positions = [batch.tolist() for batch in batches]
+        self.tasks = [torch.from_numpy(of_batch) for of_batch in tasks]
 
     def __len__(self) -> int:
         return len(self.positions)

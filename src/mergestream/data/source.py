@@ -106,7 +106,13 @@ class Source:
         )
 
 
-def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: bool = False) -> list[list[str]]:
+def prompts(
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    published: bool = False,
+    folders: Sequence[str] | None = None,
+) -> list[list[str]]:
     """Return the prompts of each class: every template with its ``{}`` replaced by the class name.
 
     Args:
@@ -114,6 +120,7 @@ def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: 
         templates: texts with one ``{}``.
         published: whether the names are a published list. Where it gives two classes the same prompts, they stay so,
             and a line says that only one of the two can be predicted.
+        folders: where the names come from, for messages.
 
     Raises:
         UserError: if there is no template, one has not exactly one ``{}``, or two classes get the same prompts.
@@ -124,18 +131,24 @@ def prompts(class_names: Sequence[str], templates: Sequence[str], *, published: 
                 f"dataset.templates must each have one {{}} for the class name, and no other braces; got {template!r}"
             )
     made = [[template.format(name) for template in templates] for name in class_names]
-    first: dict[tuple[str, ...], int] = {}
-    for index, texts in enumerate(made):
-        same = first.setdefault(tuple(text.casefold() for text in texts), index)
-        if same != index and not published:
+    for same, index in shared(made):
+        if not published:
+            given = folders or class_names
             raise UserError(
-                f"two classes must not share their prompts; {class_names[same]!r} and {class_names[index]!r} are the "
-                "same to CLIP. Rename or merge one of them"
+                f"two classes must not share their prompts; {given[same]!r} and {given[index]!r} are the same to CLIP. "
+                "Rename one of them, or merge them"
             )
-        if same != index and processes.rank() == 0:
+        if processes.rank() == 0:
             names = f"classes {same} and {index} are both named {class_names[same]!r}"
             print(f"{names} in the published list, so only the first of them can be predicted", file=sys.stderr)
     return made
+
+
+def shared(prompts: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """Return each class whose prompts an earlier class has, too, as (earlier class, class); case does not count."""
+    first: dict[tuple[str, ...], int] = {}
+    found = ((first.setdefault(tuple(map(str.casefold, texts)), index), index) for index, texts in enumerate(prompts))
+    return [(same, index) for same, index in found if same != index]
 
 
 def _is_template(template: str) -> bool:

@@ -21,7 +21,10 @@ from mergestream.data.source import Source
 from mergestream.data.tasks import Task
 from mergestream.models.transforms import Transforms
 from mergestream.runtime import processes
-from mergestream.runtime.seeding import key
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.seeding import key, permutation
+
+STATISTICS_BATCH = 128  # images of a batch that statistics of batch normalisation are measured on, at most
 
 
 @dataclass(frozen=True)
@@ -146,19 +149,33 @@ class TaskStream(pl.LightningDataModule):
         """
         positions = [getattr(task, split) for t, task in enumerate(self.tasks) if only in (None, t)]
         tasks = np.repeat(np.arange(len(self.tasks)) if only is None else [only], [len(p) for p in positions])
-        shard = slice(rank, None, world_size)
+        shard, size = slice(rank, None, world_size), max(1, min(256, 2 * self.batch_size))
+        samples, tasks = np.concatenate(positions)[shard], tasks[shard]
+        cuts = range(size, len(samples), size)
+        return self._eval_loader(split, np.split(samples, cuts), np.split(tasks, cuts))
+
+    def statistics_dataloader(self, seen: int) -> EvalLoader:
+        """Return batches (images, labels, tasks) of the training images of the first `seen` tasks, in a random order.
+
+        Their transform is that of evaluation, and batches differ in size by one image at most: nothing but the seed and
+        the images decides them.
+
+        Raises:
+            UserError: if there is only one image, which has no variance.
+        """
+        samples = np.unique(np.concatenate([task.train for task in self.tasks[:seen]]))
+        if len(samples) < 2:
+            raise UserError(
+                f"bn=recompute needs at least 2 training images; the first {seen} tasks have {len(samples)}"
+            )
+        order = samples[permutation(len(samples), self.seed, "statistics")]
+        batches = np.array_split(order, -(-len(order) // STATISTICS_BATCH))
+        return self._eval_loader("validation", batches, [np.zeros_like(batch) for batch in batches])
+
+    def _eval_loader(self, split: str, batches: Sequence[np.ndarray], tasks: Sequence[np.ndarray]) -> EvalLoader:
         images = EvalImages(self.source.test if split == "test" else self.source.train, self.transforms)
-        return EvalLoader(
-            images,
-            split,
-            self._kept,
-            np.concatenate(positions)[shard],
-            tasks[shard],
-            batch_size=max(1, min(256, 2 * self.batch_size)),
-            num_workers=self.loading.workers,
-            pin_memory=self.loading.pin,
-            generator=self._generator(),
-        )
+        options = {"num_workers": self.loading.workers, "pin_memory": self.loading.pin, "generator": self._generator()}
+        return EvalLoader(images, split, self._kept, batches, tasks, **options)
 
     def on_after_batch_transfer(self, batch: tuple[Any, Any, Any], dataloader_idx: int = 0) -> tuple[Any, Any, Any]:
         """Make the pixels of a batch what the model takes; Lightning calls this on the device."""

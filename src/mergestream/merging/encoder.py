@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,12 @@ def apply(base: Mapping[str, Tensor], tau: Mapping[str, Tensor], scale: float) -
 
 
 def write_merged(
-    path: Path, theta: Mapping[str, Tensor], bound: BoundStrategy, scale: float, inputs: Sequence[str]
+    path: Path,
+    theta: Mapping[str, Tensor],
+    bound: BoundStrategy,
+    scale: float,
+    inputs: Sequence[str],
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a merged encoder.
 
@@ -35,20 +41,27 @@ def write_merged(
         bound: the strategy and its options.
         scale: λ.
         inputs: content hashes of θ₀ and of each encoder that was merged.
+        others: changed settings of the merge that are no options of the strategy.
     """
-    files.write_tensors(path, theta, provenance(bound, inputs, scale=scale))
+    files.write_tensors(path, theta, provenance(bound, inputs, scale=scale, others=others))
 
 
-def describe(bound: BoundStrategy, scale: float, tried: Mapping[float, float]) -> dict[str, Any]:
+def describe(
+    bound: BoundStrategy,
+    scale: float,
+    tried: Mapping[float, float] = MappingProxyType({}),
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return the part of a merge's metrics.json that says how it was made.
 
     Args:
         bound: the strategy and its options.
         scale: λ.
         tried: validation accuracy of each λ that was tried, in order; empty if λ was given.
+        others: changed settings of the merge that are no options of the strategy.
     """
     result: dict[str, Any] = {"strategy": bound.strategy.name, "scale": scale, "options": bound.options}
-    result["changed"] = bound.changed
+    result["changed"] = {**bound.changed, **others}
     if tried:
         result["selected_on"] = "validation"
         result["validation"] = [{"lambda": value, "accuracy": accuracy} for value, accuracy in tried.items()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from mergestream import __version__
 from mergestream.strategies.strategy import BoundStrategy
@@ -16,6 +17,7 @@ def provenance(
     scale: float | None = None,
     skipped: Sequence[str] | None = None,
     tasks: int | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return the metadata of a merged file.
 
@@ -25,6 +27,7 @@ def provenance(
         scale: λ; None for a merged task vector.
         skipped: tensors that ``on_mismatch=skip`` left out.
         tasks: how many task vectors a running merge holds.
+        others: changed settings of the merge that are no options of the strategy.
     """
     found = {
         "format": None if scale is None else "pt",  # transformers requires it of weights
@@ -35,6 +38,7 @@ def provenance(
         "tasks": None if tasks is None else str(tasks),
         "version": __version__,
         "inputs": json.dumps(list(inputs)),
+        **others,
     }
     return {key: value for key, value in found.items() if value is not None}
 

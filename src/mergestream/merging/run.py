@@ -22,6 +22,7 @@ from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector
 from mergestream.merging.export import export
 from mergestream.merging.output import path_of
+from mergestream.merging.tensors import is_statistic
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip
 from mergestream.runs.directory import readable
@@ -91,7 +92,8 @@ def merge_run(settings: RunMerge) -> None:
     trained = run.result()
     if settings.method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={settings.method.id} trains none. Try method=seq.")
-    names = [settings.bound.folder(scale) for scale in settings.scales] or [settings.bound.folder(SELECT)]
+    scales: list[float | str] = [*settings.scales] or [SELECT]
+    names = [settings.bound.folder(scale, settings.changed) for scale in scales]
     folders = [run.path / "merges" / name for name in names]
     if all(_is_done(settings, folder) for folder in folders):
         _show_again(settings, trained, folders)
@@ -99,9 +101,9 @@ def merge_run(settings: RunMerge) -> None:
     merging = _Merging(settings, trained)
     tried = {} if settings.scales else merging.select()
     # Of equally good candidates, the first is the smallest.
-    scales = settings.scales or [max(tried, key=lambda scale: tried[scale])]
-    evaluated = merging.evaluate(scales)
-    for scale, folder in zip(scales, folders, strict=True):
+    found = settings.scales or [max(tried, key=lambda scale: tried[scale])]
+    evaluated = merging.evaluate(found)
+    for scale, folder in zip(found, folders, strict=True):
         _show(trained, folder, merging.write(folder, scale, evaluated, tried))
 
 
@@ -148,6 +150,12 @@ class _Merging:
             self.merged_of = _merges(settings, self.encoders, base_file)
             self.zero_shot = zero_shot_counts(trained)  # of the same θ₀ and images
             self.base = files.read_tensors(base_file)
+            self.statistics: dict[tuple[float, int], dict[str, Tensor]] = {}  # recomputed, by λ and tasks
+            if settings.bn != "average" and not any(map(is_statistic, self.base)):
+                raise UserError(
+                    f"bn={settings.bn} is for image towers with batch normalisation; model={settings.run.model} has "
+                    "none. Leave it out"
+                )
 
     def select(self) -> dict[float, float]:
         """Return the validation accuracy of each candidate for λ."""
@@ -155,7 +163,8 @@ class _Merging:
             tau, _ = self.merged_of(self.encoders)
             tried = {}
             for scale in self.settings.candidates:
-                counts = self.evaluator.counts(apply(self.base, tau, scale), len(self.stream), "validation")
+                theta = self._weights(tau, scale, len(self.stream))
+                counts = self.evaluator.counts(theta, len(self.stream), "validation")
                 tried[scale] = sum(counts["agnostic"]) / sum(counts["total"])
             return tried
 
@@ -166,25 +175,40 @@ class _Merging:
         for count in range(1 if self.settings.prefixes else self.encoders, self.encoders + 1):
             with self._timed("merging"):
                 merged = self.merged_of(count)
-            with self._timed("evaluation"):
-                seen.append(len(self.stream) if self.joint else count)
-                for scale in scales:
-                    rows[scale].append(self.evaluator.counts(apply(self.base, merged[0], scale), seen[-1]))
+            seen.append(len(self.stream) if self.joint else count)
+            for scale in scales:
+                with self._timed("merging"):
+                    theta = self._weights(merged[0], scale, seen[-1])
+                with self._timed("evaluation"):
+                    rows[scale].append(self.evaluator.counts(theta, seen[-1]))
         self.timing["total"] = time.monotonic() - self.began
         return _Evaluated(merged, seen, rows)
 
     def write(self, folder: Path, scale: float, evaluated: _Evaluated, tried: Mapping[float, float]) -> Metrics:
         """Write the merged encoder of one λ, its metrics.json and its export; return the metrics."""
         tau, inputs = evaluated.merged
-        theta = apply(self.base, tau, scale)
+        theta = self._weights(tau, scale, evaluated.seen[-1])
         with held(folder):
             files.remove_partials(folder)
-            write_merged(folder / "merged.safetensors", theta, self.settings.bound, scale, inputs)
+            write_merged(
+                folder / "merged.safetensors", theta, self.settings.bound, scale, inputs, self.settings.changed
+            )
             if self.settings.export is not None:
                 _export(self.evaluator.clip, theta, self.settings.export, folder)
             metrics = self._metrics(scale, evaluated, tried)
             files.write_json(folder / "metrics.json", metrics)
         return metrics
+
+    def _weights(self, tau: Mapping[str, Tensor], scale: float, seen: int) -> dict[str, Tensor]:
+        """Return the weights of a merge of the first `seen` tasks, with the running statistics that ``bn`` names."""
+        theta = apply(self.base, tau, scale)
+        if self.settings.bn == "base":
+            theta |= {name: tensor for name, tensor in self.base.items() if is_statistic(name)}
+        elif self.settings.bn == "recompute":
+            if (scale, seen) not in self.statistics:
+                self.statistics[scale, seen] = self.evaluator.statistics(theta, seen)
+            theta |= self.statistics[scale, seen]
+        return theta
 
     def _metrics(self, scale: float, evaluated: _Evaluated, tried: Mapping[float, float]) -> Metrics:
         trained = self.trained
@@ -192,7 +216,7 @@ class _Merging:
         config = self.settings.config | {k: value for k, value in trained["config"].items() if k not in OWN_KEYS}
         config["eval_precision"] = self.evaluator.precision
         metrics = assemble("merge", config, self.zero_shot, evaluated.rows[scale], evaluated.seen, self.timing)
-        metrics["merge"] = describe(self.settings.bound, scale, tried)
+        metrics["merge"] = describe(self.settings.bound, scale, tried, self.settings.changed)
         metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
         return metrics
 

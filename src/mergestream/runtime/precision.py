@@ -8,21 +8,21 @@ import torch
 
 from mergestream.runtime.errors import UserError
 
-LARGE = 20_000_000  # parameters; on a CPU, smaller models lose more by conversions than they gain
+LARGE = 20_000_000  # parameters; smaller models lose more by conversions than they gain
 
 
 def choose(device: torch.device, parameters: int) -> tuple[str, str]:
     """Return the precision that ``auto`` means for a model of this size on this device, and why.
 
-    bf16-mixed is chosen where the hardware multiplies bfloat16 matrices: on a GPU from compute capability 8, and on a
-    CPU with AMX or AVX512-BF16 for a large model.
+    bf16-mixed is chosen for a large model where the hardware multiplies bfloat16 matrices: on a GPU from compute
+    capability 8, and on a CPU with AMX or AVX512-BF16.
     """
+    if parameters < LARGE:
+        return "32-true", "the model is small"
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device)[0] >= 8
         name = torch.cuda.get_device_name(device)
         return ("bf16-mixed", f"{name} multiplies bfloat16 fast") if fast else ("32-true", f"{name} does not")
-    if parameters < LARGE:
-        return "32-true", "the model is small"
     if not _cpu_multiplies_bfloat16():
         return "32-true", "this CPU has neither AMX nor AVX512-BF16"
     return (

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -136,9 +137,14 @@ class BoundStrategy:
         """The options that differ from their defaults."""
         return {key: value for key, value in self.options.items() if value != self.defaults[key]}
 
-    def folder(self, scale: float | str) -> str:
-        """Return the name of a merge's folder: ``magmax-0.5``, with changed options in between."""
-        changed = [f"{key}={value}" for key, value in sorted(self.changed.items())]
+    def folder(self, scale: float | str, others: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """Return the name of a merge's folder: ``magmax-0.5``, with changed options in between.
+
+        Args:
+            scale: λ, or how it is found.
+            others: changed settings of the merge that are no options of the strategy.
+        """
+        changed = [f"{key}={value}" for key, value in sorted({**self.changed, **others}.items())]
         return "-".join([self.strategy.name, *changed, scale if isinstance(scale, str) else f"{scale:.12g}"])
 
 

@@ -73,7 +73,7 @@ class RunningEvaluation:
         """
         seen = list(range(1, len(self.rows) + 1))
         metrics = assemble("merge", self.config, zero_shot, self.rows, seen, timing, devices)
-        metrics["merge"] = describe(self.settings.bound, self.settings.scale, {})
+        metrics["merge"] = describe(self.settings.bound, self.settings.scale)
         metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
 

@@ -83,7 +83,7 @@ def folder(
         train, test = everything.subset(at_train), everything.subset(at_test)
     _report_skipped(sum((listing.skipped for listing in listings), Counter()))
     names = [readable_name(name) for name in classes]
-    return Source(names, prompts(names, list(templates)), train, test, notes=record)
+    return Source(names, prompts(names, list(templates), folders=classes), train, test, notes=record)
 
 
 def _splits(top: Path) -> tuple[Path, Path] | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from mergestream.data.source import Source, Split
+from mergestream.data.source import Source, Split, shared
+from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
 
 
@@ -47,6 +50,8 @@ def suite(
         except UserError as error:
             raise UserError(str(error).replace("dataset.mirror=", f"+dataset.options.{name}.mirror=")) from error
     starts = np.cumsum([0, *(source.num_classes for source in sources)])
+    prompts = [said for source in sources for said in source.prompts]
+    _report_shared(list(datasets), np.searchsorted(starts, np.arange(len(prompts)), side="right") - 1, prompts)
 
     def union(part: str) -> Split:
         splits: list[Split] = [getattr(source, part) for source in sources]
@@ -58,10 +63,28 @@ def suite(
 
     return Source(
         class_names=[name for source in sources for name in source.class_names],
-        prompts=[said for source in sources for said in source.prompts],
+        prompts=prompts,
         train=union("train"),
         test=union("test"),
         domain_names=list(datasets),
         domain_classes=[list(range(low, high)) for low, high in pairwise(starts.tolist())],
         notes={name: dict(source.notes) for name, source in zip(datasets, sources, strict=True) if source.notes},
     )
+
+
+def _report_shared(names: Sequence[str], owners: np.ndarray, prompts: Sequence[Sequence[str]]) -> None:
+    """Say which datasets have classes with the same prompts, such as the digits of MNIST and SVHN.
+
+    Args:
+        names: of the datasets.
+        owners: the dataset of each class.
+        prompts: of each class.
+    """
+    counts = Counter((names[owners[one]], names[owners[other]]) for one, other in shared(prompts))
+    for (one, other), count in counts.items():
+        if one != other and processes.rank() == 0:  # within a dataset, its reader has said it
+            print(
+                f"{one} and {other} have the same prompts for {count} classes, so among the classes of all data sets "
+                f"only those of {one} can be predicted",
+                file=sys.stderr,
+            )
