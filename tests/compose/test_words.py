@@ -110,7 +110,11 @@ def test_inputs_of_an_interrupted_run_are_one_run_of_wandb(tmp_path):
             original(self, *arguments)
 
         Checkpointing.on_train_batch_end = stop  # type: ignore[method-assign]
-        return command("train.py", *words)
+        outcome = command("train.py", *words)
+        import wandb
+
+        wandb.finish()  # as its exit handler does, which a forked process has none of; W&B's service outlives it
+        return outcome
 
     assert forked(interrupted).code == 143
     outcome = forked(lambda: command("train.py", *words))
