@@ -184,6 +184,7 @@ def test_compile_where_there_is_no_compiler(gpu, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(arithmetic, "LARGE", 1)
+    monkeypatch.setattr(precision, "LARGE", 1)
     monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
     device, encoder = gpu(9), torch.nn.Linear(1, 1)
     with pytest.raises(
