@@ -17,7 +17,7 @@ from torch import Tensor
 from mergestream.merging.adapters import Adapter, open_checkpoint
 from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
-from mergestream.merging.ties import Ties
+from mergestream.merging.tied_weights import Ties
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole

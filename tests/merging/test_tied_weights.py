@@ -137,7 +137,7 @@ def test_names_that_share_a_part_are_refused(kept, tmp_path):
     whole = draw(6, 4)
     torch.save({"w": whole, "part": whole[kept]}, tmp_path / "base.pt")
     refused(
-        tmp_path, "(w and part|part and w) share a part of their memory", tmp_path / "base.pt", tmp_path / "base.pt"
+        tmp_path, "(w and part|part and w) overlap in memory", tmp_path / "base.pt", tmp_path / "base.pt"
     )
 
 
