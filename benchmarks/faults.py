@@ -272,7 +272,8 @@ def damages(table: Table, work: Path, references: dict[str, dict]) -> None:
             if "merges" in path.parts:
                 survived &= finish(words("merge.py", root, "ewc"))[0] == 0
             wrong = results(root) != references["ewc"]
-            table.count("a bit flipped in a file" if how == "bit flipped" else f"a {how} file", survived, 0 if path.exists() else len(content), wrong)
+            name = "a bit flipped in a file" if how == "bit flipped" else f"a {how} file"
+            table.count(name, survived, 0 if path.exists() else len(content), wrong)
             if not survived or wrong:
                 print(path, how, code, err, file=sys.stderr)
 
