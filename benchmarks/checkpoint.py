@@ -1,8 +1,8 @@
-"""What checkpoints cost: python benchmarks/checkpoint.py [--repeats 5]
+"""Measure the cost of checkpoints: python benchmarks/checkpoint.py [--repeats 5]
 
-The default run, with the task under way saved as by default and not at all, in turn in the same process; prints the
-median seconds of both, the median and the spread of their paired ratios, and, which noise touches less, the share of
-the time that went into deciding whether to save, and saving.
+Trains the default run in turn with checkpoints, as by default, and without any, in the same process. Prints the median
+seconds of both, the median and the spread of their paired ratios, and the share of the time spent on deciding whether
+to save, and on saving; noise affects this share less.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OFF = ("checkpoint.every_epochs=null", "checkpoint.every_minutes=null")
 
 
 def seconds(*overrides: str) -> tuple[float, float]:
-    """Of one default run in a new directory: all, and in `Checkpointing._save_if`."""
+    """Return the time of one default run in a new directory: all of it, and the part in `Checkpointing._save_if`."""
     original, inside = Checkpointing._save_if, 0.0
 
     def timed(self, *arguments) -> None:

@@ -161,7 +161,7 @@ def kills(table: Table, work: Path, references: dict[str, dict], draw: random.Ra
                 raise SystemExit(f"{script} of {root} was killed and cannot go on: {err}")
         wrong = results(root) != references[method]
         for doing, lost in seen:
-            table.count(f"SIGKILL in {doing}", not wrong, lost, wrong)
+            table.count(f"SIGKILL during {doing}", not wrong, lost, wrong)
         done += len(seen)
         shutil.rmtree(root)
 
@@ -216,8 +216,8 @@ def ranks(table: Table, work: Path) -> None:
         code, _, err = finish(words("train.py", whole, method, *two))
         assert code == 0, err
         reference = results(whole)
-        cases = [("a rank killed", 0, signal.SIGKILL), ("a rank killed", 1, signal.SIGKILL)]
-        cases += [("a rank hung", 1, signal.SIGSTOP)] * (method == "seq")
+        cases = [("a killed process of several", 0, signal.SIGKILL), ("a killed process of several", 1, signal.SIGKILL)]
+        cases += [("a hung process of several", 1, signal.SIGSTOP)] * (method == "seq")
         for fault, rank, number in cases:
             root = work / "two"
             process = start(words("train.py", root, method, *two))
@@ -272,7 +272,8 @@ def damages(table: Table, work: Path, references: dict[str, dict]) -> None:
             if "merges" in path.parts:
                 survived &= finish(words("merge.py", root, "ewc"))[0] == 0
             wrong = results(root) != references["ewc"]
-            table.count(f"a file {how}", survived, 0 if path.exists() else len(content), wrong)
+            name = "a bit flipped in a file" if how == "bit flipped" else f"a {how} file"
+            table.count(name, survived, 0 if path.exists() else len(content), wrong)
             if not survived or wrong:
                 print(path, how, code, err, file=sys.stderr)
 

@@ -1,19 +1,19 @@
 """Choose the hyper-parameters of the embedded benchmark on validation data: python benchmarks/tune.py
 
-Seeds of its own, each with its class order, and a fifth of each class's training samples kept for validation; the test
-split decides nothing. Every method has the same budget: six configurations on the first seed, the best two of them on
-all three (of seq, ewc and lwf the best two with a merge and the best two without). They are a learning rate for seq,
-ind and joint, a learning rate and a strength for ewc and lwf. Every merge has λ from fifteen candidates, the best mean
-over the three seeds, and of all else its published value.
+It uses three seeds that the benchmark does not, each with its own class order, and holds out a fifth of each class's
+training samples for validation. The test split is never used. Every method has the same budget: six configurations on
+the first seed, and the best two on all three (for seq, ewc and lwf, the best two with a merge and the best two
+without). A configuration is a learning rate for seq, ind and joint, and a learning rate and a strength for ewc and lwf.
+Every merge uses the λ of fifteen candidates with the best mean over the three seeds, and published values for the rest.
 
-- Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 take what glyphs/10 has.
-- seq and ind are trained for many merges, so theirs is the learning rate with the best mean over `JUDGES`, each at its
-  best λ; ewc and lwf have the configuration with the best mean of what they are without a merge and merged by magmax.
-- What is best without a merge has, where that is another configuration, a row of its own with the tag `ALONE`.
-- Then λ of every strategy, on each of the five streams.
+- Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 use the values of glyphs/10.
+- seq and ind serve many merges, so they get the learning rate with the best mean over `JUDGES`, each at its best λ;
+  ewc and lwf get the configuration with the best mean of two accuracies: without a merge, and merged by magmax.
+- If another configuration is best without a merge, it gets a separate row with the tag `ALONE`.
+- Then λ of every strategy is chosen on each of the five streams.
 
-Writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy that
-was compared, a column for each λ. What is done already under --root is passed over.
+It writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy
+that was compared, with a column for each λ. Finished runs under --root are skipped.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=REPOSITORY / "runs/tuning")
     root = parser.parse_args().root.resolve()
-    with ThreadPoolExecutor(cores()) as pool:  # one thread each: a tiny CLIP is no work for more
+    with ThreadPoolExecutor(cores()) as pool:  # one thread each: a tiny CLIP cannot use more
         list(pool.map(lambda stream: search_training(root, stream), [s for s in STREAMS if s not in TUNED_ON]))
         chosen = choose_training(validated(root))
         list(pool.map(lambda stream: search_scales(root, stream, chosen), STREAMS))
@@ -174,7 +174,7 @@ def scores(results: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     keys = ["stream", "method", *CONFIGURATION, "strategy"]
     best = over_seeds(results, seeds).groupby(keys, as_index=False)["accuracy"].max()
     alone = best[(best["strategy"] == "") & best["method"].isin(MERGED)]
-    # What seq is without a merge says little of what it is with one.
+    # The accuracy of seq without a merge says little about its accuracy with one.
     judged = best[best["strategy"].isin(JUDGES) | ((best["strategy"] == "") & (best["method"] != "seq"))]
     judged = pd.concat([judged, alone.assign(method=alone["method"] + f" {ALONE}")])
     return judged.groupby(keys[:-1], as_index=False)["accuracy"].mean().set_index(["stream", "method"])
@@ -241,7 +241,7 @@ def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
 HEAD = """\
 # @package _global_
 # A part of the embedded benchmark; its values are those with the best accuracy on validation data of other seeds, and
-# docs/tuning.csv has what they were compared with. Written by benchmarks/tune.py.
+# docs/tuning.csv has all values that were compared. Written by benchmarks/tune.py.
 # python train.py +experiment=embedded_{stream} && python merge.py +experiment=embedded_{stream}
 root: runs/embedded
 logger: {{ _target_: mergestream.training.loggers.none }}

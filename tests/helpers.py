@@ -11,11 +11,12 @@ import json
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -28,6 +29,9 @@ from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+
+from mergestream.models import tiny
+from mergestream.models.clip import text_head
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -95,6 +99,32 @@ def config(name: str, *overrides: str) -> DictConfig:
     for value in values:
         OmegaConf.update(cfg, value.key_or_group, value.value())
     return cfg
+
+
+def accuracy_of(
+    weights: Path | None, images: Iterable[Image.Image], labels: Iterable[int], prompts: list[list[str]]
+) -> float:
+    """The accuracy of the tiny CLIP among the classes of some prompts, in a plain loop; of θ₀ without weights."""
+    clip = tiny.tiny()
+    if weights is not None:
+        clip.encoder.load_state_dict(load_file(weights))
+    with torch.no_grad():
+        head = text_head(clip, prompts)
+        found = [head(clip.encoder(clip.transforms.eval(image)[None])).argmax().item() for image in images]
+    return float(np.mean(np.equal(found, list(labels))))
+
+
+@functools.cache
+def shipped(group: str) -> list[str]:
+    """The options of a config group that ship: those that git tracks, or all outside of a checkout.
+
+    Only these need what a release needs: a row in the docs, an archive, a reference. An option that a user has just
+    added is run like all others.
+    """
+    git = shutil.which("git")
+    listed = subprocess.run([git, "-C", ROOT, "ls-files", f"configs/{group}"], capture_output=True) if git else None
+    tracked = {Path(line).stem for line in listed.stdout.decode().splitlines()} if listed else set()
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml") if not tracked or p.stem in tracked)
 
 
 @functools.cache

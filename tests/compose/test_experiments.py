@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import ROOT, command, config, files_below, noise
+from helpers import ROOT, command, config, files_below, noise, shipped
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -96,7 +96,7 @@ def test_the_embedded_benchmark_is_whole():
     methods = {(s, m) for s in streams for m in ("zeroshot", "seq", "ind", "ewc", "lwf", "joint")}
     assert set(seeds(trainings, "method")) == methods - {(("glyphs", t), "joint") for t in ("5", "20")}
     # Without weights, weighted_average is average.
-    strategies = {path.stem for path in (ROOT / "configs/strategy").glob("*.yaml")} - {"weighted_average"}
+    strategies = set(shipped("strategy")) - {"weighted_average"}
     expected = {(s, m, strategy) for s in streams for m in ("seq", "ind") for strategy in strategies}
     expected |= {(s, m, "magmax") for s in streams for m in ("ewc", "lwf")}
     assert set(seeds(merges, "method", "strategy")) == expected

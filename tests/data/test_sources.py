@@ -21,7 +21,7 @@ from archives import (
     style,
     wnid,
 )
-from helpers import ROOT
+from helpers import shipped
 from PIL import Image
 
 from mergestream.data.images import image_paths
@@ -61,7 +61,7 @@ pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
 def test_every_dataset_option_has_an_archive_and_expected_values():
-    options = {path.stem for path in (ROOT / "configs/dataset").glob("*.yaml")}
+    options = set(shipped("dataset"))
     suites = {name for name in options if name.endswith("_datasets")}
     assert set(WRITERS) == set(FACTS) == options - suites - {"digits", "glyphs"}
 

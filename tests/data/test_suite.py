@@ -87,9 +87,8 @@ def test_errors_for_duplicates_and_for_datasets_that_need_more_than_a_root(tmp_p
     for given, names in (("[digits,glyphs,digits]", ["digits", "glyphs", "digits"]), ("[]", [])):
         assert error_line("eight_datasets", tmp_path, f"dataset.datasets={given}") == f"{rule}{names}"
     message = error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,folder]")
-    assert message == (
-        "dataset.options.folder must be what folder takes and needs: missing a required argument: 'path'"
-    )
+    rule = "invalid options for folder: missing a required argument: 'path'"
+    assert message == f"{rule}. Type +dataset.options.folder.KEY=VALUE"
     message = error_line("eight_datasets", tmp_path, "dataset.datasets=[digits,mnist]")
     assert message.startswith(f"dataset=mnist needs {tmp_path}/MNIST/raw, which does not exist. ")
 
@@ -103,5 +102,5 @@ def test_options_for_one_dataset_of_a_suite(tmp_path):
     assert len(half.test) > len(plain.test)
     with pytest.raises(UserError, match=r"write \+dataset.options.cars.mirror=USER/NAME to use a copy on the"):
         suite(str(tmp_path), {"eurosat": eurosat, "cars": cars})
-    with pytest.raises(UserError, match="^dataset.options must be of digits; got dataset.options.cars$"):
+    with pytest.raises(UserError, match="^dataset.options must name one of digits; got dataset.options.cars$"):
         suite(str(tmp_path), {"digits": digits}, options={"cars": {"mirror": "a/b"}})

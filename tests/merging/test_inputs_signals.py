@@ -60,7 +60,7 @@ def test_a_signal_ends_a_merge_at_once(place, out, number, tmp_path, monkeypatch
     assert forked(work).code == code
     name = signal.Signals(number).name
     assert error.read_text() == (
-        f"{code} stopped by {name}; the unfinished merge was removed. The same command starts it anew.\n"
+        f"{code} stopped by {name}; the unfinished merge was removed. Repeat the command to start again.\n"
     )
     assert contents(tmp_path) == before
 

@@ -15,14 +15,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import ROOT, command
+from helpers import ROOT, command, shipped
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-
-from mergestream import strategies
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -41,9 +39,8 @@ OPTIONS |= {"dataset": "docs/data.md", "analysis": "docs/reports.md", "experimen
 
 
 def options(group: str) -> list[str]:
-    """The options of a config group; parts of an experiment are none."""
-    names = sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml"))
-    return [name for name in names if not name.startswith("embedded_")]
+    """The options of a config group that ship, without the parts of an experiment."""
+    return [name for name in shipped(group) if not name.startswith("embedded_")]
 
 
 def commands() -> Iterator[Any]:
@@ -133,7 +130,7 @@ def test_the_strategies_have_their_scale():
     for cell, scales in rows:
         names, values = re.findall(r"\w+", cell), scales.split(", ")
         said |= dict(zip(names, values if len(values) > 1 else values * len(names), strict=True))
-    assert sorted(said) == strategies.names()
+    assert sorted(said) == shipped("strategy")
     for name, scale in said.items():
         assert float(scale) == OmegaConf.load(ROOT / f"configs/strategy/{name}.yaml").scale, name
 

@@ -27,7 +27,7 @@ MATRIX = [[0.5, 0.5], [0.5, 0.5]]
 DAMAGES = {
     "truncated": (lambda path: path.write_text(path.read_text()[:100]), "cannot be read"),
     "edited": (lambda path: path.write_text(path.read_text().replace("0.5", "0.9")), "was altered"),
-    "foreign": (lambda path: path.write_text(json.dumps({"loss": 1.0})), "it is not of mergestream"),
+    "foreign": (lambda path: path.write_text(json.dumps({"loss": 1.0})), "it was not written by mergestream"),
     "later version": (lambda path: altered(path, schema_version=2), "its schema_version is 2; this version reads 1"),
     "empty config": (lambda path: altered(path, config={}), "it is not a metrics.json of this version (KeyError"),
     "missing key": (lambda path: altered(path, seen=None), "it has no seen"),
@@ -102,7 +102,7 @@ def test_every_file_of_a_report_lists_what_is_left_out(made_up_root):
     outcome = command("report.py", f"root={made_up_root}")
     assert outcome.code == 1
     assert len(outcome.err.strip().splitlines()) == 1
-    assert f"the report is written, without {broken[0]}: " in outcome.err
+    assert f"the report omits {broken[0]}: " in outcome.err
     assert "(1 more)" in outcome.err
     assert outcome.out.count("left out: ") == 2
     for text in ((made_up_root / "_report/report.md").read_text(), (made_up_root / "_report/report.html").read_text()):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import shipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import REFERENCES
 from safetensors.torch import load_file, save_file
 
-from mergestream import strategies
 from mergestream.merging import merge_checkpoints
 
 OPTIONS = {
@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 def test_every_strategy_has_a_reference():
-    assert set(REFERENCES) == set(strategies.names())
+    assert sorted(REFERENCES) == shipped("strategy")
 
 
 def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
@@ -56,7 +56,7 @@ def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
         torch.testing.assert_close(merged[n].double(), base[n].double() + scale * expected[n], rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize(("name", "options"), [(n, o) for n in strategies.names() for o in OPTIONS.get(n, [{}])])
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n in REFERENCES for o in OPTIONS.get(n, [{}])])
 @pytest.mark.parametrize("coarse", [False, True])
 def test_options(name, options, coarse, tmp_path):
     if coarse and name in ("tsv", "iso_cts", "knots"):
@@ -65,7 +65,7 @@ def test_options(name, options, coarse, tmp_path):
     check(tmp_path, name, shapes, 4, 1, coarse, options)
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", REFERENCES)
 @settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_random_shapes(name, data):

@@ -65,7 +65,7 @@ def pruning(
 
 
 def _limits(subject: Subject, shares: Sequence[float]) -> tuple[list[list[float]], list[list[float]]]:
-    """Return, for each task and share, the least of the highest and the largest of the lowest magnitudes to keep."""
+    """Return the magnitude cut-offs for each task and share: of the highest values to keep, and of the lowest."""
     with subject.vectors() as vectors:
         total = sum(vectors.base.entries[name].numel for name in vectors.names)
         counts = [max(1, round(share * total)) for share in shares]

@@ -1,4 +1,4 @@
-"""What the commands share: where the configs are, errors as one line on stderr, and exit codes for the shell.
+"""Shared by all commands: where the configs are, errors as one line on stderr, and exit codes for the shell.
 
 Imports no torch, so that ``--help`` answers at once.
 """

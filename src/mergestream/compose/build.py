@@ -24,7 +24,7 @@ def build(node: DictConfig, allowed: Iterable[str] = (), *, without: tuple[str, 
     Args:
         node: a config group.
         allowed: packages that it may call besides the known ones, from ``allow_targets``.
-        without: keys of the node that are no arguments.
+        without: keys of the node that are not arguments.
         arguments: passed on as they are.
 
     Raises:

@@ -114,7 +114,8 @@ def _folder(key: str, value: Any) -> None:
 def _folder_name(key: str, value: Any) -> None:
     text = str(value) if isinstance(value, (str, int, float)) else ""
     if not text or set(text) & set("/\\\0") or text.startswith((".", "_")):
-        raise UserError(f"{key} becomes a folder name, without / and not starting with . or _; got {key}={value}")
+        rule = 'no "/" or "\\", no leading "." or "_"'
+        raise UserError(f"{key} must be a valid folder name: {rule}; got {key}={value}")
 
 
 def _path(key: str, value: Any) -> None:

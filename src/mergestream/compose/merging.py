@@ -56,7 +56,7 @@ class RunMerge:
 
     @property
     def changed(self) -> dict[str, str]:
-        """Settings that differ from their defaults, change the result and are no options of the strategy."""
+        """Settings that differ from their defaults, change the result and are not options of the strategy."""
         return {} if self.bn == "average" else {"bn": self.bn}
 
 
@@ -112,7 +112,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     for key in ("dtype", "on_mismatch", "overwrite"):
         if cfg[key] not in (None, "error", False):
             raise UserError(
-                f"{key} is for base, checkpoints and out; the encoders of a run agree; got {key}={cfg[key]}"
+                f"{key} applies only when merging files (base, checkpoints, out); got {key}={cfg[key]}. Remove it"
             )
     checks.check_stream(cfg)
     run, compared = trained_run(cfg, MERGE_KEYS)
@@ -161,5 +161,5 @@ def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -
 
 
 def _merging_device(cfg: DictConfig) -> torch.device:
-    """Merging is bound by reading, so it takes a GPU only where one is asked for."""
+    """Return the device: merging is limited by reading, so it uses a GPU only on request."""
     return device_of("gpu") if cfg.accelerator == "gpu" else torch.device("cpu")

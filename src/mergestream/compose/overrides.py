@@ -1,4 +1,4 @@
-"""What was typed on the command line, as Hydra reports it."""
+"""Reads what was typed on the command line, as Hydra reports it."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def require_read(cfg: DictConfig) -> None:
             continue
         (nearest,) = difflib.get_close_matches(key, sorted(own), n=1, cutoff=0)
         raise UserError(
-            f"a key must be one that the command reads; got {added.get(key, f'{key}={value}')}. The nearest one is "
-            f"{nearest}; see --help"
+            f"unknown key: {added.get(key, f'{key}={value}')}; did you mean {nearest}? See --help for all keys"
         )
 
 

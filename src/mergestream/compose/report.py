@@ -24,7 +24,7 @@ def report_settings(cfg: DictConfig) -> ReportSettings:
     """Check a config of report.yaml and return its settings.
 
     Raises:
-        UserError: if root is no folder, or out is a file.
+        UserError: if root is not a folder, or out is a file.
     """
     require_read(cfg)
     OmegaConf.resolve(cfg)

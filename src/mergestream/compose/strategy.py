@@ -25,7 +25,7 @@ def bound_strategy(cfg: DictConfig) -> BoundStrategy:
 
 
 def scales_of(cfg: DictConfig) -> list[float]:
-    """Return λ: the given values, or the strategy's own; none where it is to be selected."""
+    """Return the values of λ: the given ones, or the strategy's own; none if λ is selected."""
     value = cfg["lambda"]
     if value == checks.SELECT:
         return []

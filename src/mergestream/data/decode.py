@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats that Pillow lists but cannot decode by itself, or that are no pictures.
+# Formats that Pillow lists but cannot decode by itself, or that are not images.
 UNSUPPORTED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 UNSIGNED, SIGNED, WHITE_IS_ZERO = 1, 2, 0  # their values
@@ -98,7 +98,7 @@ def _match_transparency(image: Image.Image) -> None:
 
 
 def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """Return `picture`, turned as the metadata of `image`, which it was made from, say."""
+    """Rotate `picture` by the EXIF orientation of `image`, from which it was made."""
     if picture is not image:
         picture.info["exif"] = image.getexif().tobytes()
     return ImageOps.exif_transpose(picture)

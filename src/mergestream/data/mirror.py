@@ -1,4 +1,4 @@
-"""Datasets from the Hugging Face Hub, for when the official source is gone: ``dataset.mirror=USER/NAME``."""
+"""Loads datasets from the Hub when the official source is unavailable: ``dataset.mirror=USER/NAME``."""
 
 from __future__ import annotations
 

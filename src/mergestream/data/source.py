@@ -84,7 +84,7 @@ class Source:
         return len(self.class_names)
 
     def without_classes(self, classes: Sequence[int]) -> Source:
-        """Return the dataset without some classes and their images; the others are numbered anew."""
+        """Return the dataset without some classes and their images; the others are renumbered."""
         kept = [c for c in range(self.num_classes) if c not in set(classes)]
         ids = {old: new for new, old in enumerate(kept)}
 

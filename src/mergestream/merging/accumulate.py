@@ -51,7 +51,7 @@ class RunningMerge:
         metadata = files.read_metadata(self.path)
         if metadata.get("options") != dumped_options(self.bound):
             raise UserError(
-                f"a running merge keeps its options; {self.path} was made with {metadata.get('options')}, got "
+                f"options differ from those of the training; {self.path} was made with {metadata.get('options')}, got "
                 f"{dumped_options(self.bound)}. Use the options of the training."
             )
         return int(metadata["tasks"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mergestream.merging.checkpoints import WEIGHTS, Checkpoint
 from mergestream.merging.tensors import bytes_of, is_finite
-from mergestream.merging.ties import Ties, may_be_tied
+from mergestream.merging.tied_weights import Ties, may_be_tied
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.files import read_json, read_tensors
 from mergestream.strategies.task_vectors import CHUNK

@@ -144,12 +144,12 @@ def _prefixes(names: Collection[str]) -> list[str]:
     """Return the prefixes of whole words that all names share, the shortest first."""
     if not names:
         return []
-    common = os.path.commonprefix(list(names))  # noqa: RUF071 - names of tensors are no paths
+    common = os.path.commonprefix(list(names))  # noqa: RUF071 - names of tensors are not paths
     return [common[: at + 1] for at, letter in enumerate(common) if letter == "."]
 
 
 def require_same_base(base: Checkpoint, checkpoint: Source) -> None:
-    """Check that a checkpoint was trained from `base`, if its metadata tell.
+    """Check that a checkpoint was trained from `base`, if its metadata say so.
 
     Raises:
         UserError: if it was trained from another one.

@@ -41,7 +41,7 @@ def write_merged(
         bound: the strategy and its options.
         scale: λ.
         inputs: content hashes of θ₀ and of each encoder that was merged.
-        others: changed settings of the merge that are no options of the strategy.
+        others: changed settings of the merge that are not options of the strategy.
     """
     files.write_tensors(path, theta, provenance(bound, inputs, scale=scale, others=others))
 
@@ -58,7 +58,7 @@ def describe(
         bound: the strategy and its options.
         scale: λ.
         tried: validation accuracy of each λ that was tried, in order; empty if λ was given.
-        others: changed settings of the merge that are no options of the strategy.
+        others: changed settings of the merge that are not options of the strategy.
     """
     result: dict[str, Any] = {"strategy": bound.strategy.name, "scale": scale, "options": bound.options}
     result["changed"] = {**bound.changed, **others}

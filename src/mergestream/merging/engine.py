@@ -78,7 +78,7 @@ def merge_checkpoints(
             ``scope="clip"``).
         threads: blocks that are merged at a time; None is one for each core.
         block: elements of a block, a multiple of 131,072; None fits the caches.
-        say: gets each message on how the files are read, where that may surprise.
+        say: called with each message about how the files are read that may surprise the user.
         options: options of the strategy. ``scope`` is ``all`` unless it is given.
 
     Returns:

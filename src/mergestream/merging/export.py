@@ -35,9 +35,7 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> 
     if given.keys() != state.keys():
         given = {f"visual.{name}": tensor for name, tensor in given.items()}
     if wrong := sorted(given.keys() - state.keys()) or [n for n, t in given.items() if t.shape != state[n].shape]:
-        raise UserError(
-            f"export needs the model of the weights; model={clip.source} has no weight {wrong[0]} of that shape"
-        )
+        raise UserError(f"export: {wrong[0]} does not match model={clip.source}; choose the model that was trained")
     state = {name: tensor.detach().cpu() for name, tensor in {**state, **given}.items()}
     if to == "open_clip":
         path = folder / "open_clip.safetensors"

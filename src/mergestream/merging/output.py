@@ -81,7 +81,7 @@ def require_new(inputs: Iterable[Path], outs: Iterable[Path]) -> None:
 
 
 def _names_in(folder: Path) -> set[str]:
-    """Return the names of all that lies in a folder and its sub-folders."""
+    """Return the names of everything in a folder and its sub-folders."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 

@@ -27,7 +27,7 @@ def provenance(
         scale: λ; None for a merged task vector.
         skipped: tensors that ``on_mismatch=skip`` left out.
         tasks: how many task vectors a running merge holds.
-        others: changed settings of the merge that are no options of the strategy.
+        others: changed settings of the merge that are not options of the strategy.
     """
     found = {
         "format": None if scale is None else "pt",  # transformers requires it of weights

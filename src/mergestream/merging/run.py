@@ -50,7 +50,7 @@ def merge_files(settings: FileMerge) -> None:
         interrupt.leave_threads(stopped.code, 30 if stopped.signum == signal.SIGUSR1 else 1)  # SLURM may need longer
         raise Stopped(
             stopped.signum,
-            f"stopped by {stopped.signum.name}; the unfinished merge was removed. The same command starts it anew.",
+            f"stopped by {stopped.signum.name}; the unfinished merge was removed. Repeat the command to start again.",
         ) from None
 
 

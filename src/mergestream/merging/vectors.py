@@ -17,7 +17,7 @@ from torch import Tensor
 from mergestream.merging.adapters import Adapter, open_checkpoint
 from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
-from mergestream.merging.ties import Ties
+from mergestream.merging.tied_weights import Ties
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole
@@ -46,7 +46,7 @@ class TaskVectors:
         threads: blocks that are worked on at a time; None is one for each core.
         block: elements of a block, a multiple of `CHUNK`; None fits the caches.
         device: where the blocks are put.
-        say: gets each message on how the files are read, where that may surprise.
+        say: called with each message about how the files are read that may surprise the user.
 
     Raises:
         UserError: if a file is missing, damaged, does not fit the others or was trained from another base, or if an
@@ -191,7 +191,7 @@ class TaskVectors:
         *,
         tasks: Sequence[int] | None = None,
     ) -> list[Result]:
-        """Do the same as `map` with `Rows` instead of a stack, of all tasks or of some."""
+        """Like `map`, but stream the rows: `function` gets `Rows` instead of a stack, of all tasks or of some."""
         chosen = range(len(self)) if tasks is None else tasks
 
         def work(block: Block) -> Result:

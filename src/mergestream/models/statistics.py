@@ -1,4 +1,4 @@
-"""The running statistics of batch normalisation, measured anew on given images."""
+"""The running statistics of batch normalisation, measured again on given images."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _walk(root: Path) -> Iterator[Path | LeftOut]:
         folder = Path(name)
         if folder != root and "_base" in folders:
             folders.clear()
-            reason = f"it is a root of its own; for its report, type: {program('report')} root={folder}"
+            reason = f"it is a separate root; for its report, type: {program('report')} root={folder}"
             yield LeftOut(folder, reason, expected=True)
             continue
         in_run = "config.yaml" in names
@@ -186,7 +186,8 @@ def _read(path: Path) -> Metrics:
             foreign = "schema_version" not in files.read_json(path)
         except UserError:
             foreign = False
-        raise UserError("it is not of mergestream (it has no schema_version)" if foreign else str(error)) from error
+        reason = "it was not written by mergestream (it has no schema_version)" if foreign else str(error)
+        raise UserError(reason) from error
     if content["schema_version"] != SCHEMA_VERSION:
         raise UserError(f"its schema_version is {content['schema_version']}; this version reads {SCHEMA_VERSION}")
     if missing := REQUIRED - content.keys():

@@ -79,7 +79,7 @@ def report(root: Path, out: Path, baseline: str | None) -> None:
         print(f"left out: {readable(item.path)}: {item.reason}")
     if unexpected := [item for item in left_out if not item.expected]:
         more = f" ({len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
-        raise UserError(f"the report is written, without {readable(unexpected[0].path)}: {unexpected[0].reason}{more}")
+        raise UserError(f"the report omits {readable(unexpected[0].path)}: {unexpected[0].reason}{more}")
 
 
 def _require_row(baseline: str, names: Sequence[str]) -> None:

@@ -373,7 +373,7 @@ def base_path(root: Path, sha256: str) -> Path:
     """Return the file of the θ₀ with this hash.
 
     Raises:
-        UserError: if it is no hash: a path from a file could lead anywhere.
+        UserError: if it is not a hash: a path from a file could lead anywhere.
     """
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise UserError(f"the sha256 of θ₀ must have 64 hexadecimal digits; got {sha256!r}")
@@ -381,7 +381,7 @@ def base_path(root: Path, sha256: str) -> Path:
 
 
 def readable(path: Path) -> str:
-    """Return a path as it is shortest to type: relative if it is below the current folder."""
+    """Return a path relative to the current folder if it is below it, else unchanged."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

@@ -1,1 +1,1 @@
-"""What all packages share and what knows nothing of the project: errors, rules, files, locks, signals, processes."""
+"""Shared tools that know nothing of the project: errors, rules, files, locks, signals, processes."""

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read, and the one line that other exceptions become."""
+"""`UserError`, and one-line summaries of other exceptions."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill and pr
 
 
 class Stopped(BaseException):
-    """A signal asked this process to stop. It is no `Exception`, so that no handler takes it for a failure.
+    """A signal asked this process to stop. It is not an `Exception`, so that no handler mistakes it for a failure.
 
     Args:
         signum: the signal.
-        message: what became of the work.
+        message: says what happened to the work.
     """
 
     def __init__(self, signum: int, message: str = ""):
@@ -68,8 +68,7 @@ class Signals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         repeated, self._requested = self._requested is not None, signal.Signals(number)
-        # Whoever presses Ctrl-C twice wants out now. A worker gets each signal twice: from its launcher and from the
-        # terminal.
+        # A second Ctrl-C stops at once. A worker gets each signal twice: from its launcher and from the terminal.
         impatient = repeated and number == signal.SIGINT and "LOCAL_RANK" not in os.environ
         if not self._deferring or impatient:
             raise Stopped(number)

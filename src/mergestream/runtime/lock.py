@@ -1,6 +1,6 @@
 """A lock that gives a directory one writer on any file system: a lock file created atomically, and a heartbeat.
 
-Not flock: over NFS it works on some servers, on others within one machine only, and on some not at all.
+Not flock: over NFS, it works on some servers, only within one machine on others, and never on the rest.
 
 Not flufl.lock 10: when eight processes found a stale lock, two or more of them acquired it in 7 of 40 trials. After a
 killed holder, the same command had to wait for the lifetime of the lock and ten seconds (here it starts at once), and
@@ -110,7 +110,7 @@ def _acquire(folder: Path) -> Lock:
             own.unlink(missing_ok=True)
         others = {other: held for other, held in _locks(folder).items() if other != path}
         if any(_alive(held, other) for other, held in others.items()):
-            # It looked before we linked, and started from 0. Both step back, and one comes first next time.
+            # It looked before we linked, and started from 0. Both back off; one wins the retry.
             path.unlink(missing_ok=True)
             time.sleep(random.uniform(0, 0.2))
             continue

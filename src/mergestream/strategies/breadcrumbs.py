@@ -1,4 +1,4 @@
-"""Model breadcrumbs: drop the smallest and the largest parameters of each task vector, add up."""
+"""Model breadcrumbs: drop the smallest and the largest parameters of each task vector, then sum."""
 
 from __future__ import annotations
 

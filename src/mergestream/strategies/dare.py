@@ -1,4 +1,4 @@
-"""DARE: drop random parameters of each task vector, rescale the rest, add up."""
+"""DARE: drop random parameters of each task vector, rescale the rest, then sum."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class BoundStrategy:
 
         Args:
             scale: λ, or how it is found.
-            others: changed settings of the merge that are no options of the strategy.
+            others: changed settings of the merge that are not options of the strategy.
         """
         changed = [f"{key}={value}" for key, value in sorted({**self.changed, **others}.items())]
         return "-".join([self.strategy.name, *changed, scale if isinstance(scale, str) else f"{scale:.12g}"])

@@ -120,7 +120,7 @@ class SurveyedVectors(Protocol):
         """The number of parameters of the whole CLIP that the files do not hold."""
 
     def say(self, message: str) -> None:
-        """Tell the user how the task vectors are read or merged, where that may surprise."""
+        """Tell the user what may surprise in how the task vectors are read or merged."""
 
     def __len__(self) -> int:
         """Return T."""
@@ -157,7 +157,7 @@ class SurveyedVectors(Protocol):
         *,
         tasks: Sequence[int] | None = None,
     ) -> list[Result]:
-        """Do the same as `map` with `Rows` instead of a stack, of all tasks or of some."""
+        """Like `map`, but stream the rows: `function` gets `Rows` instead of a stack, of all tasks or of some."""
 
     def check(self) -> None:
         """Read everything once to find the file that a NaN or an infinite value comes from.

@@ -31,8 +31,8 @@ def survey(vectors: SurveyedVectors, *, density: float = 0.2, scope: str = "enco
         density: share of the parameters that survives, in (0, 1].
         scope: which parameters are ranked together. ``encoder``: those of the image tower. ``clip``: those of the whole
             CLIP, as in the published code; the zeros of the frozen text tower rank last, so more of the image tower
-            survives. ``tensor``: those of each weight. ``all``: those of all files' weights, the default for files that
-            no run of this project wrote.
+            survives. ``tensor``: those of each weight. ``all``: those of all files' weights, the default for files
+            that mergestream did not train.
 
     Raises:
         UserError: if an option is out of range.

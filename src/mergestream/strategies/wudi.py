@@ -14,7 +14,7 @@ from mergestream.strategies.task_vectors import Rows
 @strategy(scale=1.0, streams=True, whole=True)
 @on_matrices
 def wudi(taus: Rows, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
-    """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t; the mean where weights are no matrices.
+    """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t; the mean of other weights.
 
     Cheng et al. 2025, Eq. 8, with their 300 steps of 1e-5. The gradient is 2 (m A − B) with A = Σ_t τ_tᵀτ_t / ‖τ_t‖²
     and B = Σ_t τ_t τ_tᵀτ_t / ‖τ_t‖², so the task vectors are read once.
@@ -46,7 +46,7 @@ def wudi(taus: Rows, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
 
 
 def _by_task(taus: list[Tensor], steps: int, lr: float) -> Tensor:
-    """Return the same with the gradient summed over the tasks: 2 (m − τ_t) τ_tᵀ τ_t / ‖τ_t‖²."""
+    """Compute the result of `wudi` with an explicit gradient, Σ_t 2 (m − τ_t) τ_tᵀ τ_t / ‖τ_t‖²."""
     merged = torch.stack(taus).sum(0)
     changed = [(tau, tau.square().sum()) for tau in taus if bool(tau.any())]
     optimizer = torch.optim.Adam([merged], lr=lr)

@@ -40,7 +40,7 @@ AGENT_SIGNALS = "SIGHUP,SIGQUIT"
 
 @dataclass(frozen=True)
 class Failure:
-    """How a process ended; crosses to the parent as JSON.
+    """How a process ended; this is sent to the parent as JSON.
 
     Args:
         kind: ``user`` for a `UserError`, ``stopped`` by a signal, ``lost`` contact with another process, or ``bug``.

@@ -1,4 +1,4 @@
-"""What is open while a run is trained."""
+"""State of a run during training."""
 
 from __future__ import annotations
 

@@ -182,4 +182,4 @@ def _split(paths: Sequence[str], labels: Sequence[int]) -> Split:
 def _report_skipped(skipped: Counter[str]) -> None:
     if skipped and processes.rank() == 0:
         counts = ", ".join(f"{count} of {extension}" for extension, count in sorted(skipped.items()))
-        print(f"dataset.path: skipped {skipped.total()} files that are no pictures ({counts})", file=sys.stderr)
+        print(f"dataset.path: skipped {skipped.total()} files that are not images ({counts})", file=sys.stderr)

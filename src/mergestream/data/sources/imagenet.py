@@ -45,7 +45,7 @@ def imagenet(root: str) -> Source:
 def _names(wnids: Sequence[str]) -> list[str]:
     """Return the names that CLIP's authors gave to the synsets (Radford et al. 2021).
 
-    The first synonym of a synset is no name: the bird and the machine are both "crane".
+    The first synonym of a synset is not unique: the bird and the machine are both "crane".
 
     Raises:
         UserError: if a synset is not one of ILSVRC2012.

@@ -16,7 +16,7 @@ NAMES = ("lymph node", "lymph node containing metastatic tumor tissue")
 
 
 class Patches:
-    """The images of an HDF5 file, opened anew for each image: loader processes cannot share an open file."""
+    """The images of an HDF5 file, reopened for each image: loader processes cannot share an open file."""
 
     def __init__(self, path: Path):
         import h5py

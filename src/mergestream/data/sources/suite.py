@@ -35,7 +35,7 @@ def suite(
     """
     options = options or {}
     if unknown := sorted(options.keys() - set(datasets)):
-        raise UserError(f"dataset.options must be of {', '.join(datasets)}; got dataset.options.{unknown[0]}")
+        raise UserError(f"dataset.options must name one of {', '.join(datasets)}; got dataset.options.{unknown[0]}")
     sources = []
     for name, function in datasets.items():
         signature = inspect.signature(function)
@@ -44,7 +44,7 @@ def suite(
         try:
             signature.bind(**own)
         except TypeError as error:
-            raise UserError(f"dataset.options.{name} must be what {name} takes and needs: {error}") from error
+            raise UserError(f"invalid options for {name}: {error}. Type +dataset.options.{name}.KEY=VALUE") from error
         try:
             sources.append(function(**own))
         except UserError as error:

@@ -67,7 +67,7 @@ class Ties:
             if file.overlap:
                 one, other = file.overlap
                 raise UserError(
-                    f"names may share a whole tensor, or nothing; {one} and {other} share a part of their memory in "
+                    f"names must share a whole tensor or nothing; {one} and {other} overlap in memory in "
                     f"{file.path}. Save {other}.clone() instead."
                 )
         return cls.of(base)
