@@ -28,9 +28,8 @@ SHARE = 0.02  # of the time may be spent on saving at the ends of epochs
 class Checkpointing(pl.Callback):
     """Saves the task in progress at the ends of epochs, every few minutes within them, and when a signal arrives.
 
-    An epoch that is shorter than 50 times the last save is not saved, so that after the first one, saving at the ends of
-    epochs takes at most 2 % of the time.
-    The processes decide together, and the first one writes.
+    An epoch that is shorter than 50 times the last save is not saved: after the first save, saving at the ends of
+    epochs takes at most 2 % of the time. The processes decide together, and the first one writes.
 
     Args:
         path: of the file.
