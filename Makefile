@@ -7,7 +7,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 DEMO := runs/demo
 SEEDS ?= 5
 STRATEGIES ?= magmax,average
-STREAM := dataset=digits tasks=5 seed=$(SEEDS) root=$(DEMO)
+STREAM := dataset=digits tasks=5 epochs=5 seed=$(SEEDS) root=$(DEMO)
 TRAININGS := seq,ind joint,zeroshot
 # The embedded benchmark: a part for each stream and seed, the longest first.
 PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
@@ -31,7 +31,7 @@ setup: .venv/.ready ## make .venv with the locked versions
 	touch $@
 
 demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='glob(*)' for all of them, SEEDS=1,2,3 for error bars)
-	@echo "training: sequential, independent and joint, five tasks of two digits each; about a minute"
+	@echo "training: sequential, independent and joint, five tasks of two digits, five epochs each; about a minute"
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) $(TRAININGS:%=demo/%)
 	@$(BIN)/python merge.py -m $(STREAM) method=seq,ind strategy='$(STRATEGIES)' prefixes=true > /dev/null
 	@$(BIN)/python report.py root=$(DEMO)

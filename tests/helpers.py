@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
@@ -125,6 +126,16 @@ def shipped(group: str) -> list[str]:
     listed = subprocess.run([git, "-C", ROOT, "ls-files", f"configs/{group}"], capture_output=True) if git else None
     tracked = {Path(line).stem for line in listed.stdout.decode().splitlines()} if listed else set()
     return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml") if not tracked or p.stem in tracked)
+
+
+def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> object:
+    """Hydra composes a config twice, first for `hydra.mode`, which only experiments and the command line set."""
+    sets_it = any("experiment" in word or "hydra" in word for word in overrides)
+    return GET_MODE(hydra, config_name, overrides) if sets_it else None
+
+
+GET_MODE = Hydra.get_mode
+Hydra.get_mode = _mode  # type: ignore[method-assign]
 
 
 @functools.cache
