@@ -70,7 +70,7 @@ $(PARTS): embedded/%:
 	@echo "$(*D), seed $(*F): done"
 
 test: setup ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 fuzz: setup ## try 500 random pictures, checkpoints and command lines of each kind, where the suite tries 25
 	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto tests -k "fuzz or any_override"
