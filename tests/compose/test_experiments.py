@@ -52,10 +52,7 @@ def test_every_merge_of_an_experiment_has_its_training(experiment):
     for grid in trainings:
         check_training(composed("train", grid[-1]))
     for grid in merges:
-        # Hydra composes each choice of groups anew, and those of the run are checked above.
-        cfg = composed(
-            "merge", {k: v for k, v in grid[-1].items() if k not in ("dataset", "stream", "method", "model")}
-        )
+        cfg = composed("merge", grid[-1])
         check_merge(cfg)
         bound_strategy(cfg)
 
