@@ -39,9 +39,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from mergestream.data.images import ImageArray, ImageFiles
-from mergestream.data.loaders import spare_workers
+from mergestream.data.loaders import Loading, spare_workers
 from mergestream.data.source import Source, Split
-from mergestream.data.stream import Loading, TaskStream
+from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
 from mergestream.methods.method import Method
 from mergestream.models.clip import TextHead

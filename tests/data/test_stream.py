@@ -10,8 +10,9 @@ from helpers import command, config, noise
 
 from mergestream.compose.inputs import Inputs
 from mergestream.data.datasets import TrainImages
+from mergestream.data.loaders import Loading
 from mergestream.data.sources.digits import digits
-from mergestream.data.stream import Loading, TaskStream
+from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import class_incremental
 from mergestream.models.tiny import tiny
 from mergestream.runtime.files import read_json

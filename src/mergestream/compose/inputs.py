@@ -16,9 +16,9 @@ from mergestream.compose import targets
 from mergestream.compose.build import build, device_of
 from mergestream.data.cache import cached
 from mergestream.data.integrity import check_images
-from mergestream.data.loaders import spare_workers
+from mergestream.data.loaders import Loading, spare_workers
 from mergestream.data.source import Source
-from mergestream.data.stream import Loading, TaskStream
+from mergestream.data.stream import TaskStream
 from mergestream.evaluation import Evaluator
 from mergestream.models.clip import Clip, text_head
 from mergestream.models.transforms import Transforms

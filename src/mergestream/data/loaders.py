@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,30 @@ from mergestream.runtime import processes
 T = TypeVar("T")
 AHEAD = 2  # batches that a thread, or each worker, prepares
 MOST_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are loaded. Only `augment` and `short_side` change a result.
+
+    Args:
+        augment: where training crops are resized: by pil in the loader, or in batches on the device.
+        workers: loader processes of this process.
+        keep: bytes of evaluation images that stay in memory.
+        pin: whether batches are copied into page-locked memory.
+        short_side: px to which the shorter side of larger images was reduced; None if it was not.
+    """
+
+    augment: str = "pil"
+    workers: int = 0
+    keep: int = 1 << 30
+    pin: bool = False
+    short_side: int | None = None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What of this changes a result, for the record; see `Run.require_preprocessing`."""
+        return {"augment": self.augment, "short_side": self.short_side}
 
 
 def spare_workers(source: Source, device: torch.device, on_device: bool) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from mergestream.data.crops import Crops, normalized
 from mergestream.data.datasets import EvalImages, TrainImages
-from mergestream.data.loaders import EvalLoader, Kept, TrainLoader, Workers
+from mergestream.data.loaders import EvalLoader, Kept, Loading, TrainLoader, Workers
 from mergestream.data.sampling import KeyedBatchSampler
 from mergestream.data.source import Source
 from mergestream.data.tasks import Task
@@ -25,30 +24,6 @@ from mergestream.runtime.errors import UserError
 from mergestream.runtime.seeding import key, permutation
 
 STATISTICS_BATCH = 128  # images of a batch that statistics of batch normalisation are measured on, at most
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images are loaded. Only `augment` and `short_side` change a result.
-
-    Args:
-        augment: where training crops are resized: by pil in the loader, or in batches on the device.
-        workers: loader processes of this process.
-        keep: bytes of evaluation images that stay in memory.
-        pin: whether batches are copied into page-locked memory.
-        short_side: px to which the shorter side of larger images was reduced; None if it was not.
-    """
-
-    augment: str = "pil"
-    workers: int = 0
-    keep: int = 1 << 30
-    pin: bool = False
-    short_side: int | None = None
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What of this changes a result, for the record; see `Run.require_preprocessing`."""
-        return {"augment": self.augment, "short_side": self.short_side}
 
 
 class TaskStream(pl.LightningDataModule):
