@@ -21,11 +21,13 @@ from archives import (
     style,
     wnid,
 )
-from helpers import shipped
+from helpers import config, shipped
+from omegaconf import OmegaConf
 from PIL import Image
 
 from mergestream.data.images import image_paths
 from mergestream.data.protocol import domains
+from mergestream.runs.identity import config_hash
 
 # dataset: (classes, training images, test images, {class id: class name, ...}, a prompt of the first of these classes)
 FACTS = {
@@ -166,3 +168,9 @@ def test_fer2013_tests_on_the_public_and_the_private_test_set(archives):
 def test_error_for_partition_11(name, tmp_path):
     message = "dataset.partition must be a whole number, between 1 and 10; got dataset.partition=11"
     assert error_line(name, tmp_path, "dataset.partition=11") == message
+
+
+def test_runs_on_the_former_names_of_imagenet_have_another_config_hash():
+    now = OmegaConf.to_container(config("train", "dataset=imagenet"), resolve=True)
+    before = {**now, "dataset": {key: value for key, value in now["dataset"].items() if key != "version"}}
+    assert config_hash(now) != config_hash(before)

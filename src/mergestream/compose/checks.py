@@ -150,6 +150,11 @@ def _order(key: str, value: Any) -> None:
         raise UserError(f"{key} must be the name of an order, such as natural, shuffled or paper; got {key}={value}")
 
 
+def _version(key: str, value: Any) -> None:
+    if value not in (None, 2):
+        raise UserError(f"{key} must stay as it is, since it says what the reader returns; got {key}={value}")
+
+
 def _workers(key: str, value: Any) -> None:
     if value != "auto" and not (is_whole(value) and value >= 0):
         raise UserError(f"{key} must be auto or a whole number, 0 or more; got {key}={value}")
@@ -215,6 +220,7 @@ STREAM: Mapping[str, Rule] = {
     "tasks": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "batch_size": _whole(1),
+    "dataset.version": _version,
     "stream.order": _order,
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),
     "data.num_workers": _workers,

@@ -58,7 +58,8 @@ class Inputs:
         if "root" in node:
             node.root = str(Path(node.root).expanduser())  # neither Hydra nor the readers expand ~
         suite = {"datasets": self._datasets()} if "datasets" in node else {}
-        without = ("name", "domains", "order", *suite)  # `domains` and `order` are for the stream
+        # `domains` and `order` are for the stream, and `version` for the config hash.
+        without = ("name", "domains", "order", "version", *suite)
         source = build(node, cfg.allow_targets, without=without, **suite)
         return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
 
