@@ -69,8 +69,9 @@ $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python merge.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
 	@echo "$(*D), seed $(*F): done"
 
+# One process more than there are cores, since some tests wait for other processes.
 test: setup ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($(JOBS) + 1)) --dist worksteal
 
 fuzz: setup ## try 500 random pictures, checkpoints and command lines of each kind, where the suite tries 25
 	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto tests -k "fuzz or any_override"
