@@ -90,7 +90,7 @@ def test_a_damaged_cache_is_made_anew(hurt, says, source, tmp_path, capsys, monk
     assert same(found.train.images, source.train.images)
     said = capsys.readouterr().err
     assert says in said
-    assert "decoding anew" in said
+    assert "decoding again" in said
     cached(source, tmp_path / "cache", "auto", 32)
     assert capsys.readouterr().err == ""
 
@@ -131,3 +131,23 @@ def test_a_run_on_reduced_images_stays_one(photos, tmp_path):
         assert "Write data.cache=true." in outcome.err
     assert (outcome := command("train.py", *words, "data.cache=true")).code == 0, outcome.err
     assert (outcome := command("merge.py", *words, "data.cache=true")).code == 0, outcome.err
+
+
+def test_one_large_image_is_enough_to_decide(tmp_path, monkeypatch):
+    opened = []
+
+    def recorded(path, original=cache._size):
+        opened.append(path)
+        return original(path)
+
+    monkeypatch.setattr(cache, "_size", recorded)
+    paths = [str(path) for path in pictures(tmp_path, [(90, 100), *SIZES])]
+    source = source_of(ImageFiles(paths * 100), ImageFiles(paths))
+    assert cached(source, tmp_path / "cache", "auto", 32) == (source, None)
+    assert len(opened) <= cache.CHUNK
+
+
+def test_what_cannot_be_read_back_is_not_used(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "_checksum", lambda pixels: "another")
+    assert cached(source, tmp_path / "cache", True, 32) == (source, None)
+    assert "cannot be read back as it was written" in capsys.readouterr().err

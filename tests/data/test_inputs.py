@@ -298,7 +298,7 @@ def test_prompt_inputs_of_imagenet_are_the_names_of_its_list(capsys):
 def test_skipped_files_are_counted_by_extension_once(tmp_path, capsys):
     beside("notes.txt", "more.txt", "README")(tmp_path / "photos")
     load(tmp_path / "photos")
-    expected = "dataset.path: skipped 3 files that are not images (2 of .txt, 1 of no extension)\n"
+    expected = "dataset.path: skipped files that are not images: 2 of .txt, 1 of no extension\n"
     assert capsys.readouterr().err == expected
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -26,7 +25,7 @@ from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError, first_line
 
 VERSION = 1  # of the files
-CHUNK = 64  # images that are decoded before they are written
+CHUNK = 64  # images that are opened before any of them is used
 MB = 2**20
 LARGE = 100 * MB  # from which on a notice says what is written
 
@@ -83,21 +82,18 @@ def cached(source: Source, folder: Path, mode: bool | str, size: int) -> tuple[S
     paths = [[path for _, path in image_paths(split.images)] for split in splits]
     if mode is False or any(len(of) != len(split) for of, split in zip(paths, splits, strict=True)):
         return source, None  # images without a file of their own are in memory
-    with ThreadPoolExecutor(processes.cores()) as pool:
-        sizes = list(pool.map(_size, paths[0] + paths[1]))
-    reduces = any(min(size) > side for size in sizes)
+    reduces = any(min(size) > side for size in _sizes(paths[0] + paths[1]))  # of photos, the first one decides
     if mode == "auto" and reduces:
         return source, None
-    needed = sum(math.prod(_reduced(*size, side)) * 3 for size in sizes)
     try:
-        train, test = (_cached(split, of, folder, side, needed) for split, of in zip(splits, paths, strict=True))
+        train, test = (_cached(split, of, folder, side) for split, of in zip(splits, paths, strict=True))
     except (UserError, OSError) as error:
-        _say(f"{first_line(error)}; images are decoded again in every epoch")
+        processes.say(f"{first_line(error)}; images are decoded again in every epoch")
         return source, None
     return replace(source, train=train, test=test), side if reduces else None
 
 
-def _cached(split: Split, paths: Sequence[str], folder: Path, side: int, needed: int) -> Split:
+def _cached(split: Split, paths: Sequence[str], folder: Path, side: int) -> Split:
     """Return a split with decoded images, which are written first where they are not there yet."""
     names = "\0".join([*paths, str(side)]).encode(errors="surrogateescape")
     name = f"decoded-{xxhash.xxh3_64_hexdigest(names)}"
@@ -105,10 +101,12 @@ def _cached(split: Split, paths: Sequence[str], folder: Path, side: int, needed:
     status = f"{VERSION}-{fingerprint([paths])}"
     images = _read(pixels, index, status)
     if images is None:
-        _require_space(folder, needed)
+        _require_space(folder, sum(math.prod(_reduced(*size, side)) * 3 for size in _sizes(paths)))
         _write(paths, pixels, index, side, status)
         images = _read(pixels, index, status)
-    return split if images is None else replace(split, images=images)
+    if images is None:
+        raise UserError(f"{pixels} cannot be read back as it was written")
+    return replace(split, images=images)
 
 
 def _read(pixels: Path, index: Path, status: str) -> Images | None:
@@ -118,12 +116,12 @@ def _read(pixels: Path, index: Path, status: str) -> Images | None:
     with suppress(UserError, OSError, ValueError):
         content = files.read_json(index, "status", "sizes", "xxh3_128", own=True)
         if content["status"] != status:
-            _say(f"{index} is of other images or another version; decoding anew")
+            processes.say(f"{index} was made for other images or by another version; decoding again")
             return None
         images = DecodedImages(pixels, np.array(content["sizes"], dtype=np.int64).reshape(-1, 2))
         if pixels.stat().st_size == images.ends[-1] and _checksum(images.pixels) == content["xxh3_128"]:
             return images
-    _say(f"{pixels} was altered (its checksum differs); decoding anew")
+    processes.say(f"{pixels} was altered (its checksum differs); decoding again")
     return None
 
 
@@ -162,6 +160,13 @@ def _reduced(width: int, height: int, side: int) -> tuple[int, int]:
     return round(width * share), round(height * share)
 
 
+def _sizes(paths: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the width and height of each image; only a chunk of files is opened for the first answer."""
+    with ThreadPoolExecutor(processes.cores()) as pool:
+        for start in range(0, len(paths), CHUNK):
+            yield from pool.map(_size, paths[start : start + CHUNK])
+
+
 def _size(path: str) -> tuple[int, int]:
     """Return width and height as the header of a file gives them."""
     with open(path, "rb") as file, Image.open(file) as image:
@@ -175,13 +180,8 @@ def _require_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(f"data.cache needs {needed / MB:.0f} MB in {folder}, and {free / MB:.0f} MB are free")
     if needed > LARGE:
-        _say(f"writing {needed / MB:.0f} MB of decoded images to {folder}, once")
+        processes.say(f"writing {needed / MB:.0f} MB of decoded images to {folder}, once")
 
 
 def _checksum(pixels: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(pixels.data)
-
-
-def _say(message: str) -> None:
-    if processes.rank() == 0:
-        print(message, file=sys.stderr)

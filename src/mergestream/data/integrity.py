@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +44,9 @@ def check_images(source: Source, cache: Path, *, skip_corrupt: bool) -> Source:
         return source
     outcome = _outcome(paths, cache, keep_failure=skip_corrupt)
     if outcome["leaked"]:
-        _say(f"{outcome['leaked']} of {len(paths[1])} test image files are also in the training set, byte for byte")
+        processes.say(
+            f"{outcome['leaked']} of {len(paths[1])} test image files are also in the training set, byte for byte"
+        )
     corrupt = outcome["corrupt"]
     if not corrupt:
         return source
@@ -55,7 +56,7 @@ def check_images(source: Source, cache: Path, *, skip_corrupt: bool) -> Source:
             f"{path} is not a readable image ({reason}); {len(corrupt)} of {count} image files are corrupt. "
             "Replace them, or write data.skip_corrupt=true to leave them out"
         )
-    _say(f"left out {len(corrupt)} corrupt image files of {count} (data.skip_corrupt=true)")
+    processes.say(f"left out {len(corrupt)} corrupt image files of {count} (data.skip_corrupt=true)")
     train, test = (_drop(split, corrupt) for split in (source.train, source.test))
     notes = {**source.notes, "left_out_as_corrupt": sorted(corrupt)}
     return _without_empty_classes(source, replace(source, train=train, test=test, notes=notes))
@@ -111,7 +112,7 @@ def _status(path: str) -> tuple[int, int]:
 def _find_corrupt(paths: Sequence[str]) -> dict[str, str]:
     """Return path and reason of every file that cannot be decoded."""
     if len(paths) > MANY:
-        _say(f"checking {len(paths)} image files, once per dataset")
+        processes.say(f"checking {len(paths)} image files, once per dataset")
 
     def check(chunk: Sequence[str]) -> dict[str, str]:
         reasons = ((path, decode_error(path)) for path in chunk)
@@ -152,10 +153,5 @@ def _without_empty_classes(before: Source, after: Source) -> Source:
     empty = sorted(set(before.train.labels.tolist()) - left)
     if not empty:
         return after
-    _say(f"left out {', '.join(after.class_names[c] for c in empty)}: no training image can be read")
+    processes.say(f"left out {', '.join(after.class_names[c] for c in empty)}: no training image can be read")
     return after.without_classes(empty)
-
-
-def _say(message: str) -> None:
-    if processes.rank() == 0:
-        print(message, file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import Formatter
@@ -138,9 +137,8 @@ def prompts(
                 f"two classes must not share their prompts; {given[same]!r} and {given[index]!r} are the same to CLIP. "
                 "Rename one of them, or merge them"
             )
-        if processes.rank() == 0:
-            names = f"classes {same} and {index} are both named {class_names[same]!r}"
-            print(f"{names} in the published list, so only the first of them can be predicted", file=sys.stderr)
+        names = f"classes {same} and {index} are both named {class_names[same]!r}"
+        processes.say(f"{names} in the published list, so only the first of them can be predicted")
     return made
 
 

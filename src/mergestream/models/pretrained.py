@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from mergestream.models.clip import Clip
 from mergestream.models.transforms import clip_transforms
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.files import read_tensors
-from mergestream.runtime.processes import is_first
+from mergestream.runtime.processes import say
 
 HINT = "model=tiny needs no download."
 WEIGHTS = (".safetensors", ".pt", ".bin", ".pth")
@@ -136,11 +135,10 @@ def _require_preprocess(architecture: str, file: str, preprocess: str | None) ->
         return get_pretrained_cfg(architecture, preprocess)
     default = preprocessing(architecture, {}, 0)
     others = [t for t in tags if preprocessing(architecture, get_pretrained_cfg(architecture, t), 0) != default]
-    if others and is_first():
-        print(
+    if others:
+        say(
             f"model.pretrained={file} is a file, so images get OpenAI's preprocessing; if it holds the weights of "
             f"{', '.join(others)}, write model.preprocess=TAG",
-            file=sys.stderr,
         )
     return {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,12 @@ def cores() -> int:
 def rank() -> int:
     """Return the number of this process among all that its launcher started; 0 without a launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def say(message: str) -> None:
+    """Print a line to stderr, on the first of all processes alone."""
+    if rank() == 0:
+        print(message, file=sys.stderr)
 
 
 def local_rank() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,9 +107,9 @@ def _splits(top: Path) -> tuple[Path, Path] | None:
             f"dataset.path must hold only classes, or only one train and one test (or validation) folder; {top} has "
             f"{', '.join(twice or [*named, *others[:1]])}. Rename or move what is not a split"
         )
-    if found["test"] and found["validation"] and processes.rank() == 0:
+    if found["test"] and found["validation"]:
         name = found["validation"][0]
-        print(f"{top / name} is not used; stream.validation=0.1 takes validation images from train", file=sys.stderr)
+        processes.say(f"{top / name} is not used; stream.validation=0.1 takes validation images from train")
     return top / found["train"][0], top / tests[0]
 
 
@@ -180,6 +179,6 @@ def _split(paths: Sequence[str], labels: Sequence[int]) -> Split:
 
 
 def _report_skipped(skipped: Counter[str]) -> None:
-    if skipped and processes.rank() == 0:
+    if skipped:
         counts = ", ".join(f"{count} of {extension}" for extension, count in sorted(skipped.items()))
-        print(f"dataset.path: skipped {skipped.total()} files that are not images ({counts})", file=sys.stderr)
+        processes.say(f"dataset.path: skipped files that are not images: {counts}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -82,9 +81,8 @@ def _report_shared(names: Sequence[str], owners: np.ndarray, prompts: Sequence[S
     """
     counts = Counter((names[owners[one]], names[owners[other]]) for one, other in shared(prompts))
     for (one, other), count in counts.items():
-        if one != other and processes.rank() == 0:  # within a dataset, its reader has said it
-            print(
+        if one != other:  # within a dataset, its reader has said it
+            processes.say(
                 f"{one} and {other} have the same prompts for {count} classes, so among the classes of all data sets "
-                f"only those of {one} can be predicted",
-                file=sys.stderr,
+                f"only those of {one} can be predicted"
             )
