@@ -136,6 +136,8 @@ def test_training_on_crops_of_the_device_is_training_on_those_of_pil(tmp_path):
         words = [f"root={tmp_path}/{augment}", *noise(), "tasks=1", "epochs=1"]
         assert (outcome := command("train.py", *words, f"data.augment={augment}")).code == 0, outcome.err
         towers[augment] = load_file(next(tmp_path.glob(f"{augment}/**/encoder.safetensors")))
+    again = command("train.py", *words, "data.augment=device")
+    assert "already finished" in again.out, again.err
     start = load_file(next(tmp_path.glob("pil/_base/*.safetensors")))
 
     def distance(one, two):

@@ -18,7 +18,8 @@ from mergestream.data.cache import cached
 from mergestream.data.integrity import check_images
 from mergestream.data.loaders import Loading, spare_workers
 from mergestream.data.source import Source
-from mergestream.data.stream import TaskStream
+from mergestream.data.stream import TaskStream, describe
+from mergestream.data.tasks import Task
 from mergestream.evaluation import Evaluator
 from mergestream.models.clip import Clip, text_head
 from mergestream.models.transforms import Transforms
@@ -65,15 +66,22 @@ class Inputs:
 
     def stream(self, transforms: Transforms, source: Source) -> TaskStream:
         """Return `source`, divided into tasks as the ``stream`` group says."""
-        cfg = self._cfg
-        how = {"source": source, "tasks": cfg.tasks, "seed": cfg.seed}
-        tasks = build(cfg.stream, cfg.allow_targets, without=("name",), **how)
+        cfg, tasks = self._cfg, self._tasks(source)
         loading, images = self._loading(transforms, source), source
         if transforms.recipe is not None:
             size, folder = transforms.recipe.size, Path(cfg.root) / "_data"
             images, side = processes.first_alone(lambda: cached(source, folder, cfg.data.cache, size))
             loading = replace(loading, short_side=side)
         return TaskStream(images, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, loading=loading)
+
+    def description(self) -> dict[str, Any]:
+        """Return what ``stream.json`` would say of the data as they are now. No image is loaded."""
+        source = self.source()
+        return describe(source, self._tasks(source))
+
+    def _tasks(self, source: Source) -> list[Task]:
+        how = {"source": source, "tasks": self._cfg.tasks, "seed": self._cfg.seed}
+        return build(self._cfg.stream, self._cfg.allow_targets, without=("name",), **how)
 
     def _loading(self, transforms: Transforms, source: Source) -> Loading:
         data, device = self._cfg.data, self.device()

@@ -164,27 +164,32 @@ class TaskStream(pl.LightningDataModule):
             yield normalized(there, self.transforms.recipe), *(t.to(device) for t in rest)
 
     def describe(self) -> dict[str, Any]:
-        """Return the content of ``stream.json``: classes, sample counts and hashes of the sample indices per task."""
-        names = self.source.class_names
-        return {
-            "num_classes": self.source.num_classes,
-            "class_order": list(dict.fromkeys(c for task in self.tasks for c in task.classes)),
-            **({"notes": dict(self.source.notes)} if self.source.notes else {}),
-            "tasks": [
-                {
-                    "name": task.name,
-                    "classes": task.classes,
-                    "class_names": [names[c] for c in task.classes],
-                    **{s: len(getattr(task, s)) for s in ("train", "validation", "test")},
-                    **{f"{s}_sha256": _hash(getattr(task, s)) for s in ("train", "validation", "test")},
-                }
-                for task in self.tasks
-            ],
-        }
+        """Return the content of ``stream.json``; see `describe`."""
+        return describe(self.source, self.tasks)
 
     def _generator(self) -> torch.Generator:
         # Without a generator of its own, a loader would draw from the global one, which training uses.
         return torch.Generator().manual_seed(key(self.seed))
+
+
+def describe(source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return the content of ``stream.json``: classes, sample counts and hashes of the sample indices per task."""
+    names = source.class_names
+    return {
+        "num_classes": source.num_classes,
+        "class_order": list(dict.fromkeys(c for task in tasks for c in task.classes)),
+        **({"notes": dict(source.notes)} if source.notes else {}),
+        "tasks": [
+            {
+                "name": task.name,
+                "classes": task.classes,
+                "class_names": [names[c] for c in task.classes],
+                **{s: len(getattr(task, s)) for s in ("train", "validation", "test")},
+                **{f"{s}_sha256": _hash(getattr(task, s)) for s in ("train", "validation", "test")},
+            }
+            for task in tasks
+        ],
+    }
 
 
 def _hash(indices: np.ndarray) -> str:

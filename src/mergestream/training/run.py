@@ -6,11 +6,9 @@ import os
 from contextlib import nullcontext
 
 import torch
-from torchvision.transforms.functional import pil_to_tensor
 
 from mergestream.compose.training import TrainingSettings
 from mergestream.display import tables
-from mergestream.models.transforms import Transforms
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.repair import damage, repair
 from mergestream.runs.results import TaskRecord, assemble, counts_of
@@ -127,9 +125,7 @@ def _finish(session: Session, records: list[TaskRecord]) -> None:
 
 
 def _show_finished(settings: TrainingSettings) -> None:
-    inputs = settings.inputs
-    stream = inputs.stream(Transforms(pil_to_tensor, pil_to_tensor), inputs.source())  # no image is loaded
-    settings.run.require_data(stream.describe())
+    settings.run.require_data(settings.inputs.description())
     show(settings.run, "already finished, nothing to do")
     if settings.fit.evaluate == "each" and None in settings.run.result()["overall"]:
         print("the run was not evaluated after every task; evaluate=each needs a new run, with tag=NAME")
