@@ -229,6 +229,7 @@ STREAM: Mapping[str, Rule] = {
     "data.keep_mb": _number("0 or more", lambda x: x >= 0),
     "data.download": require_bool,
     "data.skip_corrupt": require_bool,
+    "data.forget": require_bool,
     "accelerator": _choice(ACCELERATORS),
     "precision": _choice(PRECISIONS),
     "eval_precision": _choice(PRECISIONS),

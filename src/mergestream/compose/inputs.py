@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import targets
 from mergestream.compose.build import build, device_of
+from mergestream.compose.run import run_of
 from mergestream.data.cache import cached
 from mergestream.data.integrity import check_images
+from mergestream.data.inventory import Inventory, extended, require_unchanged, unmeasured
 from mergestream.data.loaders import Loading, spare_workers
 from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream, describe
@@ -52,8 +54,41 @@ class Inputs:
         """Return the CLIP of the ``model`` group."""
         return build(self._cfg.model, self._cfg.allow_targets, without=("name",))
 
-    def source(self) -> Source:
-        """Return the dataset of the ``dataset`` group, with every image file checked."""
+    def source(self, inventory: Inventory | None = None) -> Source:
+        """Return the dataset of the ``dataset`` group, with every image file checked.
+
+        Args:
+            inventory: of the images of a run whose stream grows; None reads the one that the run keeps.
+
+        Raises:
+            UserError: if images of the run changed or are gone.
+        """
+        run = run_of(self._cfg)
+        if not run.grows:
+            return self._read()
+        if inventory is None:
+            inventory = Inventory.read(run.images() or {})
+            require_unchanged(inventory, forget=self._cfg.data.forget)
+        return inventory.source()
+
+    def arrivals(self) -> Inventory:
+        """Return the images of a run whose stream grows: those of its trained tasks, and whatever is there besides.
+
+        Raises:
+            UserError: if images of a trained task differ; see `extended`.
+        """
+        cfg, run = self._cfg, run_of(self._cfg)
+        known, trained = run.images(), run.started()
+        if known is None:
+            return Inventory.of(self._read())
+        return extended(Inventory.read(known), self._read(trained), trained, forget=cfg.data.forget)
+
+    def _read(self, trained: Sequence[str] = ()) -> Source:
+        """Return the dataset as it is now.
+
+        Args:
+            trained: names of the tasks of which parts may be gone.
+        """
         cfg = self._cfg
         node = cfg.dataset.copy()
         if "root" in node:
@@ -61,18 +96,29 @@ class Inputs:
         suite = {"datasets": self._datasets()} if "datasets" in node else {}
         # `domains` and `order` are for the stream, and `version` for the config hash.
         without = ("name", "domains", "order", "version", *suite)
-        source = build(node, cfg.allow_targets, without=without, **suite)
+        kept = {"trained": list(trained)} if trained else {}
+        source = build(node, cfg.allow_targets, without=without, **suite, **kept)
         return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
 
     def stream(self, transforms: Transforms, source: Source) -> TaskStream:
         """Return `source`, divided into tasks as the ``stream`` group says."""
         cfg, tasks = self._cfg, self._tasks(source)
         loading, images = self._loading(transforms, source), source
+        gone = unmeasured(source) if cfg.data.forget else []
         if transforms.recipe is not None:
             size, folder = transforms.recipe.size, Path(cfg.root) / "_data"
-            images, side = processes.first_alone(lambda: cached(source, folder, cfg.data.cache, size))
+            cache = False if cfg.data.forget else cfg.data.cache  # what is gone cannot be read
+            images, side = processes.first_alone(lambda: cached(source, folder, cache, size))
             loading = replace(loading, short_side=side)
-        return TaskStream(images, tasks, transforms, batch_size=cfg.batch_size, seed=cfg.seed, loading=loading)
+        return TaskStream(
+            images,
+            tasks,
+            transforms,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            loading=loading,
+            unmeasured=[number for number, task in enumerate(tasks) if task.name in gone],
+        )
 
     def description(self) -> dict[str, Any]:
         """Return what ``stream.json`` would say of the data as they are now. No image is loaded."""
@@ -114,14 +160,14 @@ class Inputs:
 
     def _evaluator(self) -> Evaluator:
         plain: Any = OmegaConf.to_container(self._cfg, resolve=True)
-        key = content_hash([plain[name] for name in EVALUATED])
+        key = content_hash([plain[name] for name in EVALUATED] + [run_of(self._cfg).images()])
         if key in self._shared:
             return self._shared[key]
         self._shared.clear()  # before the next one is loaded
         source, clip, device = self.source(), self.clip(), self.device()
         stream = self.stream(clip.transforms, source)
         clip.model.to(device)
-        evaluator = Evaluator(clip, text_head(clip, source.prompts), stream, device)
+        evaluator = Evaluator(clip, text_head(clip, source.prompts, source.class_groups), stream, device)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             self._shared[key] = evaluator
         return evaluator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class TaskStream(pl.LightningDataModule):
         batch_size: samples in a global training batch, all processes together.
         seed: keys the shuffle and the augmentation.
         loading: how images are loaded.
+        unmeasured: indices of the tasks whose test images are gone.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class TaskStream(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         loading: Loading | None = None,
+        unmeasured: Collection[int] = (),
     ):
         super().__init__()
+        self._unmeasured = frozenset(unmeasured)
         self.source, self.tasks, self.transforms = source, list(tasks), transforms
         self.batch_size, self.seed, self.loading = batch_size, seed, loading or Loading()
         self.current = 0
@@ -122,7 +125,9 @@ class TaskStream(pl.LightningDataModule):
             rank, world_size: this process among all; it takes every `world_size`-th sample.
             only: index of a single task; by default all tasks.
         """
-        positions = [getattr(task, split) for t, task in enumerate(self.tasks) if only in (None, t)]
+        gone = self._unmeasured if split == "test" else ()
+        chosen = [(t in gone, getattr(task, split)) for t, task in enumerate(self.tasks) if only in (None, t)]
+        positions = [samples[:0] if is_gone else samples for is_gone, samples in chosen]
         tasks = np.repeat(np.arange(len(self.tasks)) if only is None else [only], [len(p) for p in positions])
         shard, size = slice(rank, None, world_size), max(1, min(256, 2 * self.batch_size))
         samples, tasks = np.concatenate(positions)[shard], tasks[shard]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -70,7 +71,9 @@ class TextHead(nn.Module):
 
 
 @torch.no_grad()
-def text_head(clip: Clip, prompts: Sequence[Sequence[str]], batch_size: int = 256) -> TextHead:
+def text_head(
+    clip: Clip, prompts: Sequence[Sequence[str]], groups: Sequence[int] = (), *, batch_size: int = 256
+) -> TextHead:
     """Return the zero-shot head of Radford et al. 2021, section 3.1.4.
 
     The weight of a class is the average of its normalised prompt embeddings, normalised again.
@@ -78,11 +81,15 @@ def text_head(clip: Clip, prompts: Sequence[Sequence[str]], batch_size: int = 25
     Args:
         clip: the model whose text tower embeds the prompts.
         prompts: the prompts of each class; classes may have different numbers of prompts.
+        groups: how many classes became known at a time; empty if all at once. A forward pass has prompts of one group
+            only, so that the weights of a class do not depend on later classes, to the bit.
         batch_size: prompts per forward pass.
     """
     device = next(clip.model.parameters()).device
-    texts = [text for of_class in prompts for text in of_class]
-    chunks = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+    chunks: list[list[str]] = []
+    for start, end in pairwise([0, *accumulate(groups or [len(prompts)])]):
+        texts = [text for of_class in prompts[start:end] for text in of_class]
+        chunks += [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
     embeddings = [F.normalize(clip.model.encode_text(clip.tokenize(c).to(device)).float(), dim=-1) for c in chunks]
     by_class = torch.cat(embeddings).split([len(of_class) for of_class in prompts])
     weight_CD = F.normalize(torch.stack([of_class.mean(0) for of_class in by_class]), dim=-1)

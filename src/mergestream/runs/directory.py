@@ -120,14 +120,30 @@ class Run:
         keys = ("config", "accuracy", "summary", "timing", "provenance", "zero_shot", "test_samples")
         return self.read(self.metrics, *keys)  # type: ignore[return-value]
 
+    @property
+    def grows(self) -> bool:
+        """Whether tasks can be added to the stream."""
+        return self.tasks is None
+
     def stamp(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return the metadata of every file that the training writes: hashes of θ₀, config and data."""
         return {
             "base_sha256": self.base()["sha256"],
             "config_sha256": config_hash(config, self.base().get("preprocessing")),
-            "data_sha256": content_hash({key: self.stream()[key] for key in ("num_classes", "class_order", "tasks")}),
+            "data_sha256": self.data_hash(),
             "version": __version__,
         }
+
+    def data_hash(self, task: int | None = None) -> str:
+        """Return the hash of the data of a task.
+
+        Args:
+            task: the task, from 0. In a stream that grows, later tasks do not count; None is all tasks.
+        """
+        stream = self.stream()
+        if self.grows:
+            return content_hash(stream["tasks"][: None if task is None else task + 1])
+        return content_hash({key: stream[key] for key in ("num_classes", "class_order", "tasks")})
 
     def require_stamp(self, path: Path, stamp: Mapping[str, str]) -> None:
         """Check that this run wrote a file.
@@ -254,6 +270,8 @@ class Run:
             UserError: if the run was started with other data.
         """
         begun = self.stream()
+        if self.grows:
+            described = {**described, "notes": begun.get("notes")}
         if {key: begun.get(key) for key in described.keys() | {"notes"}} != {"notes": None, **described}:
             raise UserError(
                 f"{readable(self.path)} was started with other data; compare its stream.json. Restore them, or write "
@@ -282,6 +300,18 @@ class Run:
                     f"{key}={begun[key]}, and this command has {key}={preprocessing[key]}, with model={self.model}. "
                     f"Write {instead}."
                 )
+
+    def started(self) -> list[str]:
+        """Return the names of the tasks whose training has begun."""
+        if not (self.path / "stream.json").is_file():
+            return []
+        begun = [index for index, folder in self.task_folders() if any(folder.iterdir())]
+        return [task["name"] for task in self.stream()["tasks"][: max(begun, default=-1) + 1]]
+
+    def images(self) -> dict[str, Any] | None:
+        """Return the content of images.json, the inventory of a stream that grows; None before the run has begun."""
+        path = self.path / "images.json"
+        return self.read(path, "class_names", "prompts", "tasks", "notes") if path.is_file() else None
 
     def stream(self) -> dict[str, Any]:
         """Return the content of stream.json."""
@@ -337,7 +367,10 @@ class Run:
         return (self.path / "config.yaml").exists() or self.finished() or bool(self.task_folders())
 
     def finished(self) -> bool:
-        """Return whether the training has finished."""
+        """Return whether the training has finished, with every task that has arrived."""
+        if self.metrics.is_file() and self.grows:
+            with suppress(UserError):  # damage is found elsewhere
+                return len(self.result()["test_samples"]) == len(self.stream()["tasks"])
         return self.metrics.is_file()
 
     def require_finished(self) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from mergestream.runtime.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -102,3 +104,27 @@ def first_alone(work: Callable[[], T]) -> T:
     finally:
         if is_first():
             dist.barrier(group)
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Return on every process what `work` returns on the first, which alone calls it.
+
+    Raises:
+        UserError: on every process, if `work` raises one.
+    """
+    import torch.distributed as dist
+
+    if not grouped():
+        return work()
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+    found: list[Any] = [None, None]
+    error: UserError | None = None
+    if is_first():
+        try:
+            found[0] = work()
+        except UserError as raised:
+            error, found[1] = raised, str(raised)
+    dist.broadcast_object_list(found, src=0, group=group)
+    if found[1] is not None:
+        raise error or UserError(found[1])
+    return found[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mergestream.compose.training import RunningMergeSettings
 from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
-from mergestream.metrics import Counts
+from mergestream.metrics import Counts, outgrown
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.results import assemble, counts_of
 from mergestream.runtime import files, processes
@@ -30,10 +30,13 @@ class RunningEvaluation:
         run: the run directory.
         config: of the training, for the record.
         settings: strategy, λ, and whether all encoders are kept.
+        tasks: class ids of each task of the stream.
     """
 
-    def __init__(self, run: Run, config: Mapping[str, Any], settings: RunningMergeSettings):
-        self.run, self.config, self.settings = run, config, settings
+    def __init__(
+        self, run: Run, config: Mapping[str, Any], settings: RunningMergeSettings, tasks: Sequence[Sequence[int]]
+    ):
+        self.run, self.config, self.settings, self.tasks = run, config, settings, tasks
         bound = settings.bound
         self.merge = RunningMerge(run.running(bound.strategy.name), bound)
         self.folder = run.path / "merges" / bound.folder(settings.scale)
@@ -47,15 +50,21 @@ class RunningEvaluation:
             measure: ``measure(weights, seen)`` returns counts, computed by all processes together; None after a task
                 that is not evaluated.
         """
+        if index == 0 and self.settings.keep_tasks:
+            self._start_over_if_outgrown()
         path = self._row(index)
-        if path.is_file():
-            self.rows.append(counts_of(files.read_json(path, *Counts.__annotations__)))
+        known = counts_of(files.read_json(path, *Counts.__annotations__)) if path.is_file() else None
+        if path.is_file() and (known is None or len(known["total"]) == len(self.tasks)):
+            self.rows.append(known)
         else:
-            if processes.is_first():
+            if processes.is_first() and not path.is_file():
                 self._merge(index)
             processes.barrier()
-            merged = self.folder / "merged.safetensors"
-            self.rows.append(measure(files.read_tensors(merged), index + 1) if measure is not None else None)
+            if known is not None and self.merge.tasks > index + 1:  # its encoders are gone
+                self.rows.append(outgrown(known, self.tasks))
+            else:
+                merged = self.folder / "merged.safetensors"
+                self.rows.append(measure(files.read_tensors(merged), index + 1) if measure is not None else None)
             processes.barrier()
             if processes.is_first():
                 files.write_json(path, self.rows[-1] or dict.fromkeys(Counts.__annotations__))
@@ -76,6 +85,16 @@ class RunningEvaluation:
         metrics["merge"] = describe(self.settings.bound, self.settings.scale)
         metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
+
+    def _start_over_if_outgrown(self) -> None:
+        """Delete the merge and its evaluations if tasks have arrived since; all encoders are there to make it again."""
+        rows = [self._row(index) for index, _ in self.run.task_folders()]
+        found = [counts_of(files.read_json(path, *Counts.__annotations__)) for path in rows if path.is_file()]
+        if processes.is_first() and any(row is not None and len(row["total"]) < len(self.tasks) for row in found):
+            self.merge.path.unlink(missing_ok=True)
+            for path in rows:
+                path.unlink(missing_ok=True)
+        processes.barrier()
 
     def _merge(self, index: int) -> None:
         base, bound, scale = self.run.base_file(), self.settings.bound, self.settings.scale

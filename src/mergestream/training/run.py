@@ -22,7 +22,7 @@ from mergestream.training.callbacks.progress import StreamProgress
 from mergestream.training.fit import silence_lightning
 from mergestream.training.launcher import join
 from mergestream.training.session import Session
-from mergestream.training.task import consolidate, evaluate, fit, record, restore, save
+from mergestream.training.task import consolidate, evaluate, fit, measure_again, record, restore, save
 
 
 def train(settings: TrainingSettings, signals: Signals) -> None:
@@ -49,11 +49,12 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
         if lock is not None:
             _check_directory(settings)
         processes.barrier()
-        if run.finished():
+        inventory = processes.from_first(settings.inputs.arrivals) if run.grows else None
+        if run.finished() and (inventory is None or inventory.content() == run.images()):
             if lock is not None:
                 _show_finished(settings)
             return
-        session = Session.open(adopt(settings), signals, device, lock)
+        session = Session.open(adopt(settings), signals, device, lock, inventory)
         records = _train_tasks(session)
         session.on_first(_finish, session, records)
 
@@ -71,6 +72,7 @@ def _train_tasks(session: Session) -> list[TaskRecord]:
                 progress.extend(plan.steps)
             if plan.finished:
                 restore(session, plan)
+                measure_again(session, plan)
             else:
                 progress.start(plan.index)
                 fitted = fit(session, plan, parent, progress)
@@ -125,7 +127,8 @@ def _finish(session: Session, records: list[TaskRecord]) -> None:
 
 
 def _show_finished(settings: TrainingSettings) -> None:
-    settings.run.require_data(settings.inputs.description())
+    if not settings.run.grows:
+        settings.run.require_data(settings.inputs.description())
     show(settings.run, "already finished, nothing to do")
     if settings.fit.evaluate == "each" and None in settings.run.result()["overall"]:
         print("the run was not evaluated after every task; evaluate=each needs a new run, with tag=NAME")

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from mergestream.compose.training import TrainingSettings
+from mergestream.data.inventory import Inventory
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
 from mergestream.evaluation import evaluate
@@ -102,11 +103,23 @@ class Session:
     setup_seconds: float
 
     @classmethod
-    def open(cls, settings: TrainingSettings, signals: Signals, device: torch.device, lock: Lock | None) -> Session:
-        """Load data and weights, and write the first files of the run; nothing is written if data or weights fail."""
+    def open(
+        cls,
+        settings: TrainingSettings,
+        signals: Signals,
+        device: torch.device,
+        lock: Lock | None,
+        inventory: Inventory | None,
+    ) -> Session:
+        """Load data and weights, and write the first files of the run; nothing is written if data or weights fail.
+
+        Args:
+            settings, signals, device, lock: see `Session`.
+            inventory: the images of a stream that grows; None for other streams.
+        """
         began = time.monotonic()
         run, inputs = settings.run, settings.inputs
-        source = processes.first_alone(inputs.source)  # downloads and decodes what is new
+        source = inventory.source() if inventory else processes.first_alone(inputs.source)  # downloads what is new
         clip = inputs.clip()
         settings, said = decide(settings, device, clip.encoder)
         logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
@@ -114,13 +127,13 @@ class Session:
         training = stream.joined() if settings.method.data == "all" else stream
         clip.model.to(device)
         _prepare(clip.encoder, settings, device)
-        head = text_head(clip, stream.source.prompts)
+        head = text_head(clip, source.prompts, source.class_groups)
         base = {name: tensor.detach().cpu().clone() for name, tensor in clip.encoder.state_dict().items()}
         if lock is not None:
             print(*said, sep="\n", end="\n" * bool(said))
-            _write_start(settings, stream, clip, base)
+            _write_start(settings, stream, clip, base, inventory)
         processes.barrier()
-        stamp = run.stamp(settings.config)
+        stamp, heads = run.stamp(settings.config), [task.classes for task in stream.tasks]
         return cls(
             settings=settings,
             signals=signals,
@@ -134,7 +147,7 @@ class Session:
             base=base,
             stamp=stamp,
             plans=_plans(settings, training, len(stream), stamp["base_sha256"]),
-            merging=RunningEvaluation(run, settings.config, settings.merge) if settings.merge else None,
+            merging=RunningEvaluation(run, settings.config, settings.merge, heads) if settings.merge else None,
             encode=torch.compile(clip.encoder) if settings.fit.compile else clip.encoder,
             zero_shot=evaluate(
                 clip.encoder, head, stream, seen=0, device=device, precision=settings.fit.eval_precision
@@ -175,6 +188,11 @@ class Session:
         """Return the counts of the encoder on all tasks, of which it has been trained on the first `seen`."""
         where: dict[str, Any] = {"device": self.device, "precision": self.settings.fit.eval_precision}
         return evaluate(self.encoder, self.head, self.stream, seen=seen, **where)
+
+    def stamp_of(self, plan: TaskPlan) -> dict[str, str]:
+        """Return the metadata of the files of a task."""
+        known = None if self.settings.method.data == "all" else plan.index
+        return {**self.stamp, "data_sha256": self.run.data_hash(known), "task": str(plan.index)}
 
     def steps_left(self) -> int:
         """Return the optimizer steps of the tasks that are not finished."""
@@ -238,15 +256,25 @@ def _is_due(evaluate: int | str, task: int) -> bool:
     return evaluate == "each" or (not isinstance(evaluate, str) and task % evaluate == 0)
 
 
-def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, base: Mapping[str, Tensor]) -> None:
+def _write_start(
+    settings: TrainingSettings,
+    stream: TaskStream,
+    clip: Clip,
+    base: Mapping[str, Tensor],
+    inventory: Inventory | None,
+) -> None:
     """Write what is known before the training, or check that it agrees with what the run was started with."""
     run, model = settings.run, settings.run.model
     preprocessing = {**clip.preprocessing, **stream.loading.preprocessing}
     described = {"stream": run.stream_name, **stream.describe()}
-    if (run.path / "stream.json").exists():
-        run.require_data(described)
-    else:
+    if not (run.path / "stream.json").exists():
         files.write_json(run.path / "stream.json", described)
+    elif inventory is None:
+        run.require_data(described)
+    elif run.stream() != described:
+        _extend(run, described, jointly=settings.method.data == "all")
+    if inventory is not None and run.images() != inventory.content():
+        files.write_json(run.path / "images.json", inventory.content())  # after stream.json, which says what has arrived
     _, sha256 = store_base(run.root, base)
     if (run.path / "base.json").exists():
         if (begun := run.base()["sha256"]) != sha256:
@@ -264,3 +292,24 @@ def _write_start(settings: TrainingSettings, stream: TaskStream, clip: Clip, bas
         files.write_json(run.path / "base.json", {**known, "begun": begun_in, "clip_parameters": parameters})
     if not (run.path / "config.yaml").exists():
         run.claim(settings.config)
+
+
+def _extend(run: Run, described: Mapping[str, Any], *, jointly: bool) -> None:
+    """Write the stream with the tasks that have arrived.
+
+    Raises:
+        UserError: if a task whose training has begun would change.
+    """
+    begun, now = run.stream()["tasks"], described["tasks"]
+    for number, name in enumerate(run.started()):
+        if now[number] != begun[number]:
+            raise UserError(
+                f"a task that arrives must leave the trained ones as they are; task {name} of {readable(run.path)} "
+                f"would change, with stream={run.stream_name}. Write tag=NAME to start a second run"
+            )
+    if jointly and run.started():
+        raise UserError(
+            f"method={run.method} trains on all tasks at once, so it takes no tasks later; {len(now) - len(begun)} "
+            f"arrived in {readable(run.path)}. Write tag=NAME to train on all of them in a second run"
+        )
+    files.write_json(run.path / "stream.json", described)

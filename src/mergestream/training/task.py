@@ -43,7 +43,7 @@ def restore(session: Session, plan: TaskPlan) -> None:
     is_last = index + 1 == len(session.plans) or not session.plans[index + 1].finished
     kept = run.encoder(index).is_file()
     if kept or is_last:
-        run.require_stamp(run.encoder(index), {**session.stamp, "task": str(index)})
+        run.require_stamp(run.encoder(index), session.stamp_of(plan))
         session.encoder.load_state_dict(files.read_tensors(run.encoder(index)))
     state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
     # With keep_tasks=false only the files of the last finished task are there, and they are enough.
@@ -77,7 +77,7 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
         encode=session.encode,
         accumulate=settings.fit.accumulate,
     )
-    label, marks = f"task {index + 1} of {len(session.plans)}", {**session.stamp, "task": str(index), "parent": parent}
+    label, marks = f"task {index + 1} of {len(session.plans)}", {**session.stamp_of(plan), "parent": parent}
     health = Health(label)
     saving = Checkpointing(run.checkpoint(index), label, settings.fit, health, session.signals, session.lock)
     session.on_first(_remove_stale_checkpoint, session, index, parent)
@@ -115,6 +115,26 @@ def evaluate(session: Session, plan: TaskPlan) -> tuple[Counts | None, float]:
     began = time.monotonic()
     counts = session.evaluate(plan.seen) if plan.evaluated else None
     return counts, time.monotonic() - began
+
+
+def measure_again(session: Session, plan: TaskPlan) -> None:
+    """Evaluate a restored task on the tasks that have arrived since, among their classes too, and record it.
+
+    What cannot be measured because its encoder is gone becomes None; see `outgrown`.
+    """
+    run, count = session.run, len(session.stream)
+    known = run.record(plan.index)
+    if known["total"] is None or len(known["total"]) == count:
+        return
+    seconds, counts = 0.0, None
+    if run.encoder(plan.index).is_file():
+        counts, seconds = evaluate(session, plan)
+    elif plan.evaluated:
+        counts = outgrown(counts_of(known), session.stream)
+    measured = counts or dict.fromkeys(Counts.__annotations__)
+    spent = {**known["seconds"], "evaluation": known["seconds"]["evaluation"] + seconds}
+    session.on_first(files.write_json, run.evaluation(plan.index), {**known, **measured, "seconds": spent})
+    processes.barrier()
 
 
 def record(
