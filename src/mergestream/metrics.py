@@ -57,6 +57,27 @@ def row(counts: Counts, seen: int) -> Row:
     )
 
 
+def outgrown(counts: Counts, tasks: Sequence[Sequence[int]]) -> Counts:
+    """Return the counts of an encoder that is gone, for a stream to which tasks have been added since.
+
+    What holds on among the classes of one task, or of the tasks seen by then, stays. What was counted among all classes
+    is None if there are more classes now, and so is everything about the new tasks.
+
+    Args:
+        counts: as they were measured.
+        tasks: class ids of each task now.
+    """
+    known = len(counts["total"])
+    lacking: list[None] = [None] * (len(tasks) - known)
+    same = set().union(*tasks) == set().union(*tasks[:known])
+    return {
+        "total": [*counts["total"], *lacking],
+        "agnostic": [*(counts["agnostic"] if same else [None] * known), *lacking],
+        "aware": [*counts["aware"], *lacking],
+        "seen_correct": [*counts["seen_correct"], *lacking],
+    }
+
+
 def summarize(accuracy: ArrayLike, zero_shot: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Summarize an accuracy matrix R [T, T], where R[i, j] is the accuracy on task j after task i, both from 1.
 

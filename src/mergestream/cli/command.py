@@ -83,7 +83,7 @@ class Command:
             context = HydraConfig.get()
             if context.mode != RunMode.MULTIRUN:
                 _exit_with(error)
-            _print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
+            print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
             self.failed.append(context.job.override_dirname)
 
     def _run(self, main: Callable[[], None]) -> None:
@@ -133,11 +133,12 @@ def _explain(error: BaseException) -> str:
 
 
 def _exit_with(error: BaseException) -> None:
-    _print_error(_explain(error))
+    print_error(_explain(error))
     sys.exit(1)
 
 
-def _print_error(message: str) -> None:
-    # One line, whatever control characters were typed.
+def print_error(message: str) -> None:
+    """Print an error on one line of stderr."""
+    # Whatever control characters were typed.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     print(f"error: {shown}", file=sys.stderr)

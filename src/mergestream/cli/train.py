@@ -6,18 +6,42 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from mergestream.cli.command import Command
+from mergestream.cli.command import Command, print_error
+from mergestream.runtime import processes
+from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Signals
 
 if TYPE_CHECKING:  # takes as long to import as Hydra itself
+    from mergestream.compose.training import TrainingSettings
     from mergestream.runs.directory import Run
 
 
 def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     from mergestream.compose.training import training_settings
-    from mergestream.training.launcher import device_count, launch
+    from mergestream.training.arrivals import last_change, wait_for_change
 
     settings = training_settings(cfg)
+    if settings.watch is None:
+        _train(settings, signals)
+        return
+    changed = last_change(settings.watched)
+    _train(settings, signals)
+    while True:
+        signals.listen()  # Lightning has its own handlers
+        print(f"waiting for tasks to arrive in {settings.watched}; Ctrl-C ends it")
+        changed = wait_for_change(settings.watched, changed, settings.watch)
+        try:
+            _train(settings, signals)
+        except UserError as error:  # the next change may mend it
+            print_error(str(error))
+
+
+def _train(settings: TrainingSettings, signals: Signals) -> None:
+    """Train what is there, and bring the merges of the run up to date."""
+    from mergestream.compose.merging import outgrown_merges
+    from mergestream.merging.run import merge_run
+    from mergestream.training.launcher import device_count, launch
+
     devices = device_count(settings.devices, settings.fit.accelerator)
     launch(
         _train_here,
@@ -27,6 +51,10 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
         max_restarts=settings.max_restarts,
         signals=signals,
     )
+    if settings.run.grows and processes.is_first():
+        with processes.alone():
+            for merge in outgrown_merges(settings.run):
+                merge_run(merge)
 
 
 def _train_here(config: dict[str, Any], run: Run, signals: Signals) -> None:

@@ -52,6 +52,11 @@ def check_training(cfg: DictConfig) -> None:
         raise UserError(
             f"accumulate must be at most batch_size={cfg.batch_size}, which it divides; got accumulate={cfg.accumulate}"
         )
+    if cfg.watch is not None and cfg.tasks is not None:
+        raise UserError(
+            f"watch needs a stream that grows, such as dataset=folder stream=folders; got watch={cfg.watch} with "
+            f"stream={cfg.stream.name}"
+        )
     if not cfg.keep_tasks and not cfg.merge_every_task:
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
 
@@ -253,6 +258,7 @@ TRAINING: Mapping[str, Rule] = {
     "checkpoint.every_epochs": _or_null(_whole(1)),
     "checkpoint.every_minutes": _or_null(_number("at least 0, or null for never", lambda x: x >= 0)),
     "repair": require_bool,
+    "watch": _or_null(_number("positive, in seconds", lambda x: x > 0)),
     "merge_every_task": require_bool,
     "keep_tasks": require_bool,
     "strategy._partial_": _bound,

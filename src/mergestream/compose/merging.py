@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mergestream.compose.run import recorded, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
 from mergestream.runs.directory import Run
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
 
@@ -115,7 +117,24 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
                 f"{key} applies only when merging files (base, checkpoints, out); got {key}={cfg[key]}. Remove it"
             )
     checks.check_stream(cfg)
-    run, compared = trained_run(cfg, MERGE_KEYS)
+    return _run_merge(cfg, *trained_run(cfg, MERGE_KEYS), shared)
+
+
+def outgrown_merges(run: Run) -> Iterator[RunMerge]:
+    """Yield the settings of the merges of a run that lack tasks which have arrived since, from their own records.
+
+    Raises:
+        UserError: if a record is damaged.
+    """
+    for path in sorted(run.path.glob("merges/*/metrics.json")):
+        made = files.read_json(path, "config", "test_samples", own=True)
+        of_merge = "candidates" in made["config"]  # the training itself keeps the others up to date
+        if of_merge and len(made["test_samples"]) < len(run.stream()["tasks"]):
+            yield _run_merge(DictConfig(made["config"]), run, [], {})
+
+
+def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str, Any]) -> RunMerge:
+    bound = bound_strategy(cfg)
     return RunMerge(
         run=run,
         config=recorded(cfg),

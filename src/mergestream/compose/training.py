@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,6 +97,8 @@ class TrainingSettings:
         logger: (path, config) → logger of Lightning, or None.
         devices: processes, or ``auto``.
         max_restarts: how often lost processes are started again.
+        watch: seconds between two looks for tasks that arrive; None is not to wait for any.
+        watched: where they arrive.
     """
 
     run: Run
@@ -108,6 +111,8 @@ class TrainingSettings:
     logger: Callable[..., Any]
     devices: int | str
     max_restarts: int
+    watch: float | None
+    watched: Path
 
 
 def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettings:
@@ -161,6 +166,8 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         logger=partial(build, cfg.logger, allowed),
         devices=cfg.devices,
         max_restarts=cfg.launcher.max_restarts,
+        watch=cfg.watch,
+        watched=Path(str(cfg.dataset.get("path", ""))).expanduser(),
     )
 
 

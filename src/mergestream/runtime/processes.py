@@ -62,11 +62,25 @@ def environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+_works_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block, work as if this were the only process, though it may have joined a group."""
+    global _works_alone
+    _works_alone = True
+    try:
+        yield
+    finally:
+        _works_alone = False
+
+
 def grouped() -> bool:
-    """Return whether this process has joined a process group."""
+    """Return whether this process works together with those of a process group."""
     import torch.distributed as dist  # takes seconds, and a report needs no torch
 
-    return dist.is_available() and dist.is_initialized()
+    return not _works_alone and dist.is_available() and dist.is_initialized()
 
 
 def shard() -> tuple[int, int]:

@@ -88,12 +88,13 @@ class RunningEvaluation:
 
     def _start_over_if_outgrown(self) -> None:
         """Delete the merge and its evaluations if tasks have arrived since; all encoders are there to make it again."""
-        rows = [self._row(index) for index, _ in self.run.task_folders()]
-        found = [counts_of(files.read_json(path, *Counts.__annotations__)) for path in rows if path.is_file()]
-        if processes.is_first() and any(row is not None and len(row["total"]) < len(self.tasks) for row in found):
-            self.merge.path.unlink(missing_ok=True)
-            for path in rows:
-                path.unlink(missing_ok=True)
+        if processes.is_first():
+            rows = [path for index, _ in self.run.task_folders() if (path := self._row(index)).is_file()]
+            found = [counts_of(files.read_json(path, *Counts.__annotations__)) for path in rows]
+            if any(row is not None and len(row["total"]) < len(self.tasks) for row in found):
+                self.merge.path.unlink(missing_ok=True)
+                for path in rows:
+                    path.unlink()
         processes.barrier()
 
     def _merge(self, index: int) -> None:

@@ -124,6 +124,7 @@ def measure_again(session: Session, plan: TaskPlan) -> None:
     """
     run, count = session.run, len(session.stream)
     known = run.record(plan.index)
+    processes.barrier()  # all have read it before one writes it
     if known["total"] is None or len(known["total"]) == count:
         return
     seconds, counts = 0.0, None
