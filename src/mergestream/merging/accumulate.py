@@ -1,9 +1,9 @@
-"""The merge of all tasks so far, updated after each task; takes the space of one encoder."""
+"""The merge of the tasks so far, updated after each task; takes the space of one encoder."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,11 +18,57 @@ from mergestream.strategies.strategy import BoundStrategy
 from mergestream.strategies.task_arithmetic import task_arithmetic
 
 
+@dataclass
+class Accumulation:
+    """The merged task vector of some tasks, in memory.
+
+    Args:
+        bound: a strategy with `running`, and its options.
+        result: the strategy's result before `finalize`, in float32, by tensor name.
+        tasks: how many tasks are in it.
+        inputs: content hashes of θ₀ and of each encoder in it.
+    """
+
+    bound: BoundStrategy
+    result: dict[str, Tensor] = field(default_factory=dict)
+    tasks: int = 0
+    inputs: list[str] = field(default_factory=list)
+
+    def add(self, base: Path, encoder: Path) -> None:
+        """Merge the encoder of the next task into it.
+
+        Args:
+            base: the file of θ₀.
+            encoder: the file of the encoder.
+        """
+        tau, (base_hash, encoder_hash) = merged_task_vector(base, [encoder], task_arithmetic.bind({}))
+        past, strategy = self.result, self.bound.strategy
+        self.result = {
+            name: (past[name] + new if past else new)
+            if is_statistic(name)
+            else strategy.accumulate(torch.stack([past[name], new] if past else [new]), **self.bound.options)
+            for name, new in tau.items()
+        }
+        self.inputs = [*(self.inputs or [base_hash]), encoder_hash]
+        self.tasks += 1
+
+    def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
+        finalize = self.bound.strategy.finalize
+
+        def finished(name: str, tau: Tensor) -> Tensor:
+            if is_statistic(name):
+                return tau / self.tasks
+            return finalize(tau, self.tasks) if finalize else tau
+
+        return {name: finished(name, tau) for name, tau in self.result.items()}, self.inputs
+
+
 @dataclass(frozen=True)
 class RunningMerge:
-    """The merged task vector of the tasks so far, such as MagMax's extremes or the sum of an average.
+    """The merged task vector of the tasks so far in a file, such as MagMax's extremes or the sum of an average.
 
-    The file holds the strategy's result before `finalize`, in float32, and the number of tasks in it. For a strategy
+    It holds the strategy's result before `finalize`, in float32, and the number of tasks in it. For a strategy
     with `running`, merging it with the next task vector gives the merge of all of them, to the bit.
 
     Args:
@@ -74,30 +120,16 @@ class RunningMerge:
             raise UserError(
                 f"a running merge takes one task after the other; {self.path} holds {done} tasks, got task {task + 1}"
             )
-        tau, (base_hash, encoder_hash) = merged_task_vector(base, [encoder], task_arithmetic.bind({}))
-        past = self._read()
-        strategy, options = self.bound.strategy, self.bound.options
-        result = {
-            name: (past[name] + new if past else new)
-            if is_statistic(name)
-            else strategy.accumulate(torch.stack([past[name], new] if past else [new]), **options)
-            for name, new in tau.items()
-        }
-        inputs = [*(self._inputs() or [base_hash]), encoder_hash]
-        files.write_tensors(self.path, result, provenance(self.bound, inputs, tasks=task + 1))
+        merged = self._read(done)
+        merged.add(base, encoder)
+        files.write_tensors(self.path, merged.result, provenance(self.bound, merged.inputs, tasks=merged.tasks))
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
-        result, tasks, finalize = self._read(), self.tasks, self.bound.strategy.finalize
-        for name, tau in result.items():
-            if is_statistic(name):
-                result[name] = tau / tasks
-            elif finalize:
-                result[name] = finalize(tau, tasks)
-        return result, self._inputs()
+        return self._read(self.tasks).task_vector()
 
-    def _read(self) -> dict[str, Tensor]:
-        return files.read_tensors(self.path) if self.path.is_file() else {}
-
-    def _inputs(self) -> list[str]:
-        return json.loads(files.read_metadata(self.path)["inputs"]) if self.path.is_file() else []
+    def _read(self, tasks: int) -> Accumulation:
+        if not tasks:
+            return Accumulation(self.bound)
+        inputs = json.loads(files.read_metadata(self.path)["inputs"])
+        return Accumulation(self.bound, files.read_tensors(self.path), tasks, inputs)

@@ -17,7 +17,7 @@ from mergestream.compose.merging import FileMerge, RunMerge
 from mergestream.compose.overrides import MERGE_KEYS
 from mergestream.display import tables
 from mergestream.evaluation import Evaluator
-from mergestream.merging.accumulate import RunningMerge
+from mergestream.merging.accumulate import Accumulation, RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector
 from mergestream.merging.export import export
@@ -237,9 +237,17 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int], Me
     running = run.running(bound.strategy.name)
     if run.keeps_tasks() or not running.is_file():
         paths, parameters = run.trained_encoders(encoders), run.base()["clip_parameters"]
-        return lambda count: merged_task_vector(
-            base, paths[:count], bound, clip_parameters=parameters, device=settings.device, say=print
-        )
+        prefixes = Accumulation(bound)  # reads each encoder once, where one merge after the other would read T² / 2
+
+        def merged(count: int) -> MergedTaskVector:
+            if settings.prefixes and bound.strategy.running and count == prefixes.tasks + 1:
+                prefixes.add(base, paths[prefixes.tasks])
+                return prefixes.task_vector()
+            return merged_task_vector(
+                base, paths[:count], bound, clip_parameters=parameters, device=settings.device, say=print
+            )
+
+        return merged
     kept = RunningMerge(running, bound)
     if kept.tasks != encoders:
         raise UserError(
