@@ -130,11 +130,11 @@ def test_methods(method, tmp_path):
 @pytest.mark.parametrize("stream", options("stream"))
 def test_streams(stream):
     suite = ["dataset=eight_datasets", "dataset.datasets=[digits]", "dataset.domains=1"]
-    of = {"domain": ["dataset=glyphs"], "dataset": suite}
+    of = {"domain": ["dataset=glyphs"], "dataset": suite, "folders": suite}
     cfg = config("train", *of.get(stream, ["tasks=5"]), f"stream={stream}")
     assert cfg.stream.name == stream
     OmegaConf.resolve(cfg)
-    assert len(stream_of(cfg)) == {"domain": 6, "dataset": 1}.get(stream, 5)
+    assert len(stream_of(cfg)) == {"domain": 6, "dataset": 1, "folders": 1}.get(stream, 5)
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mergestream.cli.command import Command, print_error
 from mergestream.runtime import processes
@@ -45,7 +45,7 @@ def _train(settings: TrainingSettings, signals: Signals) -> None:
     devices = device_count(settings.devices, settings.fit.accelerator)
     launch(
         _train_here,
-        settings.config,
+        OmegaConf.to_container(cfg),  # resolved by now; what is recorded may say less, such as no number of tasks
         settings.run,
         devices=devices,
         max_restarts=settings.max_restarts,

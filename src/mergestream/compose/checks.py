@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose.overrides import typed
+from mergestream.compose.run import data_decide_tasks
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
@@ -222,7 +223,7 @@ STREAM: Mapping[str, Rule] = {
     "model.name": _folder_name,
     "method.id": _folder_name,
     "root": _folder,
-    "tasks": _whole(1),
+    "tasks": _or_null(_whole(1)),
     "seed": _whole(0, 2**32 - 1),
     "batch_size": _whole(1),
     "dataset.version": _version,
@@ -316,12 +317,16 @@ def _require_groups(cfg: DictConfig, groups: tuple[str, ...]) -> None:
 
 def _check_dataset(cfg: DictConfig) -> None:
     """Check that the stream can divide the dataset."""
-    suite, domains = "datasets" in cfg.dataset, "domains" in cfg.dataset
-    if cfg.stream.name == "domain" and (suite or not domains):
+    suite, domains, own = "datasets" in cfg.dataset, "domains" in cfg.dataset, "path" in cfg.dataset
+    if cfg.stream.name == "domain" and (suite or not (domains or own)):
         raise UserError(
-            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet or glyphs; "
+            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet, glyphs or folder; "
             f"got dataset={cfg.dataset.name}"
         )
+    if cfg.stream.name == "folders" and not own:
+        raise UserError(f"stream=folders needs data of your own, dataset=folder; got dataset={cfg.dataset.name}")
+    if cfg.tasks is None and not data_decide_tasks(cfg):
+        raise UserError(f"tasks must be a whole number, 1 or more, with stream={cfg.stream.name}; got tasks=null")
     if cfg.stream.name == "domain" and cfg.dataset.get("mirror") is not None:
         raise UserError(f"stream=domain needs the official files; dataset.mirror={cfg.dataset.mirror} has no domains")
     if suite and cfg.dataset.domains != len(cfg.dataset.datasets):
@@ -342,6 +347,11 @@ def _check_epochs(cfg: DictConfig) -> None:
     if not isinstance(cfg.epochs, ListConfig):
         require_whole("epochs", cfg.epochs, 1)
         return
+    if data_decide_tasks(cfg):
+        raise UserError(
+            f"epochs must be one number with stream={cfg.stream.name}, whose data decide the number of tasks; "
+            f"got epochs={cfg.epochs}. Write for example epochs=10."
+        )
     if any(not is_whole(n) or n < 1 for n in cfg.epochs) or len(cfg.epochs) != cfg.tasks:
         raise UserError(
             f"epochs must be a whole number, or a list with one for each of the {cfg.tasks} tasks; "

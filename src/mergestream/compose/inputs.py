@@ -127,7 +127,7 @@ class Inputs:
 
     def _tasks(self, source: Source) -> list[Task]:
         how = {"source": source, "tasks": self._cfg.tasks, "seed": self._cfg.seed}
-        return build(self._cfg.stream, self._cfg.allow_targets, without=("name",), **how)
+        return build(self._cfg.stream, self._cfg.allow_targets, without=("name", "layout"), **how)
 
     def _loading(self, transforms: Transforms, source: Source) -> Loading:
         data, device = self._cfg.data, self.device()

@@ -15,6 +15,11 @@ from mergestream.runs.directory import Run
 COMPARED = ("dataset", "stream", "model", "method", "tasks", "seed")
 
 
+def data_decide_tasks(cfg: DictConfig) -> bool:
+    """Return whether a stream has as many tasks as its data, which may grow: ``tasks`` then names no run."""
+    return cfg.stream.name == "folders" or (cfg.stream.name == "domain" and "domains" not in cfg.dataset)
+
+
 def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
     """Return the run that a config names.
 
@@ -30,7 +35,8 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
     }
     options = {group: chosen(group, names[group]) for group in ("dataset", "model", "method")}
     tag = None if cfg.tag is None else str(cfg.tag)
-    return Run(Path(cfg.root), **names, tasks=cfg.tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
+    tasks = None if data_decide_tasks(cfg) else cfg.tasks
+    return Run(Path(cfg.root), **names, tasks=tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
 
 
 def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str]]:
@@ -41,4 +47,5 @@ def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:
     """Return a resolved config as it is written into files."""
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return {**config, "tasks": None} if data_decide_tasks(cfg) else config

@@ -1,4 +1,4 @@
-"""The four ways to divide a dataset into tasks, one function per option of the ``stream`` group."""
+"""The ways to divide a dataset into tasks, one function per option of the ``stream`` group."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def class_incremental(source: Source, *, tasks: int, seed: int, order: str, vali
     )
 
 
-def domain_incremental(source: Source, *, tasks: int, seed: int, order: str, validation: float) -> list[Task]:
+def domain_incremental(source: Source, *, tasks: int | None, seed: int, order: str, validation: float) -> list[Task]:
     """Make a task of each domain of a dataset, with all classes in every task.
 
     Args:
         source: a dataset with domains.
-        tasks: T, the number of domains.
+        tasks: T, the number of domains; None is as many as there are.
         seed: draws the shuffled domain order and the validation samples.
         order: domain order: natural, shuffled, or one that the dataset publishes (paper).
         validation: fraction of every domain's training samples to hold out for validation, in [0, 1).
@@ -99,11 +99,34 @@ def dataset_incremental(source: Source, *, tasks: int, seed: int, validation: fl
     return _domain_tasks(source, domains, heads, tasks, seed, validation)
 
 
+def folder_incremental(source: Source, *, tasks: int | None, seed: int, validation: float) -> list[Task]:
+    """Make a task of each task that the data name, with the classes that it has. A class may come in several tasks.
+
+    Args:
+        source: a dataset with domains that have classes of their own, such as `folder` with ``layout=tasks``.
+        tasks: T, the number of tasks; None is as many as there are.
+        seed: draws the validation samples.
+        validation: fraction of every task's training samples to hold out for validation, in [0, 1).
+
+    Raises:
+        UserError: if the data have no tasks, or `tasks` is not their number.
+    """
+    if not source.domain_classes:
+        raise UserError("stream=folders needs data with tasks; write dataset.layout=tasks, or stream=class")
+    domains, heads = list(range(len(source.domain_names))), source.domain_classes
+    return _domain_tasks(source, domains, heads, tasks, seed, validation)
+
+
 def _domain_tasks(
-    source: Source, domains: Sequence[int], heads: Sequence[Sequence[int]], tasks: int, seed: int, validation: float
+    source: Source,
+    domains: Sequence[int],
+    heads: Sequence[Sequence[int]],
+    tasks: int | None,
+    seed: int,
+    validation: float,
 ) -> list[Task]:
     """One task per domain: domains[t] with the class ids heads[domains[t]]."""
-    if tasks != len(domains):
+    if tasks not in (None, len(domains)):
         raise UserError(
             f"tasks must be {len(domains)}, one for each of {', '.join(source.domain_names)}; got tasks={tasks}"
         )

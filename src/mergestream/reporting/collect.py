@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mergestream.reporting.rows import MEASURES, ROW
+from mergestream.runs.directory import stream_folder
 from mergestream.runs.identity import deciding, equal_hash
 from mergestream.runs.results import SCHEMA_VERSION, Metrics
 from mergestream.runtime import files
@@ -80,7 +81,8 @@ class _Result:
         """Return whether the run directory has the path that its config determines."""
         line = self.line
         tag = f"-{line['tag']}" if line["tag"] else ""
-        stream, seed = f"{line['stream']}-{line['tasks']}", f"seed-{line['seed']}{tag}"
+        tasks = line["tasks"] if self.metrics["config"].get("tasks", 0) is not None else None
+        stream, seed = stream_folder(line["stream"], tasks), f"seed-{line['seed']}{tag}"
         return self.folder.resolve().parts[-5:] == (line["dataset"], stream, line["model"], line["method"], seed)
 
 

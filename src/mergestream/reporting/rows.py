@@ -55,7 +55,8 @@ def without_scale(name: str) -> str:
 
 def benchmark_title(dataset: str, stream: str, tasks: int, model: str) -> str:
     """Return the title of a benchmark, such as "digits, class-incremental, 5 tasks, tiny"."""
-    return f"{dataset}, {stream}-incremental, {tasks} tasks, {model}"
+    kind = "folder" if stream == "folders" else stream
+    return f"{dataset}, {kind}-incremental, {tasks} tasks, {model}"
 
 
 def is_bound(lines: pd.DataFrame) -> pd.Series:

@@ -1,6 +1,6 @@
 """The run directory: which config leads to it, what it holds, and whether it still holds what was written.
 
-<root>/<dataset>/<stream>-<tasks>/<model>/<method>/seed-<seed>[-<tag>]/
+<root>/<dataset>/<stream>[-<tasks>]/<model>/<method>/seed-<seed>[-<tag>]/
   config.yaml  stream.json  base.json  metrics.json
   task-00/encoder.safetensors  task-00/evaluation.json  …  (task-NN/checkpoint.safetensors during training)
   merges/<strategy>-<scale>/merged.safetensors  metrics.json
@@ -44,7 +44,7 @@ class Run:
     Args:
         root: folder of all results.
         dataset, stream_name, model, method: names of the options of these config groups.
-        tasks: T.
+        tasks: T; None where the data decide it, so that tasks can be added.
         seed: of the run.
         tag: tells apart runs that agree in everything else of the path.
         options: by config group, the option that was typed where it differs from the name, as in ``dataset=folder``.
@@ -54,7 +54,7 @@ class Run:
     root: Path
     dataset: str
     stream_name: str
-    tasks: int
+    tasks: int | None
     model: str
     method: str
     seed: int
@@ -66,12 +66,14 @@ class Run:
     def path(self) -> Path:
         """The directory."""
         last = f"seed-{self.seed}" + ("" if self.tag is None else f"-{self.tag}")
-        return self.root.joinpath(self.dataset, f"{self.stream_name}-{self.tasks}", self.model, self.method, last)
+        stream = stream_folder(self.stream_name, self.tasks)
+        return self.root.joinpath(self.dataset, stream, self.model, self.method, last)
 
     @property
     def command(self) -> str:
         """The command that starts or continues the run, for messages."""
-        words = [f"dataset={self.options.get('dataset', self.dataset)}", f"tasks={self.tasks}"]
+        words = [f"dataset={self.options.get('dataset', self.dataset)}"]
+        words += [f"tasks={self.tasks}"] * (self.tasks is not None)
         words += [f"{group}={self.options.get(group, getattr(self, group))}" for group in ("method", "model")]
         words += [f"seed={self.seed}"] + [f"stream={self.stream_name}"] * (self.stream_name != "class")
         words += [f"tag={self.tag}"] * (self.tag is not None) + [f"root={self.root}"] * (self.root != Path("runs"))
@@ -386,6 +388,11 @@ class Run:
             raise UserError(
                 f"a finished run is needed; {self.path} has only {done} tasks. To continue it, type: {self.command}"
             )
+
+
+def stream_folder(stream_name: str, tasks: int | None) -> str:
+    """Return the name of the folder of a stream's runs; see `Run`."""
+    return stream_name if tasks is None else f"{stream_name}-{tasks}"
 
 
 def store_base(root: Path, tensors: Mapping[str, Tensor]) -> tuple[Path, str]:
