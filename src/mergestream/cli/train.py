@@ -21,23 +21,30 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     from mergestream.training.arrivals import last_change, wait_for_change
 
     settings = training_settings(cfg)
+    config = OmegaConf.to_container(cfg)  # resolved by now; what is recorded may say less, such as no number of tasks
     if settings.watch is None:
-        _train(settings, signals)
+        _train(settings, config, signals)
         return
     changed = last_change(settings.watched)
-    _train(settings, signals)
+    _train(settings, config, signals)
     while True:
         signals.listen()  # Lightning has its own handlers
         print(f"waiting for tasks to arrive in {settings.watched}; Ctrl-C ends it")
         changed = wait_for_change(settings.watched, changed, settings.watch)
         try:
-            _train(settings, signals)
+            _train(settings, config, signals)
         except UserError as error:  # the next change may mend it
             print_error(str(error))
 
 
-def _train(settings: TrainingSettings, signals: Signals) -> None:
-    """Train what is there, and bring the merges of the run up to date."""
+def _train(settings: TrainingSettings, config: Any, signals: Signals) -> None:
+    """Train what is there, and bring the merges of the run up to date.
+
+    Args:
+        settings: of the run.
+        config: what they were made from.
+        signals: of this process.
+    """
     from mergestream.compose.merging import outgrown_merges
     from mergestream.merging.run import merge_run
     from mergestream.training.launcher import device_count, launch
@@ -45,7 +52,7 @@ def _train(settings: TrainingSettings, signals: Signals) -> None:
     devices = device_count(settings.devices, settings.fit.accelerator)
     launch(
         _train_here,
-        OmegaConf.to_container(cfg),  # resolved by now; what is recorded may say less, such as no number of tasks
+        config,
         settings.run,
         devices=devices,
         max_restarts=settings.max_restarts,

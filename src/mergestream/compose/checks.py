@@ -53,7 +53,7 @@ def check_training(cfg: DictConfig) -> None:
         raise UserError(
             f"accumulate must be at most batch_size={cfg.batch_size}, which it divides; got accumulate={cfg.accumulate}"
         )
-    if cfg.watch is not None and cfg.tasks is not None:
+    if cfg.watch is not None and not data_decide_tasks(cfg):
         raise UserError(
             f"watch needs a stream that grows, such as dataset=folder stream=folders; got watch={cfg.watch} with "
             f"stream={cfg.stream.name}"

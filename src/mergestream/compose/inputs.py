@@ -65,7 +65,7 @@ class Inputs:
         """
         run = run_of(self._cfg)
         if not run.grows:
-            return self._read()
+            return self._checked(self._read())
         if inventory is None:
             inventory = Inventory.read(run.images() or {})
             require_unchanged(inventory, forget=self._cfg.data.forget)
@@ -80,8 +80,10 @@ class Inputs:
         cfg, run = self._cfg, run_of(self._cfg)
         known, trained = run.images(), run.started()
         if known is None:
-            return Inventory.of(self._read())
-        return extended(Inventory.read(known), self._read(trained), trained, forget=cfg.data.forget)
+            return Inventory.of(self._checked(self._read()))
+        listed = self._read(trained)
+        others = self._checked(listed.without_domains(trained))
+        return extended(Inventory.read(known), listed, others, trained, forget=cfg.data.forget)
 
     def _read(self, trained: Sequence[str] = ()) -> Source:
         """Return the dataset as it is now.
@@ -97,8 +99,10 @@ class Inputs:
         # `domains` and `order` are for the stream, and `version` for the config hash.
         without = ("name", "domains", "order", "version", *suite)
         kept = {"trained": list(trained)} if trained else {}
-        source = build(node, cfg.allow_targets, without=without, **suite, **kept)
-        return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
+        return build(node, cfg.allow_targets, without=without, **suite, **kept)
+
+    def _checked(self, source: Source) -> Source:
+        return check_images(source, Path(self._cfg.root) / "_data", skip_corrupt=self._cfg.data.skip_corrupt)
 
     def stream(self, transforms: Transforms, source: Source) -> TaskStream:
         """Return `source`, divided into tasks as the ``stream`` group says."""

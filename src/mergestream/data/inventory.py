@@ -144,12 +144,15 @@ class Inventory:
         return [count for count in np.diff(latest).tolist() if count]
 
 
-def extended(known: Inventory, fresh: Source, trained: Collection[str], *, forget: bool) -> Inventory:
+def extended(
+    known: Inventory, listed: Source, others: Source, trained: Collection[str], *, forget: bool
+) -> Inventory:
     """Return an inventory with the trained tasks of `known` as they are, and all other tasks as they are now.
 
     Args:
         known: of the run.
-        fresh: the dataset as it is now.
+        listed: the dataset as it is now.
+        others: the same without the images of the trained tasks, and without corrupt ones.
         trained: names of the tasks whose training has begun.
         forget: ``data.forget``; see `require_unchanged`.
 
@@ -157,10 +160,10 @@ def extended(known: Inventory, fresh: Source, trained: Collection[str], *, forge
         UserError: if images of a trained task differ, or a task arrived that sorts before a trained one.
     """
     kept = [task for task in known.tasks if task.name in trained]
-    _require_no_more(kept, fresh, known.notes)
+    _require_no_more(kept, listed, known.notes)
     require_unchanged(replace(known, tasks=kept), forget=forget)
-    now = Inventory.of(fresh, without=trained)
-    names = _order(known, [task.name for task in now.tasks], fresh.domain_names, trained)
+    now = Inventory.of(others, without=trained)
+    names = _order(known, [task.name for task in now.tasks], listed.domain_names, trained)
     ids = {name: number for number, name in enumerate(_class_order(known, now, kept, names))}
     texts = dict(zip((*now.class_names, *known.class_names), (*now.prompts, *known.prompts), strict=True))
 
@@ -173,8 +176,9 @@ def extended(known: Inventory, fresh: Source, trained: Collection[str], *, forge
 
     by_name = {task.name: renumbered(task, now.class_names) for task in now.tasks}
     by_name |= {task.name: renumbered(task, known.class_names) for task in kept}
-    corrupt = {*known.notes.get(LEFT_OUT, ()), *fresh.notes.get(LEFT_OUT, ())}  # type: ignore[misc]
-    notes = {**fresh.notes, **({LEFT_OUT: sorted(corrupt)} if corrupt else {})}
+    corrupt = {*known.notes.get(LEFT_OUT, ()), *others.notes.get(LEFT_OUT, ())}  # type: ignore[misc]
+    notes = {**others.notes, **{task.name: known.notes[task.name] for task in kept if task.name in known.notes}}
+    notes |= {LEFT_OUT: sorted(corrupt)} if corrupt else {}
     return Inventory(list(ids), [texts[name] for name in ids], [by_name[name] for name in names], notes)
 
 
@@ -216,13 +220,13 @@ def _lost_test_images(task: TaskFiles, forget: bool) -> int:
     return 0 if forget and missing == len(task.test.paths) else missing
 
 
-def _require_no_more(kept: Sequence[TaskFiles], fresh: Source, notes: Mapping[str, Any]) -> None:
+def _require_no_more(kept: Sequence[TaskFiles], listed: Source, notes: Mapping[str, Any]) -> None:
     """Check that the trained tasks have no images that they were not trained with."""
-    here: dict[str, list[str]] = {name: [] for name in fresh.domain_names}
-    for split in (fresh.train, fresh.test):
+    here: dict[str, list[str]] = {name: [] for name in listed.domain_names}
+    for split in (listed.train, listed.test):
         assert split.domains is not None  # of a dataset whose tasks are its domains
         for position, path in image_paths(split.images):
-            here[fresh.domain_names[split.domains[position]]].append(path)
+            here[listed.domain_names[split.domains[position]]].append(path)
     for task in kept:
         known = {*task.train.paths, *task.test.paths, *notes.get(LEFT_OUT, ())}
         if more := sorted(set(here.get(task.name, ())) - known):

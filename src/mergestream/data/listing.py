@@ -54,7 +54,7 @@ def find_splits(top: Path) -> tuple[Path, Path] | None:
     named = [name for names in found.values() for name in names]
     if not named:
         return None
-    others = [name for name in unnamed if any(_files(top / name, Counter()))]
+    others = [name for name in unnamed if any(find_pictures(top / name, Counter()))]
     tests = found["test"] or found["validation"]
     twice = next((names for names in found.values() if len(names) > 1), [])
     if twice or others or not found["train"] or not tests:
@@ -83,7 +83,7 @@ def list_classes(top: Path) -> Listing:
     for name in folders:
         if not name.isprintable():
             raise UserError(f"a class folder must have a readable name for its prompt; got {top / name}. Rename it")
-        of_class = list(_files(top / name, skipped))
+        of_class = list(find_pictures(top / name, skipped))
         if not of_class:
             raise UserError(f"dataset.path must hold images in every class; {top / name} has none")
         paths += of_class
@@ -102,7 +102,7 @@ def first_picture(top: Path) -> str | None:
     return min((name for name in names if _extension(name) in extensions()), default=None)
 
 
-def _files(top: Path, skipped: Counter[str]) -> Iterator[str]:
+def find_pictures(top: Path, skipped: Counter[str]) -> Iterator[str]:
     """Yield the picture files below a folder, sorted, and count the other files by extension."""
     for root, names in sorted(_walk(top)):
         for name in sorted(filter(_is_visible, names)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import Formatter
 
@@ -83,6 +83,16 @@ class Source:
     def num_classes(self) -> int:
         """The number of classes, C."""
         return len(self.class_names)
+
+    def without_domains(self, names: Collection[str]) -> Source:
+        """Return the dataset without the images of some domains; classes and domains keep their numbers."""
+
+        def split(whole: Split) -> Split:
+            assert whole.domains is not None  # the domains have names
+            others = [number for number, name in enumerate(self.domain_names) if name not in names]
+            return whole.subset(np.flatnonzero(np.isin(whole.domains, others)))
+
+        return replace(self, train=split(self.train), test=split(self.test))
 
     def without_classes(self, classes: Sequence[int]) -> Source:
         """Return the dataset without some classes and their images; the others are renumbered."""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from mergestream.data.listing import find_folders, find_splits, first_picture, kind_of_split, list_classes
+from mergestream.data.listing import (
+    find_folders,
+    find_pictures,
+    find_splits,
+    first_picture,
+    kind_of_split,
+    list_classes,
+)
 from mergestream.data.parts import Files, Part, joined, natural_key
 from mergestream.data.source import Source
 from mergestream.runtime import processes
@@ -21,6 +28,7 @@ def folder(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     layout: str = "classes",
+    trained: Collection[str] = (),
 ) -> Source:
     """Return a directory of images as a dataset, with one class per folder, named after the folder.
 
@@ -31,6 +39,7 @@ def folder(
         test_fraction, split_seed: see `split_by_name`.
         layout: ``classes``; or ``tasks``, where the directory has a folder of that kind for each task, in the order of
             `natural_key`. Classes of the same name are one class, and tasks are the domains of the dataset.
+        trained: names of tasks of which any part may be gone; all of their images are training images.
 
     Raises:
         UserError: if there is no such directory, its splits are incomplete, two classes share a prompt, or a class has
@@ -46,24 +55,31 @@ def folder(
     if layout == "classes":
         parts = [read("", skipped=skipped)]
     else:
-        parts, trained = [], set[str]()
-        for name in _tasks(top):
-            parts.append(read(name, skipped=skipped, before=trained))
-            trained.update(parts[-1].train.classes)
+        parts, classes = [], set[str]()
+        for name in _tasks(top, trained):
+            if name in trained:
+                parts.append(_remains(top, name, classes))
+            else:
+                parts.append(read(name, skipped=skipped, before=classes))
+                classes.update(parts[-1].train.classes)
     _report_skipped(skipped)
     return joined(parts, templates)
 
 
-def _tasks(top: Path) -> list[str]:
+def _tasks(top: Path, trained: Collection[str]) -> list[str]:
     """Return the names of the task folders, in order.
+
+    Args:
+        top: the folder of all.
+        trained: names of tasks that may be gone.
 
     Raises:
         UserError: if there are none, they are splits, one has pictures without a class, or its name is not text.
     """
     names = sorted(find_folders(top), key=natural_key)
-    if not names:
+    if not names and not trained:
         raise UserError(f"dataset.path must hold a folder for each task, with a folder for each class; {top} has none")
-    if all(map(kind_of_split, names)):
+    if names and all(map(kind_of_split, names)):
         raise UserError(
             f"dataset.path must hold a folder for each task, with a folder for each class; {top} has "
             f"{', '.join(names)}, which are splits. Put them into a folder of their own, or write stream=class"
@@ -118,6 +134,25 @@ def _part(
         earlier = "" if before is None else " or in the training images of an earlier task"
         raise UserError(f"{splits[1] / strange[0]} must also be a class in {splits[0]}{earlier}; it is not")
     return Part(name, Files(trained.paths, trained.classes), Files(tested.paths, tested.classes), {})
+
+
+def _remains(top: Path, name: str, classes: set[str]) -> Part:
+    """Return the images that are left of a trained task.
+
+    Args:
+        top: the folder of all tasks.
+        name: of the task.
+        classes: gets the names of its class folders, which may be empty.
+    """
+    kinds = {kind_of_split(folder): folder for folder in find_folders(top / name)}
+    splits = [kinds.get("train"), kinds.get("test", kinds.get("validation"))]
+    found = Files([], [])
+    for here in [top / name / split for split in splits if split is not None] or [top / name]:
+        for folder in find_folders(here):
+            paths = list(find_pictures(here / folder, Counter()))
+            found = Files(found.paths + paths, found.classes + [folder] * len(paths))
+            classes.add(folder)
+    return Part(name, found, Files([], []), {})
 
 
 def _report_skipped(skipped: Counter[str]) -> None:
