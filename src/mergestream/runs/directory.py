@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from mergestream import __version__
 from mergestream.runs.identity import FORMER, FORMER_PREPROCESSING, config_hash, content_hash, deciding
-from mergestream.runs.results import Metrics, TaskRecord
+from mergestream.runs.results import COUNTED, Metrics, TaskRecord
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError, first_line, program
 from mergestream.runtime.processes import cores
@@ -112,8 +112,7 @@ class Run:
 
     def record(self, index: int) -> TaskRecord:
         """Return the record of a finished task: its counts, its files and their checksums."""
-        keys = ("total", "agnostic", "aware", "seen_correct", "files", "seconds")
-        return self.read(self.evaluation(index), *keys)  # type: ignore[return-value]
+        return self.read(self.evaluation(index), *COUNTED, "files", "seconds")  # type: ignore[return-value]
 
     def result(self) -> Metrics:
         """Return the content of metrics.json."""

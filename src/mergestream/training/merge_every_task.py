@@ -13,7 +13,7 @@ from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.metrics import Counts
 from mergestream.runs.directory import Run, readable
-from mergestream.runs.results import assemble, counts_of
+from mergestream.runs.results import COUNTED, assemble, counts_of
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
 
@@ -49,7 +49,7 @@ class RunningEvaluation:
         """
         path = self._row(index)
         if path.is_file():
-            self.rows.append(counts_of(files.read_json(path, *Counts.__annotations__)))
+            self.rows.append(counts_of(files.read_json(path, *COUNTED)))
         else:
             if processes.is_first():
                 self._merge(index)
@@ -72,7 +72,8 @@ class RunningEvaluation:
             hashes: of θ₀ and data, for the provenance.
         """
         seen = list(range(1, len(self.rows) + 1))
-        metrics = assemble("merge", self.config, zero_shot, self.rows, seen, timing, devices)
+        heads = [task["classes"] for task in self.run.stream()["tasks"]]
+        metrics = assemble("merge", self.config, zero_shot, self.rows, seen, timing, devices, heads)
         metrics["merge"] = describe(self.settings.bound, self.settings.scale)
         metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
