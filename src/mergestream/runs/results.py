@@ -168,15 +168,19 @@ def assemble(
 def _per_class(zero_shot: Counts, rows: Sequence[Counts | None], table: Sequence[Row | None]) -> PerClass:
     """Return what is known of single classes: the counts of the last row, and the means of every row."""
     last = rows[-1] if rows else zero_shot
-    means = [None if r is None else r.classes for r in table]
     return {
         "total": last.get("class_total") if last else None,
         "correct": last.get("class_correct") if last else None,
-        "macro": [m and m.macro for m in means],
-        "seen": [m and m.seen for m in means],
-        "unseen": [m and m.unseen for m in means],
-        "harmonic": [m and m.harmonic for m in means],
+        "macro": _means(table, "macro"),
+        "seen": _means(table, "seen"),
+        "unseen": _means(table, "unseen"),
+        "harmonic": _means(table, "harmonic"),
     }
+
+
+def _means(table: Sequence[Row | None], name: str) -> list[float | None]:
+    """Return one of the `ClassMeans` of every row; None where it is not known."""
+    return [None if r is None or r.classes is None else getattr(r.classes, name) for r in table]
 
 
 def _class_summary(table: Sequence[Row | None], whole: bool) -> dict[str, float]:
@@ -186,12 +190,11 @@ def _class_summary(table: Sequence[Row | None], whole: bool) -> dict[str, float]
         table: the rows.
         whole: whether there is one after each task.
     """
-    means = [None if r is None else r.classes for r in table]
-    last = means[-1]
-    summary = {"macro_accuracy": float("nan") if last is None else last.macro}
-    steps = means[:-1] if whole else []  # after the last task, no class is unseen
+    last = _means(table, "macro")[-1]
+    summary = {"macro_accuracy": float("nan") if last is None else last}
+    steps = table[:-1] if whole else []  # after the last task, no class is unseen
     for key, name in (("seen_classes", "seen"), ("unseen_classes", "unseen"), ("harmonic_mean", "harmonic")):
-        values = [m and getattr(m, name) for m in steps]
+        values = _means(steps, name)
         known = [value for value in values if value is not None]
         summary[key] = float(np.mean(known)) if known and len(known) == len(values) else float("nan")
     return summary
