@@ -65,7 +65,7 @@ def test_the_merge_that_the_values_name(choose, root, words, run_at):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["encoder=4"], "encoder must be merge, base, or a task of the run, from 1 to 3; got encoder=4"),
         (["encoder=0"], "the number of a task, 1 or more; got encoder=0"),
@@ -76,10 +76,10 @@ def test_the_merge_that_the_values_name(choose, root, words, run_at):
         (["optimizer.lr=1"], "a run directory holds one config;"),
     ],
 )
-def test_what_cannot_be_chosen(choose, words, message, monkeypatch):
+def test_what_cannot_be_chosen(choose, overrides, message, monkeypatch):
     monkeypatch.setattr("mergestream.compose.run.COMPARED", ("dataset", "optimizer"))  # as if it were typed
     with pytest.raises(UserError, match=re.escape(message)):
-        choose(*words)
+        choose(*overrides)
 
 
 def test_an_encoder_that_was_dropped_or_altered(choose, root, run_at):
