@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mergestream.metrics import row, summarize
+from mergestream.metrics import ClassMeans, class_means, row, summarize
 
 R = [[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.5, 0.7, 1.0]]
 ZERO_SHOT = [0.4, 0.3, 0.2]
@@ -41,3 +41,12 @@ def test_accuracies_by_hand():
     assert (result.task_agnostic, result.task_aware) == ([0.25, 0.5], [0.5, 1.0])
     assert (result.overall, result.seen) == (0.4, 0.75)
     assert row(counts, seen=0).seen is None
+
+
+def test_means_over_classes_by_hand():
+    total, correct = [10, 4, 0, 2], [5, 4, 0, 1]  # a class without samples counts nowhere
+    found = class_means(total, correct, seen=[0, 2])
+    assert found == ClassMeans(macro=2 / 3, seen=0.5, unseen=0.75, harmonic=pytest.approx(2 * 0.5 * 0.75 / 1.25))
+    assert class_means(total, correct, range(4)) == ClassMeans(2 / 3, 2 / 3, None, None)
+    assert class_means(total, correct, []) == ClassMeans(2 / 3, None, 2 / 3, None)
+    assert class_means([1, 1], [0, 0], [0]).harmonic == 0

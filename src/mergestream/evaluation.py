@@ -1,4 +1,4 @@
-"""Evaluation of encoders: counts of correct predictions per task, from one pass over a split."""
+"""Evaluation of encoders: counts of correct predictions per task and class, from one pass over a split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mergestream.runtime.precision import autocast
 
 
 class TaskAccuracy(Metric):
-    """Counts of correct predictions per task (see `Counts`), summed exactly over batches and processes.
+    """Counts of correct predictions per task and per class (see `Counts`), summed exactly over batches and processes.
 
     Args:
         task_classes: class ids of each task.
@@ -34,6 +34,8 @@ class TaskAccuracy(Metric):
     agnostic: Tensor
     aware: Tensor
     seen_correct: Tensor
+    class_total: Tensor
+    class_correct: Tensor
 
     def __init__(self, task_classes: Sequence[Sequence[int]], num_classes: int, seen: int):
         super().__init__()
@@ -45,6 +47,8 @@ class TaskAccuracy(Metric):
         self.register_buffer("seen_C", allowed_TC[:seen].any(0), persistent=False)
         for name in ("total", "agnostic", "aware", "seen_correct"):
             self.add_state(name, torch.zeros(len(task_classes), dtype=torch.long), dist_reduce_fx="sum")
+        for name in ("class_total", "class_correct"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits_BC: Tensor, labels_B: Tensor, tasks_B: Tensor) -> None:
         """Add the counts of a batch: logits [B, C], class ids [B], tasks [B]."""
@@ -56,7 +60,10 @@ class TaskAccuracy(Metric):
             return logits_BC.masked_fill(~allowed, -torch.inf).argmax(-1) == labels_B
 
         self.total += torch.bincount(tasks_B, minlength=len(self.total))
-        self.agnostic += count(logits_BC.argmax(-1) == labels_B)
+        right_B = logits_BC.argmax(-1) == labels_B
+        self.agnostic += count(right_B)
+        self.class_total += torch.bincount(labels_B, minlength=len(self.class_total))
+        self.class_correct += torch.bincount(labels_B[right_B], minlength=len(self.class_correct))
         self.aware += count(correct(self.allowed_TC[tasks_B]))
         if self.seen:
             self.seen_correct += count(correct(self.seen_C) & (tasks_B < self.seen))
@@ -68,6 +75,8 @@ class TaskAccuracy(Metric):
             "agnostic": self.agnostic.tolist(),
             "aware": self.aware.tolist(),
             "seen_correct": self.seen_correct.tolist(),
+            "class_total": self.class_total.tolist(),
+            "class_correct": self.class_correct.tolist(),
         }
 
 

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import isnan
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
+from typing_extensions import NotRequired
 
 
 class Counts(TypedDict):
-    """Numbers of samples and of correct predictions of one encoder, one entry per task.
+    """Numbers of samples and of correct predictions of one encoder, one entry per task, then one per class.
+
+    An entry is None where it was not measured; see `outgrown`.
 
     - total: samples
     - agnostic: correct among all classes
     - aware: correct among the classes of the sample's own task
     - seen_correct: correct among the classes of the tasks seen so far; 0 for later tasks
+    - class_total: samples of each class; None in records of versions that did not count them
+    - class_correct: correct among all classes, of each class; None likewise
     """
 
     total: list[int]
     agnostic: list[int]
     aware: list[int]
     seen_correct: list[int]
+    class_total: NotRequired[list[int] | None]
+    class_correct: NotRequired[list[int] | None]
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Means of the accuracies on single classes, as fractions, all among all classes.
+
+    Args:
+        macro: the mean over all classes that have samples.
+        seen, unseen: the means over the classes that are part of a task seen so far, and over the others; None if there
+            are none.
+        harmonic: 2 · seen · unseen / (seen + unseen) (Xian et al. 2018); 0 if both are 0, None if one is None.
+    """
+
+    macro: float
+    seen: float | None
+    unseen: float | None
+    harmonic: float | None
 
 
 @dataclass(frozen=True)
@@ -30,30 +56,70 @@ class Row:
     """Accuracies of one encoder as fractions: one row of the accuracy matrix.
 
     Args:
-        task_agnostic, task_aware: accuracy on each task, among all classes and among the classes of the task.
-        overall: accuracy on all samples, among all classes.
+        task_agnostic, task_aware: accuracy on each task, among all classes and among the classes of the task; NaN where
+            it is unknown.
+        overall: accuracy on all samples, among all classes; NaN if it is unknown for a task.
         seen: accuracy on the samples of the tasks seen so far, among their classes; None before the first task.
+        classes: means over classes; None if the samples of each class were not counted.
     """
 
     task_agnostic: list[float]
     task_aware: list[float]
     overall: float
     seen: float | None
+    classes: ClassMeans | None = None
 
 
-def row(counts: Counts, seen: int) -> Row:
-    """Return the accuracies of an encoder that has been trained on the first `seen` tasks."""
+def class_means(total: Sequence[int], correct: Sequence[int], seen: Iterable[int]) -> ClassMeans:
+    """Return the means over classes of one encoder.
+
+    Args:
+        total: samples of each class; a class without samples has no accuracy and counts nowhere.
+        correct: correct predictions of each class.
+        seen: ids of the classes seen so far.
+    """
+    known = set(seen)
+    accuracy = {c: k / n for c, (k, n) in enumerate(zip(correct, total, strict=True)) if n}
+
+    def mean(values: list[float]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    of_seen = mean([value for c, value in accuracy.items() if c in known])
+    of_unseen = mean([value for c, value in accuracy.items() if c not in known])
+    harmonic = None
+    if of_seen is not None and of_unseen is not None:
+        harmonic = 2 * of_seen * of_unseen / (of_seen + of_unseen) if of_seen + of_unseen else 0.0
+    return ClassMeans(sum(accuracy.values()) / len(accuracy), of_seen, of_unseen, harmonic)
+
+
+def row(counts: Counts, seen: int, heads: Sequence[Sequence[int]] = ()) -> Row:
+    """Return the accuracies of an encoder that has been trained on the first `seen` tasks.
+
+    Args:
+        counts: of the encoder.
+        seen: the number of these tasks.
+        heads: class ids of each task; without them, there are no means over classes.
+    """
     total = counts["total"]
+    classes, correct = counts.get("class_total"), counts.get("class_correct")
 
-    def fractions(correct: list[int]) -> list[float]:
-        return [c / n if n else float("nan") for c, n in zip(correct, total, strict=True)]
+    def fractions(correct: Sequence[int | None]) -> list[float]:
+        return [c / n if n and c is not None else float("nan") for c, n in zip(correct, total, strict=True)]
 
-    of_seen = sum(total[:seen])
+    def fraction(correct: Sequence[int | None], of: Sequence[int | None]) -> float:
+        known = [(c, n) for c, n in zip(correct, of, strict=True) if c is not None and n is not None]
+        count = sum(n for _, n in known)
+        return sum(c for c, _ in known) / count if count and len(known) == len(of) else float("nan")
+
+    of_seen = fraction(counts["seen_correct"][:seen], total[:seen])
     return Row(
         task_agnostic=fractions(counts["agnostic"]),
         task_aware=fractions(counts["aware"]),
-        overall=sum(counts["agnostic"]) / sum(total),
-        seen=sum(counts["seen_correct"]) / of_seen if of_seen else None,
+        overall=fraction(counts["agnostic"], total),
+        seen=None if isnan(of_seen) else of_seen,
+        classes=class_means(classes, correct, chain.from_iterable(heads[:seen]))
+        if heads and classes and correct
+        else None,
     )
 
 
@@ -70,11 +136,14 @@ def outgrown(counts: Counts, tasks: Sequence[Sequence[int]]) -> Counts:
     known = len(counts["total"])
     lacking: list[None] = [None] * (len(tasks) - known)
     same = set().union(*tasks) == set().union(*tasks[:known])
+    agnostic = counts["agnostic"] if same else [None] * known
     return {
-        "total": [*counts["total"], *lacking],
-        "agnostic": [*(counts["agnostic"] if same else [None] * known), *lacking],
-        "aware": [*counts["aware"], *lacking],
-        "seen_correct": [*counts["seen_correct"], *lacking],
+        "total": [*counts["total"], *lacking],  # type: ignore[list-item]
+        "agnostic": [*agnostic, *lacking],  # type: ignore[list-item]
+        "aware": [*counts["aware"], *lacking],  # type: ignore[list-item]
+        "seen_correct": [*counts["seen_correct"], *lacking],  # type: ignore[list-item]
+        "class_total": None,
+        "class_correct": None,
     }
 
 

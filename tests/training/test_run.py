@@ -193,6 +193,7 @@ def test_two_processes_equal_one(method, tmp_path):
     ours, theirs = files.read_json(one.metrics), files.read_json(two.metrics)
     assert ours["test_samples"] == theirs["test_samples"]
     assert ours["zero_shot"] == theirs["zero_shot"]
+    assert ours["per_class"]["total"] == theirs["per_class"]["total"] == [6] * 6
     assert (ours["environment"]["processes"], theirs["environment"]["processes"]) == (1, 2)
 
 

@@ -31,6 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
 STATISTICS = ("average", "base", "recompute")
 SELECT = "select"
+MERGE_OF_ALL, BASE = "merge", "base"  # values of `encoder`, besides the number of a task
 
 
 def check_stream(cfg: DictConfig) -> None:
@@ -77,6 +78,13 @@ def check_analysis(cfg: DictConfig) -> None:
     """Check the keys of analyze.yaml."""
     _require_groups(cfg, ("analysis", "strategy"))
     _apply(ANALYSIS, cfg)
+    check_stream(cfg)
+
+
+def check_encoder(cfg: DictConfig) -> None:
+    """Check the keys that name an encoder of a run, and those of common.yaml."""
+    _require_groups(cfg, ("strategy",))
+    _apply(ENCODER, cfg)
     check_stream(cfg)
 
 
@@ -195,6 +203,21 @@ def _scales(key: str, value: Any) -> None:
         raise UserError(f"{key} must be a number, different numbers such as [0.3,0.5], or select; got {key}={value}")
 
 
+def _encoder(key: str, value: Any) -> None:
+    if value not in (MERGE_OF_ALL, BASE) and not (is_whole(value) and value >= 1):
+        raise UserError(
+            f"{key} must be {MERGE_OF_ALL} (of all tasks), {BASE} (θ₀), or the number of a task, 1 or more; "
+            f"got {key}={value}"
+        )
+
+
+def _one_scale(key: str, value: Any) -> None:
+    if value != SELECT and value is not None and not is_number(value):
+        raise UserError(
+            f"{key} must be one number, {SELECT}, or null for the strategy's own, to name a merge; got {key}={value}"
+        )
+
+
 def _auto_or_bool(key: str, value: Any) -> None:
     if value != "auto" and not isinstance(value, bool):
         raise UserError(f"{key} must be auto, true or false; got {key}={value}")
@@ -279,6 +302,13 @@ MERGE: Mapping[str, Rule] = {
     "dtype": _choice(DTYPES, null="that of the base"),
     "on_mismatch": _choice(MISMATCHES),
     "overwrite": require_bool,
+    "bn": _choice(STATISTICS),
+}
+ENCODER: Mapping[str, Rule] = {
+    "encoder": _encoder,
+    "strategy._partial_": _bound,
+    "strategy.scale": _number("finite"),
+    "lambda": _one_scale,
     "bn": _choice(STATISTICS),
 }
 ANALYSIS: Mapping[str, Rule] = {

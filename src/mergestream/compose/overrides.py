@@ -20,6 +20,7 @@ NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "
 MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "export")
 MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
 ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
+ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
 COMMANDS = ("train", "merge", "analyze", "report")
 NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 

@@ -144,9 +144,7 @@ class Inventory:
         return [count for count in np.diff(latest).tolist() if count]
 
 
-def extended(
-    known: Inventory, listed: Source, others: Source, trained: Collection[str], *, forget: bool
-) -> Inventory:
+def extended(known: Inventory, listed: Source, others: Source, trained: Collection[str], *, forget: bool) -> Inventory:
     """Return an inventory with the trained tasks of `known` as they are, and all other tasks as they are now.
 
     Args:

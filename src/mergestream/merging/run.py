@@ -215,7 +215,8 @@ class _Merging:
         # The command need not repeat the config of the training, but the record holds it.
         config = self.settings.config | {k: value for k, value in trained["config"].items() if k not in OWN_KEYS}
         config["eval_precision"] = self.evaluator.precision
-        metrics = assemble("merge", config, self.zero_shot, evaluated.rows[scale], evaluated.seen, self.timing)
+        rows, heads = evaluated.rows[scale], [task.classes for task in self.stream.tasks]
+        metrics = assemble("merge", config, self.zero_shot, rows, evaluated.seen, self.timing, heads=heads)
         metrics["merge"] = describe(self.settings.bound, scale, tried, self.settings.changed)
         metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
         return metrics

@@ -19,6 +19,10 @@ MEASURES = {
     "bwt": "backward transfer",
     "fwt": "forward transfer",
     "transfer": "transfer",
+    "macro_accuracy": "mean over classes",
+    "seen_classes": "seen classes",
+    "unseen_classes": "unseen classes",
+    "harmonic_mean": "harmonic mean",
 }
 BOUNDS = ("zeroshot", "joint")  # methods that a continual learner is compared with, but does not compete with
 # (method, strategy, options) → name, besides the paper's; others are named "method + strategy".

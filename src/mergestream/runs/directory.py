@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from mergestream import __version__
 from mergestream.runs.identity import FORMER, FORMER_PREPROCESSING, config_hash, content_hash, deciding
-from mergestream.runs.results import Metrics, TaskRecord
+from mergestream.runs.results import COUNTED, Metrics, TaskRecord
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError, first_line, program
 from mergestream.runtime.processes import cores
@@ -72,12 +72,21 @@ class Run:
     @property
     def command(self) -> str:
         """The command that starts or continues the run, for messages."""
+        return self.command_of("train")
+
+    def command_of(self, script: str, *more: str) -> str:
+        """Return the command of a script that names this run, for messages.
+
+        Args:
+            script: train, merge or another one.
+            more: further words.
+        """
         words = [f"dataset={self.options.get('dataset', self.dataset)}"]
         words += [f"tasks={self.tasks}"] * (self.tasks is not None)
         words += [f"{group}={self.options.get(group, getattr(self, group))}" for group in ("method", "model")]
         words += [f"seed={self.seed}"] + [f"stream={self.stream_name}"] * (self.stream_name != "class")
         words += [f"tag={self.tag}"] * (self.tag is not None) + [f"root={self.root}"] * (self.root != Path("runs"))
-        return " ".join([program("train"), *words, *self.extra])
+        return " ".join([program(script), *words, *self.extra, *more])
 
     def with_method(self, method: str) -> Run:
         """Return the run of another method that agrees in everything else."""
@@ -114,8 +123,7 @@ class Run:
 
     def record(self, index: int) -> TaskRecord:
         """Return the record of a finished task: its counts, its files and their checksums."""
-        keys = ("total", "agnostic", "aware", "seen_correct", "files", "seconds")
-        return self.read(self.evaluation(index), *keys)  # type: ignore[return-value]
+        return self.read(self.evaluation(index), *COUNTED, "files", "seconds")  # type: ignore[return-value]
 
     def result(self) -> Metrics:
         """Return the content of metrics.json."""
@@ -342,27 +350,31 @@ class Run:
         Raises:
             UserError: if one is missing, was altered, or was trained from another θ₀.
         """
-        sha256 = self.base()["sha256"]
-        paths = [self.encoder(index) for index in range(count)]
-        for path in paths:
-            if not path.is_file() and not self.keeps_tasks():
-                kept = ", ".join(f"strategy={p.stem}" for p in sorted((self.path / "running").glob("*.safetensors")))
-                raise UserError(
-                    f"{readable(self.path)} was trained with keep_tasks=false, so only {kept} can be merged, with the "
-                    "options of its training"
-                )
         with ThreadPoolExecutor(cores()) as pool:  # hashing releases the interpreter lock
-            checks = [pool.submit(files.verify, path) for path in paths]
-        for index, (path, check) in enumerate(zip(paths, checks, strict=True)):
-            try:
-                checksum = check.result()
-            except UserError as error:
-                raise UserError(f"{error}. {self.advice}") from error
-            if files.read_metadata(path).get("base_sha256") != sha256:
-                raise UserError(f"{readable(path)} was trained from another θ₀ than base.json names")
-            if checksum != self.record(index)["files"].get(path.name):
-                raise UserError(f"{readable(path)} is not the encoder that was evaluated. {self.advice}")
-        return paths
+            return list(pool.map(self.trained_encoder, range(count)))
+
+    def trained_encoder(self, index: int) -> Path:
+        """Check and return the file of the encoder after task `index`.
+
+        Raises:
+            UserError: if it is missing, was altered, or was trained from another θ₀.
+        """
+        path = self.encoder(index)
+        if not path.is_file() and not self.keeps_tasks():
+            kept = ", ".join(f"strategy={p.stem}" for p in sorted((self.path / "running").glob("*.safetensors")))
+            raise UserError(
+                f"{readable(self.path)} was trained with keep_tasks=false, so only {kept} can be merged, with the "
+                "options of its training"
+            )
+        try:
+            checksum = files.verify(path)
+        except UserError as error:
+            raise UserError(f"{error}. {self.advice}") from error
+        if files.read_metadata(path).get("base_sha256") != self.base()["sha256"]:
+            raise UserError(f"{readable(path)} was trained from another θ₀ than base.json names")
+        if checksum != self.record(index)["files"].get(path.name):
+            raise UserError(f"{readable(path)} is not the encoder that was evaluated. {self.advice}")
+        return path
 
     def begun(self) -> bool:
         """Return whether the directory holds anything that a training could continue from."""

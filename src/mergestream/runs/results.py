@@ -19,15 +19,18 @@ from mergestream import __version__
 from mergestream.metrics import Counts, Row, row, summarize
 
 SCHEMA_VERSION = 1
+COUNTED = ("total", "agnostic", "aware", "seen_correct")  # the `Counts` that records of every version have
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "torchmetrics", "hydra-core", "numpy")
 
 
 class Accuracies(TypedDict):
-    """Accuracy on each task, and over all test samples, as fractions."""
+    """Accuracy on each task, and over all test samples, as fractions; correct predictions of each class."""
 
     task_agnostic: list[float]
     task_aware: list[float]
     overall: float
+    macro: NotRequired[float | None]
+    class_correct: NotRequired[list[int] | None]
 
 
 class Matrices(TypedDict):
@@ -35,6 +38,20 @@ class Matrices(TypedDict):
 
     task_agnostic: list[list[float] | None]
     task_aware: list[list[float] | None]
+
+
+class PerClass(TypedDict):
+    """Test samples of each class, what the last row has right of them, and the `ClassMeans` of every row.
+
+    None is what a version that did not count classes has left out.
+    """
+
+    total: list[int] | None
+    correct: list[int] | None
+    macro: list[float | None]
+    seen: list[float | None]
+    unseen: list[float | None]
+    harmonic: list[float | None]
 
 
 class Environment(TypedDict):
@@ -61,6 +78,7 @@ class Metrics(TypedDict):
     overall: list[float | None]
     seen: list[float | None]
     test_samples: list[int]
+    per_class: NotRequired[PerClass]
     summary: dict[str, float]
     timing: dict[str, float]
     environment: Environment
@@ -91,6 +109,7 @@ def assemble(
     seen: Sequence[int],
     timing: Mapping[str, float],
     devices: int = 1,
+    heads: Sequence[Sequence[int]] = (),
 ) -> Metrics:
     """Return the content of metrics.json.
 
@@ -102,10 +121,11 @@ def assemble(
         seen: how many tasks each row has been trained on.
         timing: seconds by stage.
         devices: processes that took part.
+        heads: class ids of each task; without them, there are no means over classes.
     """
     precisions = {key: config[key] for key in ("precision", "eval_precision")}
-    base = row(zero_shot, 0)
-    found = [row(counts, n) if counts else None for counts, n in zip(rows, seen, strict=True)]
+    base = row(zero_shot, 0, heads)
+    found = [row(counts, n, heads) if counts else None for counts, n in zip(rows, seen, strict=True)]
     table: list[Row | None] = found or [base]
     measured = [r for r in table if r is not None]
     # An average over the stream needs a row for each of its steps; joint training and a single merge have one row.
@@ -116,12 +136,19 @@ def assemble(
         "final_accuracy": measured[-1].overall,
         "average_incremental_accuracy": float(np.mean(incremental)) if whole else float("nan"),
         **summarize(agnostic, base.task_agnostic),
+        **_class_summary(table, whole),
     }
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "config": dict(config),
-        "zero_shot": {"task_agnostic": base.task_agnostic, "task_aware": base.task_aware, "overall": base.overall},
+        "zero_shot": {
+            "task_agnostic": base.task_agnostic,
+            "task_aware": base.task_aware,
+            "overall": base.overall,
+            "macro": base.classes.macro if base.classes else None,
+            "class_correct": zero_shot.get("class_correct"),
+        },
         "accuracy": {
             "task_agnostic": [None if r is None else r.task_agnostic for r in table],
             "task_aware": [None if r is None else r.task_aware for r in table],
@@ -129,6 +156,7 @@ def assemble(
         "overall": [None if r is None else r.overall for r in table],
         "seen": [None if r is None else r.seen for r in table],
         "test_samples": zero_shot["total"],
+        "per_class": _per_class(zero_shot, rows, table),
         "summary": summary,
         "timing": {name: round(seconds, 3) for name, seconds in timing.items()},
         "environment": environment(devices),
@@ -137,11 +165,46 @@ def assemble(
     }
 
 
+def _per_class(zero_shot: Counts, rows: Sequence[Counts | None], table: Sequence[Row | None]) -> PerClass:
+    """Return what is known of single classes: the counts of the last row, and the means of every row."""
+    last = rows[-1] if rows else zero_shot
+    return {
+        "total": last.get("class_total") if last else None,
+        "correct": last.get("class_correct") if last else None,
+        "macro": _means(table, "macro"),
+        "seen": _means(table, "seen"),
+        "unseen": _means(table, "unseen"),
+        "harmonic": _means(table, "harmonic"),
+    }
+
+
+def _means(table: Sequence[Row | None], name: str) -> list[float | None]:
+    """Return one of the `ClassMeans` of every row; None where it is not known."""
+    return [None if r is None or r.classes is None else getattr(r.classes, name) for r in table]
+
+
+def _class_summary(table: Sequence[Row | None], whole: bool) -> dict[str, float]:
+    """Return the macro accuracy of the last row, and the averages of `ClassMeans` over the steps with unseen classes.
+
+    Args:
+        table: the rows.
+        whole: whether there is one after each task.
+    """
+    last = _means(table, "macro")[-1]
+    summary = {"macro_accuracy": float("nan") if last is None else last}
+    steps = table[:-1] if whole else []  # after the last task, no class is unseen
+    for key, name in (("seen_classes", "seen"), ("unseen_classes", "unseen"), ("harmonic_mean", "harmonic")):
+        values = _means(steps, name)
+        known = [value for value in values if value is not None]
+        summary[key] = float(np.mean(known)) if known and len(known) == len(values) else float("nan")
+    return summary
+
+
 def counts_of(record: Mapping[str, Any]) -> Counts | None:
-    """Return the counts in a record; None if it was not evaluated."""
+    """Return the counts in a record; None if it was not evaluated. An older version has not counted classes."""
     if record["total"] is None:
         return None
-    return {key: record[key] for key in Counts.__annotations__}  # type: ignore[return-value]
+    return {key: record.get(key) for key in Counts.__annotations__}  # type: ignore[return-value]
 
 
 def zero_shot_counts(metrics: Metrics) -> Counts:
@@ -156,6 +219,8 @@ def zero_shot_counts(metrics: Metrics) -> Counts:
         "agnostic": correct(found["task_agnostic"]),
         "aware": correct(found["task_aware"]),
         "seen_correct": [0] * len(total),
+        "class_total": metrics.get("per_class", {}).get("total"),
+        "class_correct": found.get("class_correct"),
     }
 
 

@@ -13,7 +13,7 @@ from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.metrics import Counts, outgrown
 from mergestream.runs.directory import Run, readable
-from mergestream.runs.results import assemble, counts_of
+from mergestream.runs.results import COUNTED, assemble, counts_of
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
 
@@ -53,7 +53,7 @@ class RunningEvaluation:
         if index == 0 and self.settings.keep_tasks:
             self._start_over_if_outgrown()
         path = self._row(index)
-        known = counts_of(files.read_json(path, *Counts.__annotations__)) if path.is_file() else None
+        known = counts_of(files.read_json(path, *COUNTED)) if path.is_file() else None
         if path.is_file() and (known is None or len(known["total"]) == len(self.tasks)):
             self.rows.append(known)
         else:
@@ -81,7 +81,7 @@ class RunningEvaluation:
             hashes: of θ₀ and data, for the provenance.
         """
         seen = list(range(1, len(self.rows) + 1))
-        metrics = assemble("merge", self.config, zero_shot, self.rows, seen, timing, devices)
+        metrics = assemble("merge", self.config, zero_shot, self.rows, seen, timing, devices, self.tasks)
         metrics["merge"] = describe(self.settings.bound, self.settings.scale)
         metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
@@ -90,7 +90,7 @@ class RunningEvaluation:
         """Delete the merge and its evaluations if tasks have arrived since; all encoders are there to make it again."""
         if processes.is_first():
             rows = [path for index, _ in self.run.task_folders() if (path := self._row(index)).is_file()]
-            found = [counts_of(files.read_json(path, *Counts.__annotations__)) for path in rows]
+            found = [counts_of(files.read_json(path, *COUNTED)) for path in rows]
             if any(row is not None and len(row["total"]) < len(self.tasks) for row in found):
                 self.merge.path.unlink(missing_ok=True)
                 for path in rows:

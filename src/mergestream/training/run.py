@@ -117,7 +117,8 @@ def _finish(session: Session, records: list[TaskRecord]) -> None:
     if session.merging:
         session.merging.finish(session.zero_shot, timing, devices, hashes)
     rows = [counts_of(record) for record in records]
-    metrics = assemble("train", session.settings.config, session.zero_shot, rows, seen, timing, devices)
+    heads = [task.classes for task in session.stream.tasks]
+    metrics = assemble("train", session.settings.config, session.zero_shot, rows, seen, timing, devices, heads)
     metrics["method"] = session.settings.method.facts()
     metrics["spikes"] = {name: [r["spikes"][name] for r in records] for name in ("loss", "gradient_norm")}
     metrics["provenance"] |= {"begun": run.base()["begun"], **hashes}

@@ -273,8 +273,9 @@ def _write_start(
         run.require_data(described)
     elif run.stream() != described:
         _extend(run, described, jointly=settings.method.data == "all")
+    # After stream.json, so that a run that ends here still knows that tasks have arrived.
     if inventory is not None and run.images() != inventory.content():
-        files.write_json(run.path / "images.json", inventory.content())  # after stream.json, which says what has arrived
+        files.write_json(run.path / "images.json", inventory.content())
     _, sha256 = store_base(run.root, base)
     if (run.path / "base.json").exists():
         if (begun := run.base()["sha256"]) != sha256:

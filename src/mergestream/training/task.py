@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergestream.metrics import Counts
+from mergestream.metrics import Counts, outgrown
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
 from mergestream.training.arithmetic import activation_checkpointing, optimizer_of
@@ -131,7 +131,7 @@ def measure_again(session: Session, plan: TaskPlan) -> None:
     if run.encoder(plan.index).is_file():
         counts, seconds = evaluate(session, plan)
     elif plan.evaluated:
-        counts = outgrown(counts_of(known), session.stream)
+        counts = outgrown(known, [task.classes for task in session.stream.tasks])
     measured = counts or dict.fromkeys(Counts.__annotations__)
     spent = {**known["seconds"], "evaluation": known["seconds"]["evaluation"] + seconds}
     session.on_first(files.write_json, run.evaluation(plan.index), {**known, **measured, "seconds": spent})
