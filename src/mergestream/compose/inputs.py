@@ -66,10 +66,10 @@ class Inputs:
         run = run_of(self._cfg)
         if not run.grows:
             return self._checked(self._read())
-        if inventory is None:
-            inventory = Inventory.read(run.images() or {})
+        if inventory is None and (kept := run.images()) is not None:
+            inventory = Inventory.read(kept)
             require_unchanged(inventory, forget=self._cfg.data.forget)
-        return inventory.source()
+        return (inventory or self.arrivals()).source()
 
     def arrivals(self) -> Inventory:
         """Return the images of a run whose stream grows: those of its trained tasks, and whatever is there besides.
@@ -108,7 +108,9 @@ class Inputs:
         """Return `source`, divided into tasks as the ``stream`` group says."""
         cfg, tasks = self._cfg, self._tasks(source)
         loading, images = self._loading(transforms, source), source
-        gone = unmeasured(source) if cfg.data.forget else []
+        gone = unmeasured(source) if cfg.data.forget and run_of(cfg).grows else []
+        for name in gone:
+            processes.say(f"task {name} has no test images any more, so its accuracies are unknown (data.forget=true)")
         if transforms.recipe is not None:
             size, folder = transforms.recipe.size, Path(cfg.root) / "_data"
             cache = False if cfg.data.forget else cfg.data.cache  # what is gone cannot be read

@@ -53,6 +53,9 @@ def repair(run: Run, found: Sequence[Damage]) -> None:
 def _damage(run: Run) -> Iterator[Damage]:
     yield from _unsound(run, run.path / "config.yaml", run.config)
     yield from _unsound(run, run.path / "stream.json", run.stream)
+    if run.grows:
+        path = run.path / "images.json"
+        yield from _unsound(run, path, partial(run.read, path))
     base = list(_unsound(run, run.path / "base.json", run.base))
     yield from base or _unsound(run, base_path(run.root, run.base()["sha256"]), run.base_file)
     trained = 0

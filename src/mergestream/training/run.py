@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 
 from mergestream.compose.training import TrainingSettings
+from mergestream.data.inventory import Inventory
 from mergestream.display import tables
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.repair import damage, repair
@@ -54,6 +55,8 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
             if lock is not None:
                 _show_finished(settings)
             return
+        if inventory is not None:
+            _require_trainable(settings, inventory)
         session = Session.open(adopt(settings), signals, device, lock, inventory)
         records = _train_tasks(session)
         session.on_first(_finish, session, records)
@@ -103,6 +106,29 @@ def _check_directory(settings: TrainingSettings) -> None:
         print(f"repair: {item.reason}")
     if found:
         repair(run, found)
+
+
+def _require_trainable(settings: TrainingSettings, inventory: Inventory) -> None:
+    """Check that the method can train what has arrived.
+
+    Raises:
+        UserError: if it trains on all tasks at once and has begun, or if images of a task that it must train are gone.
+    """
+    run = settings.run
+    started = run.started()
+    if settings.method.data == "all" and started and len(inventory.tasks) > len(run.stream()["tasks"]):
+        raise UserError(
+            f"method={run.method} trains on all tasks at once, so it takes no tasks later; "
+            f"{inventory.tasks[-1].name} arrived for {readable(run.path)}. Write tag=NAME to train on all of them in a "
+            "second run"
+        )
+    finished = [name for index, name in enumerate(started) if run.evaluation(index).is_file()]
+    for task in [] if settings.method.data == "none" else inventory.tasks:
+        if task.name not in finished and (missing := task.train.missing()):
+            raise UserError(
+                f"a task that is not finished needs its training images; {len(missing)} of task {task.name} are gone, "
+                f"such as {missing[0]}. Restore them"
+            )
 
 
 def _finish(session: Session, records: list[TaskRecord]) -> None:

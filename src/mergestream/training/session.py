@@ -272,7 +272,7 @@ def _write_start(
     elif inventory is None:
         run.require_data(described)
     elif run.stream() != described:
-        _extend(run, described, jointly=settings.method.data == "all")
+        _extend(run, described)
     # After stream.json, so that a run that ends here still knows that tasks have arrived.
     if inventory is not None and run.images() != inventory.content():
         files.write_json(run.path / "images.json", inventory.content())
@@ -295,7 +295,7 @@ def _write_start(
         run.claim(settings.config)
 
 
-def _extend(run: Run, described: Mapping[str, Any], *, jointly: bool) -> None:
+def _extend(run: Run, described: Mapping[str, Any]) -> None:
     """Write the stream with the tasks that have arrived.
 
     Raises:
@@ -308,9 +308,4 @@ def _extend(run: Run, described: Mapping[str, Any], *, jointly: bool) -> None:
                 f"a task that arrives must leave the trained ones as they are; task {name} of {readable(run.path)} "
                 f"would change, with stream={run.stream_name}. Write tag=NAME to start a second run"
             )
-    if jointly and run.started():
-        raise UserError(
-            f"method={run.method} trains on all tasks at once, so it takes no tasks later; {len(now) - len(begun)} "
-            f"arrived in {readable(run.path)}. Write tag=NAME to train on all of them in a second run"
-        )
     files.write_json(run.path / "stream.json", described)
