@@ -373,6 +373,15 @@ def write_folder(root: Path) -> None:
                 save(root / part / name / f"{number}.png", label, number)
 
 
+def write_table(root: Path) -> None:
+    rows = ["path,split,label"]
+    for label, name in enumerate(("cat", "great_white_shark", "hen")):
+        for number in (HELD_OUT, 0, 1):
+            save(root / f"table/{number}{label}.png", label, number)
+            rows.insert(1, f"table/{number}{label}.png,{'test' if number == HELD_OUT else 'train'},{name}")
+    save_lines(root / "labels.csv", rows)
+
+
 WRITERS = {name[len("write_") :]: value for name, value in list(globals().items()) if name.startswith("write_")}
 
 SPLIT_BY_NAME = {"eurosat": 10, "imagenet_r": 3, "resisc45": 5}  # images of each class

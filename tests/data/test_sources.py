@@ -56,6 +56,7 @@ FACTS = {
     "stl10": (10, 10, 10, {2: "car", 7: "monkey"}, "a photo of the car."),
     "sun397": (397, 397, 397, {2: "athletic field outdoor", 0: "abbey"}, "a photo of a athletic field outdoor."),
     "svhn": (10, 10, 10, {0: "0", 9: "9"}, 'a photo of the number: "0".'),
+    "table": (3, 6, 3, {1: "great white shark", 2: "hen"}, "a photo of a great white shark."),
     "tiny_imagenet": (200, 200, 200, {1: "European fire salamander"}, "a toy European fire salamander."),
 }
 

@@ -313,11 +313,13 @@ def _check_dataset(cfg: DictConfig) -> None:
     suite, domains, own = "datasets" in cfg.dataset, "domains" in cfg.dataset, "path" in cfg.dataset
     if cfg.stream.name == "domain" and (suite or not (domains or own)):
         raise UserError(
-            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet, glyphs or folder; "
+            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet, glyphs, folder or table; "
             f"got dataset={cfg.dataset.name}"
         )
     if cfg.stream.name == "folders" and not own:
-        raise UserError(f"stream=folders needs data of your own, dataset=folder; got dataset={cfg.dataset.name}")
+        raise UserError(
+            f"stream=folders needs data of your own, dataset=folder or dataset=table; got dataset={cfg.dataset.name}"
+        )
     if cfg.tasks is None and not data_decide_tasks(cfg):
         raise UserError(f"tasks must be a whole number, 1 or more, with stream={cfg.stream.name}; got tasks=null")
     if cfg.stream.name == "domain" and cfg.dataset.get("mirror") is not None:

@@ -112,7 +112,10 @@ def folder_incremental(source: Source, *, tasks: int | None, seed: int, validati
         UserError: if the data have no tasks, or `tasks` is not their number.
     """
     if not source.domain_classes:
-        raise UserError("stream=folders needs data with tasks; write dataset.layout=tasks, or stream=class")
+        raise UserError(
+            "stream=folders needs data with tasks: dataset.layout=tasks for a folder of them, or a column task in a "
+            "table. Otherwise write stream=class"
+        )
     domains, heads = list(range(len(source.domain_names))), source.domain_classes
     return _domain_tasks(source, domains, heads, tasks, seed, validation)
 
