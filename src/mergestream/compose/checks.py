@@ -147,8 +147,20 @@ def _bound(key: str, value: Any) -> None:
 
 
 def _order(key: str, value: Any) -> None:
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{key} must be the name of an order, such as natural, shuffled or paper; got {key}={value}")
+    listed = isinstance(value, list) and value and all(is_whole(item) or isinstance(item, str) for item in value)
+    if value is not None and not isinstance(value, str) and not listed:
+        raise UserError(
+            f"{key} must be the name of an order, such as natural, shuffled or paper, or a list of numbers or names; "
+            f"got {key}={value}"
+        )
+
+
+def _increments(key: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, list) and value and all(is_whole(n) and n > 0 for n in value)):
+        raise UserError(
+            f"{key} must be the number of classes of each task, such as [50,10,10], or null for equal shares; "
+            f"got {key}={value}"
+        )
 
 
 def _version(key: str, value: Any) -> None:
@@ -223,6 +235,7 @@ STREAM: Mapping[str, Rule] = {
     "batch_size": _whole(1),
     "dataset.version": _version,
     "stream.order": _order,
+    "stream.increments": _increments,
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),
     "data.num_workers": _workers,
     "data.augment": _choice(("auto", "device", "pil")),
