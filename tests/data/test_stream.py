@@ -17,6 +17,7 @@ from mergestream.data.sources.digits import digits
 from mergestream.data.sources.glyphs import DOMAINS
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import class_incremental
+from mergestream.metrics import across_domains
 from mergestream.models.tiny import tiny
 from mergestream.runtime.files import read_json
 
@@ -151,6 +152,13 @@ def test_data_stream_trains_and_merges(tmp_path):
 
 def test_dataset_stream_trains_and_merges(two_datasets, tmp_path):
     check_streams(tmp_path, 2, [*two_datasets, "epochs=[2,1]"])
+    (path,) = tmp_path.glob("*/*/*/*/*/metrics.json")
+    result = read_json(path, "accuracy", "summary")
+    for name, kind in (("mtil", "task_aware"), ("xtail", "task_agnostic")):
+        for measure, value in across_domains(result["accuracy"][kind]).items():
+            assert result["summary"][f"{name}_{measure}"] == value
+    (merged,) = tmp_path.rglob("merges/*/metrics.json")
+    assert "mtil_avg" not in read_json(merged, "summary")["summary"]  # one row says nothing of the steps before
 
 
 def test_every_dataset_has_its_own_number_of_epochs(two_datasets, tmp_path, monkeypatch):
