@@ -373,6 +373,36 @@ def write_folder(root: Path) -> None:
                 save(root / part / name / f"{number}.png", label, number)
 
 
+def write_aircraft(root: Path) -> None:
+    folder = root / "fgvc-aircraft-2013b/data"
+    variants = class_list(100, "707-320", "727-200", "F-16A/B", "F/A-18", then="Zephyr_{:02d}")
+    save_lines(folder / "variants.txt", variants)
+    lists = {"train": (0,), "val": (1,), "trainval": (0, 1), "test": (HELD_OUT,)}
+    for part, numbers in lists.items():
+        samples = [(label, number) for label in range(99, -1, -1) for number in numbers]
+        rows = [f"{100 * number + label:07d} {variants[label]}" for label, number in samples]
+        save_lines(folder / f"images_variant_{part}.txt", rows)
+        for label, number in samples:
+            save(folder / f"images/{100 * number + label:07d}.jpg", label, number)
+
+
+def write_caltech101(root: Path) -> None:
+    folder = root / "caltech101/101_ObjectCategories"
+    for label, name in enumerate(sorted(class_names_by_folder("caltech101"))):
+        for number in range(5):
+            save(folder / name / f"image_{number + 1:04d}.jpg", label, number)
+    save(folder / "BACKGROUND_Google/image_0001.jpg", 0, 0)
+
+
+def write_table(root: Path) -> None:
+    rows = ["path,split,label"]
+    for label, name in enumerate(("cat", "great_white_shark", "hen")):
+        for number in (HELD_OUT, 0, 1):
+            save(root / f"table/{number}{label}.png", label, number)
+            rows.insert(1, f"table/{number}{label}.png,{'test' if number == HELD_OUT else 'train'},{name}")
+    save_lines(root / "labels.csv", rows)
+
+
 WRITERS = {name[len("write_") :]: value for name, value in list(globals().items()) if name.startswith("write_")}
 
 SPLIT_BY_NAME = {"eurosat": 10, "imagenet_r": 3, "resisc45": 5}  # images of each class

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mergestream.metrics import ClassMeans, class_means, row, summarize
+from mergestream.metrics import ClassMeans, across_domains, class_means, row, summarize
 
 R = [[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.5, 0.7, 1.0]]
 ZERO_SHOT = [0.4, 0.3, 0.2]
@@ -19,6 +19,18 @@ def test_summary_by_hand():
     assert summary["bwt"] == pytest.approx(((0.5 - 0.9) + (0.7 - 0.8)) / 2)
     assert summary["fwt"] == pytest.approx(((0.2 - 0.3) + (0.3 - 0.2)) / 2)
     assert summary["transfer"] == pytest.approx((0.2 + (0.1 + 0.3) / 2) / 2)
+
+
+def test_transfer_avg_and_last_of_mtil_by_hand():
+    assert across_domains(R) == pytest.approx(
+        {
+            "transfer": (0.2 + (0.1 + 0.3) / 2) / 2,  # data set 2 before step 2, data set 3 before step 3
+            "avg": (0.9 + 0.2 + 0.1 + 0.6 + 0.8 + 0.3 + 0.5 + 0.7 + 1.0) / 9,
+            "last": (0.5 + 0.7 + 1.0) / 3,
+        }
+    )
+    # By data set: Avg is the mean over steps, Transfer that of the steps above the diagonal.
+    assert across_domains([[0.5, 0.25], [0.75, 1.0]]) == {"transfer": 0.25, "avg": 0.625, "last": 0.875}
 
 
 def test_forgetting_compares_with_the_best_accuracy_before_the_last_task():

@@ -176,3 +176,20 @@ def summarize(accuracy: ArrayLike, zero_shot: Sequence[float] | np.ndarray) -> d
         summary["fwt"] = float(np.mean([R[j - 1, j] - zero_shot[j] for j in later]))
         summary["transfer"] = float(np.mean([R[:j, j].mean() for j in later]))
     return {"average_accuracy": last, "last": last, **summary}
+
+
+def across_domains(accuracy: ArrayLike) -> dict[str, float]:
+    """Return the three measures of MTIL (Zheng et al. 2023) for an accuracy matrix R [T, T], T > 1.
+
+    - transfer: mean_{j≥2} mean_{1≤i<j} R[i, j], the accuracy on a data set before it is trained
+    - avg: mean_{i, j} R[i, j], over all steps and data sets
+    - last: mean_j R[T, j]
+
+    X-TAIL (Xu et al. 2024) takes the same of accuracies among the classes of all data sets. `summarize` has the rest.
+
+    Args:
+        accuracy: R as fractions, row by row.
+    """
+    R = np.asarray(accuracy, dtype=np.float64)
+    transfer = [R[:j, j].mean() for j in range(1, len(R))]
+    return {"transfer": float(np.mean(transfer)), "avg": float(R.mean()), "last": float(R[-1].mean())}

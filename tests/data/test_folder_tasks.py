@@ -163,7 +163,10 @@ def test_domains_of_a_folder_have_a_run_that_more_domains_may_join(tmp_path):
 
 def test_errors_for_streams_that_the_data_cannot_have(tmp_path):
     for words, said in (
-        (["stream=folders"], "stream=folders needs data of your own, dataset=folder; got dataset=digits"),
+        (
+            ["stream=folders"],
+            "stream=folders needs data of your own, dataset=folder or dataset=table; got dataset=digits",
+        ),
         (["tasks=null"], "tasks must be a whole number, 1 or more, with stream=class; got tasks=null"),
         (
             ["dataset=folder", "stream=folders", "epochs=[1,2]"],
@@ -176,7 +179,8 @@ def test_errors_for_streams_that_the_data_cannot_have(tmp_path):
         ),
         (
             ["dataset=folder", "stream=folders", f"dataset.path={tmp_path}/d", "dataset.layout=classes", "model=tiny"],
-            "stream=folders needs data with tasks; write dataset.layout=tasks, or stream=class",
+            "stream=folders needs data with tasks: dataset.layout=tasks for a folder of them, or a column task in a "
+            "table. Otherwise write stream=class",
         ),
     ):
         write_tasks(tmp_path / "d", {"a": ("hen",), "b": ("cat",)}, divided=False, files=2)

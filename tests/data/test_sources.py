@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from archives import (
     HELD_OUT,
     SPLIT_BY_NAME,
     WRITERS,
     code,
     codes,
+    dataset_group,
     error_line,
     idx,
     load,
@@ -24,13 +26,16 @@ from archives import (
 from helpers import config, shipped
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.utils.data import random_split
 
 from mergestream.data.images import image_paths
-from mergestream.data.protocol import domains
+from mergestream.data.protocol import class_names_by_folder, domains
 from mergestream.runs.identity import config_hash
 
 # dataset: (classes, training images, test images, {class id: class name, ...}, a prompt of the first of these classes)
 FACTS = {
+    "aircraft": (100, 200, 100, {2: "F-16A/B", 0: "707-320"}, "a photo of the F-16A/B, a type of aircraft."),
+    "caltech101": (101, 404, 101, {0: "off-center face", 100: "yin and yang symbol"}, "a plastic off-center face."),
     "cars": (196, 196, 196, {1: "Acura RL Sedan 2012"}, "i love my Acura RL Sedan 2012!"),
     "cifar10": (10, 50, 10, {9: "truck", 0: "airplane"}, "a blurry photo of a truck."),
     "cifar100": (100, 100, 100, {1: "aquarium fish", 0: "apple"}, "a photo of the big aquarium fish."),
@@ -56,15 +61,18 @@ FACTS = {
     "stl10": (10, 10, 10, {2: "car", 7: "monkey"}, "a photo of the car."),
     "sun397": (397, 397, 397, {2: "athletic field outdoor", 0: "abbey"}, "a photo of a athletic field outdoor."),
     "svhn": (10, 10, 10, {0: "0", 9: "9"}, 'a photo of the number: "0".'),
+    "table": (3, 6, 3, {1: "great white shark", 2: "hen"}, "a photo of a great white shark."),
     "tiny_imagenet": (200, 200, 200, {1: "European fire salamander"}, "a toy European fire salamander."),
 }
+
+FOLDERS = class_names_by_folder("caltech101")
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
 def test_every_dataset_option_has_an_archive_and_expected_values():
     options = set(shipped("dataset"))
-    suites = {name for name in options if name.endswith("_datasets")}
+    suites = {name for name in options if "datasets" in dataset_group(name)}
     assert set(WRITERS) == set(FACTS) == options - suites - {"digits", "glyphs"}
 
 
@@ -86,7 +94,7 @@ def test_labels_names_prompts_and_splits(name, archives):
         assert [label for label, _ in drawn] == split.labels.tolist()
         assert split.labels.dtype == np.int64
         seen += drawn
-        if name not in SPLIT_BY_NAME:
+        if name not in {*SPLIT_BY_NAME, "caltech101"}:  # split by a draw
             assert {number >= HELD_OUT for _, number in drawn} == {split is source.test}
     assert len(set(seen)) == len(seen)
     assert {label for label, _ in seen[:train]} == set(range(classes))
@@ -174,3 +182,49 @@ def test_runs_on_the_former_names_of_imagenet_have_another_config_hash():
     now = OmegaConf.to_container(config("train", "dataset=imagenet"), resolve=True)
     before = {**now, "dataset": {key: value for key, value in now["dataset"].items() if key != "version"}}
     assert config_hash(now) != config_hash(before)
+
+
+def test_caltech101_is_divided_by_the_draw_of_mtil(archives):
+    source = load("caltech101", archives("caltech101"))
+    images = [f"{folder}/image_{number:04d}.jpg" for folder in sorted(FOLDERS) for number in range(1, 6)]
+    train, test = random_split(images, [404, 101], generator=torch.Generator().manual_seed(42))
+    for part, split in ((train, source.train), (test, source.test)):
+        paths = [Path(path) for _, path in image_paths(split.images)]
+        assert [f"{path.parent.name}/{path.name}" for path in paths] == sorted(part, key=images.index)
+    assert source.notes["test"] == 101
+
+
+def test_error_for_a_category_of_caltech101_that_is_missing(tmp_path):
+    WRITERS["caltech101"](tmp_path)
+    (tmp_path / "caltech101/101_ObjectCategories/ant").rename(tmp_path / "caltech101/101_ObjectCategories/aunt")
+    assert "its folders must be the 101 categories and BACKGROUND_Google" in error_line("caltech101", tmp_path)
+    assert "needs nowhere/caltech101/101_ObjectCategories, which does not exist. " in error_line(
+        "caltech101", tmp_path, "dataset.root=nowhere"
+    )
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(("name", "train", "test"), [("aircraft", 100, 100), ("dtd", 47, 47), ("flowers102", 102, 102)])
+def test_mtil_trains_on_the_train_list_alone(archives, name, train, test):
+    source = load(name, archives(name), "dataset.mtil=true")
+    assert (len(source.train), len(source.test)) == (train, test)
+    assert {number for _, number in codes(source.train)} == {0}
+
+
+@pytest.mark.parametrize(("name", "train", "test"), [("eurosat", 80, 20), ("sun397", 636, 159)])
+def test_mtil_divides_all_images_by_a_draw(archives, name, train, test):
+    source = load(name, archives(name), "dataset.mtil=true")
+    assert (len(source.train), len(source.test)) == (train, test)
+    for split in (source.train, source.test):
+        assert [label for label, _ in codes(split)] == split.labels.tolist()
+    paths = [path for split in (source.train, source.test) for _, path in image_paths(split.images)]
+    drawn = torch.randperm(len(paths), generator=torch.Generator().manual_seed(42))[: len(source.train)]
+    assert paths[: len(source.train)] == [sorted(paths)[i] for i in drawn.sort().values]
+
+
+@pytest.mark.parametrize("name", ["dtd", "eurosat", "flowers102", "sun397"])
+def test_the_switch_to_mtil_changes_no_other_config_hash(name):
+    now = OmegaConf.to_container(config("train", f"dataset={name}"), resolve=True)
+    before = {**now, "dataset": {key: value for key, value in now["dataset"].items() if key != "mtil"}}
+    assert config_hash(now) == config_hash(before)
+    assert config_hash({**now, "dataset": {**now["dataset"], "mtil": True}}) != config_hash(now)

@@ -95,3 +95,33 @@ def test_stratified_parts_depend_on_the_seed_and_the_split():
     assert first(1) == first(1)
     assert first(1) != first(2)
     assert first(1) != first(1, "test")
+
+
+def test_increments_are_the_sizes_of_the_tasks():
+    assert class_splits(7, 3, [6, 5, 4, 3, 2, 1, 0], [4, 1, 2]) == [[3, 4, 5, 6], [2], [0, 1]]
+    order = resolve_order(10, "shuffled", {}, 5, "class order")
+    assert class_splits(10, 5, order, [2] * 5) == class_splits(10, 5, order)
+    with pytest.raises(UserError, match=r"^tasks must be 2, the number of stream.increments, or .*; got tasks=3$"):
+        class_splits(7, 3, increments=[4, 3])
+    rule = r"^stream.increments must be positive and add up to 7, the number of classes; \[4, 2\] adds up to 6$"
+    with pytest.raises(UserError, match=rule):
+        class_splits(7, 2, increments=[4, 2])
+
+
+def test_an_order_may_be_listed_by_number_and_by_name():
+    def order(*listed, names=("cat", "red fox", "hen")):
+        return resolve_order(3, listed, {}, 1, "class order", names)
+
+    assert order(2, 0, 1) == order("hen", "cat", "red fox") == order("hen", 0, "red_fox") == [2, 0, 1]
+    rule = "^stream.order must list each class once, by its number from 0 to 2 or its name; "
+    for listed, said in (
+        ([2, 0], "it lacks 'red fox'$"),
+        ([2, 0, "hen"], r"it has 'hen' \(number 2\) twice$"),
+        ([2, 0, 3], "it has the number 3$"),
+        ([2, 0, "fox"], "it has 'fox', which is none of them"),
+        ([2, 0, "red fix"], "it has 'red fix', which is none of them. Did you mean 'red fox'[?]$"),
+    ):
+        with pytest.raises(UserError, match=rule + said):
+            order(*listed)
+    with pytest.raises(UserError, match="'cat' is the name of the numbers 0, 2. Write the numbers$"):
+        order("cat", 1, 2, names=("cat", "dog", "cat"))

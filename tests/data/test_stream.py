@@ -8,12 +8,16 @@ import torch
 from archives import save
 from helpers import command, config, noise
 
+from mergestream.compose.checks import check_training
 from mergestream.compose.inputs import Inputs
+from mergestream.compose.run import resolve, run_of
 from mergestream.data.datasets import TrainImages
 from mergestream.data.loaders import Loading
 from mergestream.data.sources.digits import digits
+from mergestream.data.sources.glyphs import DOMAINS
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import class_incremental
+from mergestream.metrics import across_domains
 from mergestream.models.tiny import tiny
 from mergestream.runtime.files import read_json
 
@@ -50,6 +54,33 @@ def test_description_depends_on_the_seed_and_the_order_alone():
     assert describe("seed=1") == describe("seed=1", "method=joint", "epochs=3")
     assert describe("seed=1")["class_order"] != describe("seed=2")["class_order"]
     assert describe("seed=1", "stream.order=natural")["class_order"] == list(range(10))
+
+
+def test_a_listed_order_and_increments_decide_the_classes_of_the_tasks(tmp_path):
+    cfg = config("train", "stream.order=[nine,8,7,6,5,4,3,2,one,zero]", "stream.increments=[5,3,2]")
+    resolve(cfg)
+    check_training(cfg)
+    assert cfg.tasks == 3
+    tasks = Inputs(cfg).description()["tasks"]
+    assert [task["classes"] for task in tasks] == [[5, 6, 7, 8, 9], [2, 3, 4], [0, 1]]
+    assert run_of(cfg).path.parts[1:3] == ("digits", "class-3")
+    cfg, names = (
+        config("train", "dataset=glyphs", "stream=domain", "stream.order=[5,4,3,2,plain,1]", *FEW[:2]),
+        list(DOMAINS),
+    )
+    resolve(cfg)
+    assert [task["name"] for task in Inputs(cfg).description()["tasks"]] == [*names[:1:-1], "plain", names[1]]
+    for words, said in (
+        (["tasks=4", "stream.increments=[5,5]"], "tasks must be 2, the number of stream.increments, or be left out"),
+        (["stream.increments=[5,6]"], "stream.increments must be positive and add up to 10, the number of classes"),
+        (["stream.increments=[5,0.5]"], "stream.increments must be the number of classes of each task, such as"),
+        (["stream.order=[0.5]"], "stream.order must be the name of an order, such as natural, shuffled or paper, or"),
+        (["stream.order=[1,2]"], "stream.order must list each class once, by its number from 0 to 9 or its name; it"),
+    ):
+        outcome = command("train.py", f"root={tmp_path}", *words)
+        assert outcome.code == 1
+        assert outcome.err.startswith(f"error: {said}")
+    assert not list(tmp_path.rglob("task-*"))
 
 
 def test_description_has_hashes_of_the_samples():
@@ -121,6 +152,13 @@ def test_data_stream_trains_and_merges(tmp_path):
 
 def test_dataset_stream_trains_and_merges(two_datasets, tmp_path):
     check_streams(tmp_path, 2, [*two_datasets, "epochs=[2,1]"])
+    (path,) = tmp_path.glob("*/*/*/*/*/metrics.json")
+    result = read_json(path, "accuracy", "summary")
+    for name, kind in (("mtil", "task_aware"), ("xtail", "task_agnostic")):
+        for measure, value in across_domains(result["accuracy"][kind]).items():
+            assert result["summary"][f"{name}_{measure}"] == value
+    (merged,) = tmp_path.rglob("merges/*/metrics.json")
+    assert "mtil_avg" not in read_json(merged, "summary")["summary"]  # one row says nothing of the steps before
 
 
 def test_every_dataset_has_its_own_number_of_epochs(two_datasets, tmp_path, monkeypatch):

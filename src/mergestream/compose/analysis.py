@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mergestream.compose import checks
 from mergestream.compose.build import build
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import ANALYSIS_KEYS, require_read, typed
-from mergestream.compose.run import recorded, trained_run
+from mergestream.compose.run import recorded, resolve, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.runs.directory import Run
 from mergestream.strategies.strategy import BoundStrategy
@@ -59,7 +59,7 @@ def analysis_settings(cfg: DictConfig, shared: dict[str, Any]) -> AnalysisSettin
         UserError: if a value breaks its rule.
     """
     require_read(cfg)
-    OmegaConf.resolve(cfg)
+    resolve(cfg)
     checks.check_analysis(cfg)
     run, compared = trained_run(cfg, ANALYSIS_KEYS)
     (scale,) = scales_of(cfg)

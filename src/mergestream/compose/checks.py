@@ -160,8 +160,20 @@ def _bound(key: str, value: Any) -> None:
 
 
 def _order(key: str, value: Any) -> None:
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{key} must be the name of an order, such as natural, shuffled or paper; got {key}={value}")
+    listed = isinstance(value, list) and value and all(is_whole(item) or isinstance(item, str) for item in value)
+    if value is not None and not isinstance(value, str) and not listed:
+        raise UserError(
+            f"{key} must be the name of an order, such as natural, shuffled or paper, or a list of numbers or names; "
+            f"got {key}={value}"
+        )
+
+
+def _increments(key: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, list) and value and all(is_whole(n) and n > 0 for n in value)):
+        raise UserError(
+            f"{key} must be the number of classes of each task, such as [50,10,10], or null for equal shares; "
+            f"got {key}={value}"
+        )
 
 
 def _version(key: str, value: Any) -> None:
@@ -251,6 +263,7 @@ STREAM: Mapping[str, Rule] = {
     "batch_size": _whole(1),
     "dataset.version": _version,
     "stream.order": _order,
+    "stream.increments": _increments,
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),
     "data.num_workers": _workers,
     "data.augment": _choice(("auto", "device", "pil")),
@@ -350,11 +363,13 @@ def _check_dataset(cfg: DictConfig) -> None:
     suite, domains, own = "datasets" in cfg.dataset, "domains" in cfg.dataset, "path" in cfg.dataset
     if cfg.stream.name == "domain" and (suite or not (domains or own)):
         raise UserError(
-            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet, glyphs or folder; "
+            "stream=domain needs a dataset with domains, such as imagenet_r, domainnet, glyphs, folder or table; "
             f"got dataset={cfg.dataset.name}"
         )
     if cfg.stream.name == "folders" and not own:
-        raise UserError(f"stream=folders needs data of your own, dataset=folder; got dataset={cfg.dataset.name}")
+        raise UserError(
+            f"stream=folders needs data of your own, dataset=folder or dataset=table; got dataset={cfg.dataset.name}"
+        )
     if cfg.tasks is None and not data_decide_tasks(cfg):
         raise UserError(f"tasks must be a whole number, 1 or more, with stream={cfg.stream.name}; got tasks=null")
     if cfg.stream.name == "domain" and cfg.dataset.get("mirror") is not None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose import checks
 from mergestream.compose.build import build, device_of
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import MERGE_KEYS, require_read
-from mergestream.compose.run import recorded, trained_run
+from mergestream.compose.run import recorded, resolve, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
 from mergestream.runs.directory import Run
@@ -102,7 +102,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
         UserError: if a value breaks its rule.
     """
     require_read(cfg)
-    OmegaConf.resolve(cfg)
+    resolve(cfg)
     checks.check_merge(cfg)
     bound = bound_strategy(cfg)
     paths = ("base", "checkpoints", "out")

@@ -6,13 +6,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mergestream.compose.overrides import NAMING_KEYS, chosen, typed
 from mergestream.runs.directory import Run
 
 # What a merge and its run must agree in, besides what was typed.
 COMPARED = ("dataset", "stream", "model", "method", "tasks", "seed")
+
+
+def resolve(cfg: DictConfig) -> None:
+    """Resolve the interpolations of a config, and let ``stream.increments`` decide the tasks that nobody typed."""
+    increments = OmegaConf.select(cfg, "stream.increments")
+    if isinstance(increments, ListConfig) and "tasks" not in dict(typed()):
+        cfg.tasks = len(increments)
+    OmegaConf.resolve(cfg)
 
 
 def data_decide_tasks(cfg: DictConfig) -> bool:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch.optim import Optimizer
 
 from mergestream.compose import checks
 from mergestream.compose.build import build
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
-from mergestream.compose.run import recorded, run_of
+from mergestream.compose.run import recorded, resolve, run_of
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
 from mergestream.runs.directory import Run
@@ -126,7 +126,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         UserError: if a value breaks its rule.
     """
     require_read(cfg)
-    OmegaConf.resolve(cfg)
+    resolve(cfg)
     checks.check_training(cfg)
     allowed = cfg.allow_targets
     method: Method = build(cfg.method, allowed)

@@ -30,17 +30,26 @@ class Task:
     test: np.ndarray
 
 
-def class_incremental(source: Source, *, tasks: int, seed: int, order: str, validation: float) -> list[Task]:
+def class_incremental(
+    source: Source,
+    *,
+    tasks: int,
+    seed: int,
+    order: str | Sequence[int | str],
+    validation: float,
+    increments: Sequence[int] | None = None,
+) -> list[Task]:
     """Divide the classes of a dataset into T disjoint tasks (see `class_splits`).
 
     Args:
         source: the dataset.
         tasks: T.
         seed: draws the shuffled class order and the validation samples.
-        order: class order: natural, shuffled, or one that the dataset publishes (paper).
+        order: class order: natural, shuffled, or one that the dataset publishes (paper); or a list (`resolve_order`).
         validation: fraction of every class's training samples to hold out for validation, in [0, 1).
+        increments: the number of classes of each task; None is the published boundaries.
     """
-    class_order = resolve_order(source.num_classes, order, source.class_orders, seed, "class order")
+    class_order = resolve_order(source.num_classes, order, source.class_orders, seed, "class order", source.class_names)
     train, held_out = validation_split(source.train.labels, validation, seed)
 
     def of_classes(split: Split, positions: np.ndarray, classes: list[int]) -> np.ndarray:
@@ -55,19 +64,21 @@ def class_incremental(source: Source, *, tasks: int, seed: int, order: str, vali
                 validation=of_classes(source.train, held_out, classes),
                 test=of_classes(source.test, np.arange(len(source.test)), classes),
             )
-            for classes in class_splits(source.num_classes, tasks, class_order)
+            for classes in class_splits(source.num_classes, tasks, class_order, increments)
         ]
     )
 
 
-def domain_incremental(source: Source, *, tasks: int | None, seed: int, order: str, validation: float) -> list[Task]:
+def domain_incremental(
+    source: Source, *, tasks: int | None, seed: int, order: str | Sequence[int | str], validation: float
+) -> list[Task]:
     """Make a task of each domain of a dataset, with all classes in every task.
 
     Args:
         source: a dataset with domains.
         tasks: T, the number of domains; None is as many as there are.
         seed: draws the shuffled domain order and the validation samples.
-        order: domain order: natural, shuffled, or one that the dataset publishes (paper).
+        order: domain order: natural, shuffled, or one that the dataset publishes (paper); or a list (`resolve_order`).
         validation: fraction of every domain's training samples to hold out for validation, in [0, 1).
 
     Raises:
@@ -75,7 +86,9 @@ def domain_incremental(source: Source, *, tasks: int | None, seed: int, order: s
     """
     if not source.domain_names:
         raise UserError("stream=domain needs a dataset with domains, such as dataset=glyphs; this one has none")
-    domains = resolve_order(len(source.domain_names), order, source.domain_orders, seed, "domain order")
+    domains = resolve_order(
+        len(source.domain_names), order, source.domain_orders, seed, "domain order", source.domain_names
+    )
     return _domain_tasks(source, domains, [list(range(source.num_classes))] * len(domains), tasks, seed, validation)
 
 
@@ -112,7 +125,10 @@ def folder_incremental(source: Source, *, tasks: int | None, seed: int, validati
         UserError: if the data have no tasks, or `tasks` is not their number.
     """
     if not source.domain_classes:
-        raise UserError("stream=folders needs data with tasks; write dataset.layout=tasks, or stream=class")
+        raise UserError(
+            "stream=folders needs data with tasks: dataset.layout=tasks for a folder of them, or a column task in a "
+            "table. Otherwise write stream=class"
+        )
     domains, heads = list(range(len(source.domain_names))), source.domain_classes
     return _domain_tasks(source, domains, heads, tasks, seed, validation)
 

@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import NotRequired
 
 from mergestream import __version__
-from mergestream.metrics import Counts, Row, row, summarize
+from mergestream.metrics import Counts, Row, across_domains, row, summarize
 
 SCHEMA_VERSION = 1
 COUNTED = ("total", "agnostic", "aware", "seen_correct")  # the `Counts` that records of every version have
@@ -138,6 +138,10 @@ def assemble(
         **summarize(agnostic, base.task_agnostic),
         **_class_summary(table, whole),
     }
+    if config["stream"]["name"] == "dataset" and whole and len(measured) > 1:
+        aware = across_domains([r.task_aware for r in measured])
+        summary |= {f"mtil_{name}": value for name, value in aware.items()}
+        summary |= {f"xtail_{name}": value for name, value in across_domains(agnostic).items()}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,

@@ -12,10 +12,10 @@ from mergestream.data.source import Source, Split, prompts
 from mergestream.runtime.rules import require_whole
 
 
-def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
+def dtd(root: str, download: bool = False, partition: int = 1, mtil: bool = False) -> Source:
     """Return Describable Textures: 3,760 training and 1,880 test images of 47 textures.
 
-    The training images are the official train and val lists of a partition.
+    The training images are the official train and val lists of a partition; with `mtil`, as in MTIL, train alone.
 
     Raises:
         UserError: if the archive is missing or damaged.
@@ -30,6 +30,6 @@ def dtd(root: str, download: bool = False, partition: int = 1) -> Source:
         if not all(p.classes == parts[0].classes for p in parts):  # each list numbers its own classes
             raise ValueError("the lists of train, val and test must have the same classes")
     first, second, test = (file_split(p._image_files, p._labels) for p in parts)
-    train = Split.concat([first, second])
+    train = first if mtil else Split.concat([first, second])
     names = [readable_name(name) for name in parts[0].classes]
     return Source(names, prompts(names, templates("dtd")), train, test)

@@ -11,10 +11,10 @@ from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 
 
-def flowers102(root: str, download: bool = False) -> Source:
+def flowers102(root: str, download: bool = False, mtil: bool = False) -> Source:
     """Return Oxford Flowers 102: 2,040 training and 6,149 test photos of 102 flower species.
 
-    The training images are the official train and val sets.
+    The training images are the official train and val sets; with `mtil`, as in MTIL, train alone.
 
     Raises:
         UserError: if the archive is missing or damaged.
@@ -26,6 +26,6 @@ def flowers102(root: str, download: bool = False) -> Source:
     ):  # fmt: skip
         parts = [Flowers102(root, split=part, download=download) for part in ("train", "val", "test")]
     first, second, test = (file_split(p._image_files, p._labels) for p in parts)
-    train = Split.concat([first, second])
+    train = first if mtil else Split.concat([first, second])
     names = list(Flowers102.classes)
     return Source(names, prompts(names, templates("flowers102")), train, test)

@@ -7,19 +7,23 @@ from pathlib import Path
 from torchvision.datasets import SUN397
 
 from mergestream.data.archive import archive_errors, file_split, readable_name
+from mergestream.data.manifest import split_by_draw
 from mergestream.data.protocol import templates
 from mergestream.data.source import Source, Split, prompts
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_whole
 
 
-def sun397(root: str, download: bool = False, partition: int = 1) -> Source:
+def sun397(root: str, download: bool = False, partition: int = 1, mtil: bool = False) -> Source:
     """Return SUN397: 19,850 training and 19,850 test photos of 397 scenes.
 
     Args:
         root: has the folder ``SUN397`` with the images, and Training_01.txt and Testing_01.txt from Partitions.zip.
         download: whether to download the images; the lists must be fetched by hand.
         partition: 1 to 10.
+        mtil: whether all 108,754 images are divided as in MTIL, 87,003 for training and 21,751 for testing
+            (`split_by_draw`), without the lists. MTIL's own code draws from files in the order in which a file system
+            lists them; here they are sorted.
 
     Raises:
         UserError: if the archive or the lists are missing or damaged.
@@ -31,9 +35,15 @@ def sun397(root: str, download: bool = False, partition: int = 1) -> Source:
         files="SUN397.tar.gz", size="39 GB", website="vision.princeton.edu/projects/2010/SUN", download=download,
     ):  # fmt: skip
         found = SUN397(root, download=download)
-    train, test = (_split(found, folder, f"{part}_{partition:02d}.txt") for part in ("Training", "Testing"))
     names = [readable_name(name.replace("/", " ")) for name in found.classes]
-    return Source(names, prompts(names, templates("sun397")), train, test)
+    said = prompts(names, templates("sun397"))
+    if mtil:
+        paths, labels = zip(*sorted(zip(found._image_files, found._labels, strict=True)), strict=True)
+        at_train, at_test, record = split_by_draw([path.relative_to(folder).as_posix() for path in paths])
+        everything = file_split(paths, labels)
+        return Source(names, said, everything.subset(at_train), everything.subset(at_test), notes=record)
+    train, test = (_split(found, folder, f"{part}_{partition:02d}.txt") for part in ("Training", "Testing"))
+    return Source(names, said, train, test)
 
 
 def _split(found: SUN397, folder: Path, name: str) -> Split:
