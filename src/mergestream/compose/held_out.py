@@ -136,6 +136,8 @@ def held_out_sets(cfg: DictConfig) -> list[HeldOut]:
     names = [given] if isinstance(given, str) else list(given) if isinstance(given, ListConfig) else []
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise UserError(f"on must be different data sets, at least one, such as on=[cifar10,dtd]; got on={given}")
+    if not isinstance(cfg.options, DictConfig):
+        raise UserError(f"options must be keys of data sets, +options.{names[0]}.KEY=VALUE; got options={cfg.options}")
     options: dict[str, Any] = OmegaConf.to_container(cfg.options)  # type: ignore[assignment]
     if unknown := [name for name in options if name not in names or not isinstance(options[name], dict)]:
         raise UserError(

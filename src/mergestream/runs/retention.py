@@ -53,6 +53,11 @@ def path_of_base(root: Path, sha256: str, dataset: str, config: Mapping[str, Any
     return root / "_zero_shot" / sha256[:16] / f"{dataset}-{equal_hash(config)[:16]}.json"
 
 
+def all_beside(encoder: Path) -> list[Path]:
+    """Return the files of what was measured of an encoder, by data set."""
+    return sorted(folder_beside(encoder).glob("*.json"))
+
+
 def read(path: Path) -> Measurement:
     """Return the content of a file.
 
