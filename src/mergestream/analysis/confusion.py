@@ -80,10 +80,11 @@ def _draw(frame: pd.DataFrame, classes: pd.DataFrame) -> Figure:
         shares = 100 * lines[columns].to_numpy() / lines[["images"]].where(lines[["images"]] > 0).to_numpy()
         image = ax.imshow(shares, cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
         mean = 100 * lines["accuracy"].mean()
-        ax.set(title=f"{model}: mean over classes {mean:.1f} %", xlabel="predicted class")
+        ax.set_title(f"{model}\nmean over classes {mean:.1f} %", fontsize=10)
+        ax.set_xlabel("predicted class")
         _mark(ax, classes, labelled=named and number == 0)
     axes[0].set_ylabel("class, in the order of the stream")
-    figure.colorbar(image, ax=axes, label="share of the images of a class (%)")
+    figure.colorbar(image, ax=axes, label="share of the images of a class (%)", shrink=0.8)
     return figure
 
 
