@@ -64,9 +64,13 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## build the documentation into site/; warnings are errors
 	$(BIN)/mkdocs build --strict
 
+# Retention: the digits after the glyphs streams, and the other way round; of every merge and of every last encoder.
+$(PARTS): HELD_OUT = on=[$(if $(findstring digits,$(*D)),glyphs,digits)]
 $(PARTS): embedded/%:
 	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
 	@OMP_NUM_THREADS=1 $(BIN)/python merge.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/python evaluate.py +experiment=embedded_$(*D) seed=$(*F) $(HELD_OUT) > /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/python evaluate.py +experiment=embedded_$(*D) seed=$(*F) $(HELD_OUT) encoder=last > /dev/null
 	@echo "$(*D), seed $(*F): done"
 
 # One process more than there are cores, since some tests wait for other processes.

@@ -39,6 +39,7 @@ mergestream-train tasks=2 epochs=1
 PYTHONPATH=. mergestream-merge --multirun --config-dir conf tasks=2 epochs=1 strategy=magmax,middle \
 	'allow_targets=[my_strategies]'
 mergestream-report
+mergestream-evaluate --help > /dev/null
 mergestream-analyze --help > /dev/null
 
 python - <<'PY'

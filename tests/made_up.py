@@ -66,7 +66,16 @@ def subject_of(root: Path, taus: Sequence[Sequence[float]], *overrides: str) -> 
 
 def line(**values: Any) -> dict[str, Any]:
     """Return a line of `Collected.runs` with its name."""
-    result = {**LINE, "seed": 1, "seconds": 1.0, "protocol": "", "data": "", "source": "", "path": ""}
+    result = {
+        **LINE,
+        "seed": 1,
+        "seconds": 1.0,
+        "protocol": "",
+        "data": "",
+        "source": "",
+        "path": "",
+        "retention_on": "",
+    }
     result |= {**dict.fromkeys(MEASURES, float("nan")), "trained_tasks": values.get("tasks", 2), **values}
     return {**result, "name": label(result)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from mergestream.data.sources.digits import digits
@@ -70,4 +70,10 @@ def test_evaluator_uses_the_given_weights_and_leaves_them_trainable():
     constant = {name: torch.zeros_like(tensor) for name, tensor in theta.items()}
     of_class_0 = int((source.test.labels == 0).sum())  # equal logits: the first class wins
     assert evaluator.counts(constant, seen=1, only=0)["agnostic"] == [of_class_0, 0, 0]
+    confused = evaluator.confusion(theta)
+    assert confused.diagonal().tolist() == counts["class_correct"]
+    with torch.no_grad():
+        images = [clip.transforms.eval(source.test.images[i]) for i in range(len(source.test))]
+        predicted = evaluator.head(clip.encoder(torch.stack(images))).argmax(-1)
+    assert (confused == confusion_matrix(source.test.labels, predicted)).all()
     clip.encoder(torch.zeros(1, 3, 32, 32)).sum().backward()

@@ -38,10 +38,20 @@ class Grids(BasicSweeper):
         assert self.config is not None  # Hydra calls `setup` first
         common, results = dict(self.params), []
         with self._composed_once():
-            for grid in self.grids.get(self.config.hydra.job.config_name, {}).values() or [{}]:
+            for grid in self._grids(arguments) or [{}]:
                 self.params, self.batch_index = {**common, **grid}, 0
                 results += super().sweep(arguments)
         return results
+
+    def _grids(self, arguments: list[str]) -> list[Mapping[str, Any]]:
+        """Return the grids of the command; evaluate.py has those of merge.py, or of train.py if an encoder is typed."""
+        assert self.config is not None
+        command = self.config.hydra.job.config_name
+        if command != "evaluate":
+            return list(self.grids.get(command, {}).values())
+        unmerged = any(word.startswith("encoder=") and word != "encoder=merge" for word in arguments)
+        grids = self.grids["train" if unmerged else "merge"].values()
+        return [{k: value for k, value in grid.items() if k.split(".")[0] in self.config} for grid in grids]
 
     @contextmanager
     def _composed_once(self) -> Iterator[None]:

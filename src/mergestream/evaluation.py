@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mergestream.data.loaders import EvalLoader
 from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
@@ -104,15 +106,23 @@ def evaluate(
         split: test or validation.
         only: index of a single task; by default all tasks.
     """
-    encoder.to(device).eval()
-    head.to(device)
     metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
     batches = stream.eval_dataloader(split, *processes.shard(), only)
+    for logits, labels, tasks in _logits(encoder, head, stream, batches, device, precision):
+        metric.update(logits, labels, tasks)
+    return metric.compute()
+
+
+def _logits(
+    encoder: nn.Module, head: TextHead, stream: TaskStream, batches: EvalLoader, device: torch.device, precision: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield logits [B, C], class ids [B] and tasks [B] of every batch; for the arguments see `evaluate`."""
+    encoder.to(device).eval()
+    head.to(device)
     for images, labels, tasks in stream.on_device(batches, device):
         with autocast(device, precision):
             features = encoder(images)
-        metric.update(head(features), labels, tasks)
-    return metric.compute()
+        yield head(features), labels, tasks
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,19 @@ class Evaluator:
             split=split,
             only=only,
         )
+
+    @torch.no_grad()
+    def confusion(self, theta: Mapping[str, Tensor]) -> np.ndarray:
+        """Return the numbers of test images by class and predicted class, int64 [C, C], among all classes."""
+        self.clip.encoder.load_state_dict(theta)
+        count = self.stream.source.num_classes
+        matrix_CC = torch.zeros(count * count, dtype=torch.long, device=self.device)
+        batches = self.stream.eval_dataloader()
+        for logits, labels, _ in _logits(
+            self.clip.encoder, self.head, self.stream, batches, self.device, self.precision
+        ):
+            matrix_CC += torch.bincount(labels * count + logits.argmax(-1), minlength=count * count)
+        return matrix_CC.view(count, count).cpu().numpy()
 
     def statistics(self, theta: Mapping[str, Tensor], seen: int) -> dict[str, Tensor]:
         """Return the running statistics that the weights `theta` have on the training images of the first tasks."""

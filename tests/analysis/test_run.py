@@ -59,6 +59,25 @@ def test_accuracies_are_those_of_the_run(trained_root):
     assert content() == first
 
 
+def test_the_classes_of_the_run(trained_root):
+    run = run_of(config("train", f"root={trained_root}", "tasks=3"))
+    outcome = command("analyze.py", f"root={trained_root}", "tasks=3", "analysis=confusion", "lambda=0")
+    assert outcome.code == 0, outcome.err
+    frame, single = pd.read_csv(run.path / "analyses/confusion-lambda=0.csv"), run.result()["per_class"]
+    assert frame["model"].unique().tolist() == ["zero-shot", "last task", "magmax, λ = 0"]
+    assert frame["class"].tolist() == 3 * run.stream()["class_order"]
+    last = frame[frame["model"] == "last task"].sort_values("class")
+    assert last["name"].tolist() == ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    assert last["images"].tolist() == single["total"]
+    assert last["correct"].tolist() == pytest.approx(single["correct"], abs=1)  # θ₀ + τ rounds
+    assert last["accuracy"].tolist() == pytest.approx(last["correct"] / last["images"])
+    predicted = last[[f"predicted {c}" for c in range(10)]].to_numpy()
+    assert predicted.sum(1).tolist() == single["total"]
+    assert predicted.diagonal().tolist() == last["correct"].tolist()
+    one, _, three = (part.drop(columns="model").to_numpy().tolist() for _, part in frame.groupby("model", sort=False))
+    assert one == three  # λ = 0 is θ₀
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A root with made-up runs of 3 tasks, of every method."""

@@ -138,6 +138,12 @@ def test_one_command_runs_all_grids_and_passes_over_what_is_done(two_grids, tmp_
     times = {path: path.stat().st_mtime_ns for path in files_below(tmp_path / "runs/folder")}
     assert command("merge.py", *two_grids).out.count("already merged, nothing to do") == 2
     assert times == {path: path.stat().st_mtime_ns for path in files_below(tmp_path / "runs/folder")}
+    # evaluate.py measures the merges, or the encoders of the trainings.
+    measured = command("evaluate.py", *two_grids, "on=[digits]")
+    assert measured.code == 0, measured.err
+    assert len(list(tmp_path.rglob("merges/*/retention/digits.json"))) == 2
+    assert command("evaluate.py", *two_grids, "on=[digits]", "encoder=last").out.count("already measured") == 2
+    assert len(list(tmp_path.rglob("retention/digits.json"))) == 3  # both runs of zeroshot have θ₀
     # A run that was trained again is merged again.
     run = merged[0].parents[2]
     (run / "metrics.json").touch()

@@ -21,6 +21,7 @@ from mergestream.training.callbacks.checkpoint import Checkpointing
         ("train.py", "+schedule.warm_up=2", "schedule.warmup"),
         ("train.py", "++gradient_clipping=2", "gradient_clip"),
         ("merge.py", "+prefix=true", "prefixes"),
+        ("evaluate.py", "+encoders=1", "encoder"),
         ("analyze.py", "+lambdas=1", "lambda"),
         ("report.py", "+base_line=MagMax", "baseline"),
     ],
@@ -33,7 +34,7 @@ def test_inputs_that_no_code_reads_are_refused_with_the_nearest_key(script, word
     )
 
 
-@pytest.mark.parametrize("script", ["train.py", "merge.py", "analyze.py", "report.py"])
+@pytest.mark.parametrize("script", ["train.py", "merge.py", "evaluate.py", "analyze.py", "report.py"])
 def test_inputs_of_other_frameworks_are_refused(script, tmp_path):
     outcome = command(script, f"root={tmp_path}", "+accumulate_grad_batches=2")
     assert outcome.code == 1

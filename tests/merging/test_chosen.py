@@ -39,6 +39,9 @@ def test_the_encoder_of_a_task_and_the_base(choose, root, run_at):
     assert (base.path, base.seen) == (run.base_file(), 0)
     joint = choose("method=joint", "encoder=1")
     assert joint.seen == 3
+    assert choose("encoder=last") == choose("encoder=3")
+    assert choose("method=joint", "encoder=last") == joint
+    assert choose("method=zeroshot", "encoder=last") == choose("method=zeroshot", "encoder=base")
 
 
 def test_the_merge_that_the_values_name(choose, root, words, run_at):
@@ -67,9 +70,9 @@ def test_the_merge_that_the_values_name(choose, root, words, run_at):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["encoder=4"], "encoder must be merge, base, or a task of the run, from 1 to 3; got encoder=4"),
+        (["encoder=4"], "encoder must be merge, base, last, or a task of the run, from 1 to 3; got encoder=4"),
         (["encoder=0"], "the number of a task, 1 or more; got encoder=0"),
-        (["encoder=last"], "encoder must be merge (of all tasks), base (θ₀), or the number"),
+        (["encoder=first"], "encoder must be merge (of all tasks), base (θ₀), last (of the last task), or the number"),
         (["lambda=[0.1,0.2]"], "lambda must be one number, select, or null for the strategy's own, to name a merge"),
         (["method=zeroshot"], "encoder=merge needs trained encoders; method=zeroshot trains none. Write encoder=base"),
         (["seed=6"], "a finished run is needed;"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from mergestream.compose.build import method_of
@@ -204,8 +205,15 @@ class Subject:
             scale: λ.
             only: evaluate this task alone; None is all tasks.
         """
+        tasks = len(self.evaluator.stream)
+        return row(self.evaluator.counts(self._weights(tau, scale), tasks, only=only), tasks)
+
+    def confusion(self, tau: Mapping[str, Tensor], scale: float = 1.0) -> np.ndarray:
+        """Return the numbers of test images by class and predicted class of θ₀ + λ · τ, [C, C]; see `accuracy`."""
+        return self.evaluator.confusion(self._weights(tau, scale))
+
+    def _weights(self, tau: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
         theta = dict(self.base)
         for name, change in tau.items():
             theta[name] = theta[name] + scale * change
-        tasks = len(self.evaluator.stream)
-        return row(self.evaluator.counts(theta, tasks, only=only), tasks)
+        return theta

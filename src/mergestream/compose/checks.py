@@ -31,7 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
 STATISTICS = ("average", "base", "recompute")
 SELECT = "select"
-MERGE_OF_ALL, BASE = "merge", "base"  # values of `encoder`, besides the number of a task
+MERGE_OF_ALL, BASE, LAST = "merge", "base", "last"  # values of `encoder`, besides the number of a task
 
 
 def check_stream(cfg: DictConfig) -> None:
@@ -125,7 +125,8 @@ def _folder(key: str, value: Any) -> None:
         raise UserError(f"{key} must be a folder; got {key}={value}, which is not one")
 
 
-def _folder_name(key: str, value: Any) -> None:
+def folder_name(key: str, value: Any) -> None:
+    """Require the name of a folder or a file."""
     text = str(value) if isinstance(value, (str, int, float)) else ""
     if not text or set(text) & set("/\\\0") or text.startswith((".", "_")):
         rule = 'no "/" or "\\", no leading "." or "_"'
@@ -216,10 +217,10 @@ def _scales(key: str, value: Any) -> None:
 
 
 def _encoder(key: str, value: Any) -> None:
-    if value not in (MERGE_OF_ALL, BASE) and not (is_whole(value) and value >= 1):
+    if value not in (MERGE_OF_ALL, BASE, LAST) and not (is_whole(value) and value >= 1):
         raise UserError(
-            f"{key} must be {MERGE_OF_ALL} (of all tasks), {BASE} (θ₀), or the number of a task, 1 or more; "
-            f"got {key}={value}"
+            f"{key} must be {MERGE_OF_ALL} (of all tasks), {BASE} (θ₀), {LAST} (of the last task), or the number of a "
+            f"task, 1 or more; got {key}={value}"
         )
 
 
@@ -252,11 +253,11 @@ def _warmup(key: str, value: Any) -> None:
 
 # The rule of each key. Keys without one are checked by the function that takes them.
 STREAM: Mapping[str, Rule] = {
-    "tag": _or_null(_folder_name),
-    "dataset.name": _folder_name,
-    "stream.name": _folder_name,
-    "model.name": _folder_name,
-    "method.id": _folder_name,
+    "tag": _or_null(folder_name),
+    "dataset.name": folder_name,
+    "stream.name": folder_name,
+    "model.name": folder_name,
+    "method.id": folder_name,
     "root": _folder,
     "tasks": _or_null(_whole(1)),
     "seed": _whole(0, 2**32 - 1),

@@ -28,7 +28,7 @@ class EncoderSettings:
         config: the resolved config.
         compared: keys in which the config of the run must agree with `config`.
         method: of the training.
-        encoder: ``merge``, ``base`` (θ₀), or the number of a task, from 1.
+        encoder: ``merge``, ``base`` (θ₀), ``last``, or the number of a task, from 1.
         bound: the strategy of the merge, and its options.
         scale: λ, or ``select``.
         bn: the running statistics of batch normalisation that the merge has.

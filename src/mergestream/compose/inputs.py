@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,10 +17,11 @@ from mergestream.compose import targets
 from mergestream.compose.build import build, device_of
 from mergestream.compose.run import run_of
 from mergestream.data.cache import cached
+from mergestream.data.images import ImageArray
 from mergestream.data.integrity import check_images
 from mergestream.data.inventory import Inventory, extended, require_unchanged, unmeasured
 from mergestream.data.loaders import Loading, spare_workers
-from mergestream.data.source import Source
+from mergestream.data.source import Source, Split
 from mergestream.data.stream import TaskStream, describe
 from mergestream.data.tasks import Task
 from mergestream.evaluation import Evaluator
@@ -177,6 +179,29 @@ class Inputs:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             self._shared[key] = evaluator
         return evaluator
+
+    def evaluator_of_test(self, clip: Clip, name: str) -> Evaluator:
+        """Return an evaluator of a CLIP on all test images of the dataset, as a stream with a single task.
+
+        Training images are not looked at, and images are never reduced: each is opened once.
+
+        Args:
+            clip: the model, on its device.
+            name: of the task, for messages.
+
+        Raises:
+            UserError: if there are no test images.
+        """
+        nothing = np.array([], dtype=np.int64)
+        whole = self._read()
+        if not len(whole.test):
+            raise UserError(f"an evaluation needs test images; {name} has none")
+        source = self._checked(replace(whole, train=Split(ImageArray(np.empty((0, 1, 1), np.uint8)), nothing)))
+        task = Task(name, list(range(source.num_classes)), nothing, nothing, np.arange(len(source.test)))
+        loading = self._loading(clip.transforms, source)
+        size, seed = self._cfg.batch_size, self._cfg.seed
+        stream = TaskStream(source, [task], clip.transforms, batch_size=size, seed=seed, loading=loading)
+        return Evaluator(clip, text_head(clip, source.prompts), stream, self.device())
 
     def _datasets(self) -> dict[str, Callable[..., Source]]:
         """Return the functions that ``dataset.datasets`` names."""

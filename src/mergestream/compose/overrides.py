@@ -21,7 +21,8 @@ MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "
 MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
 ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
 ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
-COMMANDS = ("train", "merge", "analyze", "report")
+HELD_OUT_KEYS = ("on", "options")  # besides these, of evaluate.py
+COMMANDS = ("train", "merge", "evaluate", "analyze", "report")
 NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 
 

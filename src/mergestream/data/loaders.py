@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,7 +60,7 @@ def spare_workers(source: Source, device: torch.device, on_device: bool) -> int:
         device: where the model is trained.
         on_device: whether the device resizes crops.
     """
-    in_memory = next(image_paths(source.train.images), None) is None
+    in_memory = next(chain(image_paths(source.train.images), image_paths(source.test.images)), None) is None
     if device.type == "cpu" or (in_memory and on_device):
         return 0
     return max(0, min(MOST_WORKERS, processes.cores() // processes.world()[0] - 1))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mergestream.compose.checks import BASE, MERGE_OF_ALL
+from mergestream.compose.checks import BASE, LAST, MERGE_OF_ALL
 from mergestream.compose.encoder import EncoderSettings
 from mergestream.runs.directory import readable
 from mergestream.runtime import files
@@ -49,10 +49,11 @@ def chosen_encoder(settings: EncoderSettings) -> Chosen:
     run = settings.run
     run.require_finished()
     run.require_same(settings.config, settings.compared)
-    if settings.encoder == BASE:
+    untrained = settings.method.data == "none"
+    if settings.encoder == BASE or (untrained and settings.encoder == LAST):
         path = run.base_file()
         return Chosen("θ₀", path, path.stem, 0, {})
-    if settings.method.data == "none":
+    if untrained:
         raise UserError(
             f"encoder={settings.encoder} needs trained encoders; method={settings.method.id} trains none. Write "
             f"encoder={BASE}"
@@ -61,13 +62,15 @@ def chosen_encoder(settings: EncoderSettings) -> Chosen:
 
 
 def _of_task(settings: EncoderSettings) -> Chosen:
-    run, task, tasks = settings.run, settings.encoder, len(settings.run.stream()["tasks"])
+    run, tasks = settings.run, len(settings.run.stream()["tasks"])
     joint = settings.method.data == "all"
     trained = 1 if joint else tasks
+    task = trained if settings.encoder == LAST else settings.encoder
     assert isinstance(task, int)
     if task > trained:
         raise UserError(
-            f"encoder must be {MERGE_OF_ALL}, {BASE}, or a task of the run, from 1 to {trained}; got encoder={task}"
+            f"encoder must be {MERGE_OF_ALL}, {BASE}, {LAST}, or a task of the run, from 1 to {trained}; got "
+            f"encoder={task}"
         )
     if not run.encoder(task - 1).is_file() and not run.keeps_tasks():
         raise UserError(

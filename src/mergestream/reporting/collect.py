@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from mergestream.reporting.retention import retention
 from mergestream.reporting.rows import MEASURES, ROW
 from mergestream.runs.directory import stream_folder
 from mergestream.runs.identity import deciding, equal_hash
@@ -45,8 +46,9 @@ class Collected:
 
     Args:
         runs: one line for each metrics.json: the columns `ROW`, ``trained_tasks``, ``seed``, ``path``, ``seconds``,
-            the `MEASURES` as fractions, and three hashes. Runs of one row have the same ``protocol``; ``data`` is of
-            the samples in their order; ``source`` is of the data set, the stream and θ₀, whatever the order and T.
+            the `MEASURES` as fractions, the retention on single data sets, and three hashes. Runs of one row have the
+            same ``protocol``; ``data`` is of the samples in their order; ``source`` is of the data set, the stream and
+            θ₀, whatever the order and T.
         metrics: the contents of these files.
         protocols: the values behind the hashes ``protocol``.
         left_out: everything else.
@@ -111,7 +113,13 @@ def collect(root: Path) -> Collected:
                 f"a seed has one result, and {kept.path} has the same values. Delete one, or train it with tag=NAME",
             )
         )
+    retained, stale, wrong = retention({result.path: result.metrics for result in results})
+    left_out += [LeftOut(path, reason, expected=True) for path, reason in stale.items()]
+    left_out += [LeftOut(path, reason) for path, reason in wrong.items()]
+    for result in results:
+        result.line.update(retained.get(result.path, {}))
     columns = [*ROW, "trained_tasks", "seed", "path", *HASHES, "seconds", *MEASURES]
+    columns += sorted({name for values in retained.values() for name in values})
     runs = pd.DataFrame([result.line for result in results], columns=columns)
     return Collected(runs, [r.metrics for r in results], [r.protocol for r in results], left_out)
 

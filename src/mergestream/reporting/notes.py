@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from mergestream.reporting.retention import retained_on
+from mergestream.reporting.rows import data_set, retention_columns
 from mergestream.runs.results import Metrics
 
 # Circumstances that can change the last bits of a training, though no config names them.
@@ -28,7 +30,21 @@ def notes(runs: pd.DataFrame, metrics: Mapping[int, Metrics]) -> list[str]:
             f"Not evaluated after every task, so without forgetting, averages over the stream and curves: "
             f"{', '.join(sorted(lacking))}."
         )
+    found.append(_retention(runs))
     return [note for note in found if note]
+
+
+def _retention(runs: pd.DataFrame) -> str:
+    """Return a sentence about the data sets that retention was measured on; nothing if it was not."""
+    if not (used := [data_set(column) for column in retention_columns(runs) if runs[column].notna().any()]):
+        return ""
+    shown = retained_on(runs)
+    mean = "" if len(shown) < 2 else "mean "
+    found = f"Retention: {mean}zero-shot accuracy on {', '.join(shown)} minus that of θ₀, in points."
+    if not shown:
+        found = "No retention in this table: no data set was measured for all rows that have any."
+    rest = [name for name in used if name not in shown]
+    return found + (f" That on {', '.join(rest)}, which some rows lack, is in report.csv." if rest else "")
 
 
 def is_whole(metrics: Metrics) -> bool:

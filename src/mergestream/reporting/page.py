@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from mergestream.reporting.collect import HASHES, LeftOut
-from mergestream.reporting.rows import BENCHMARK, MEASURES, benchmark_title
+from mergestream.reporting.rows import BENCHMARK, benchmark_title, measures_of
 from mergestream.reporting.tables import ranks
 from mergestream.runs.results import Metrics
 
@@ -87,7 +87,7 @@ def html_page(
         images=images,
         notes=[(section.title, note) for section in sections for note in section.notes],
         left_out=left_out,
-        data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": MEASURES}),
+        data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": _measured(runs)}),
     )
 
 
@@ -95,6 +95,11 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as the script reads them."""
     rows = table.assign(rank=ranks(table), scale=table["scale"].map(_sortable), benchmark=_titles(table))
     return _without_nan(rows.drop(columns=["options", "tag"]).to_dict("records"))
+
+
+def _measured(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the measures that any run has, and their titles."""
+    return {key: title for key, title in measures_of(runs).items() if runs[key].notna().any()}
 
 
 def _runs(runs: pd.DataFrame, metrics: Sequence[Metrics]) -> list[dict[str, Any]]:

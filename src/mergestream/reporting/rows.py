@@ -23,10 +23,31 @@ MEASURES = {
     "seen_classes": "seen classes",
     "unseen_classes": "unseen classes",
     "harmonic_mean": "harmonic mean",
+    "retention": "retention",
 }
 BOUNDS = ("zeroshot", "joint")  # methods that a continual learner is compared with, but does not compete with
 # (method, strategy, options) → name, besides the paper's; others are named "method + strategy".
 NAMES = {**PAPER_NAMES, ("seq", "", ""): "sequential, last task", ("ind", "", ""): "independent, last task"}
+
+
+def retention_columns(runs: pd.DataFrame) -> list[str]:
+    """Return the columns with the retention on single data sets."""
+    return [str(column) for column in runs if str(column).startswith("retention[") and str(column).endswith("]")]
+
+
+def measures_of(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the columns of a table that hold a measure, and their titles."""
+    return {**MEASURES, **{column: f"retention on {data_set(column)}" for column in retention_columns(runs)}}
+
+
+def retention_column(name: str) -> str:
+    """Return the column with the retention on a data set."""
+    return f"retention[{name}]"
+
+
+def data_set(column: str) -> str:
+    """Return the data set of a `retention_column`."""
+    return column[len("retention[") : -1]
 
 
 def row_names(runs: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ from mergestream.reporting.collect import HASHES, LeftOut, collect
 from mergestream.reporting.figures import CaptionedFigure, benchmark_figures, stream_figures
 from mergestream.reporting.notes import notes
 from mergestream.reporting.page import Heading, Picture, Section, html_page, markdown_page
+from mergestream.reporting.retention import with_mean_retention
 from mergestream.reporting.rows import BENCHMARK, benchmark_title, row_names
 from mergestream.reporting.statistics import aggregate, borrow_bounds, compare, split_by_protocol, without_baseline
 from mergestream.reporting.tables import benchmark_table, emphasised, latex, markdown, overview
@@ -54,7 +55,7 @@ def report(root: Path, out: Path, baseline: str | None) -> None:
     """
     found = collect(root)
     runs, refused = split_by_protocol(found.runs, found.protocols)
-    runs = runs.assign(name=row_names(runs)).sort_values(BENCHMARK, kind="stable")
+    runs = with_mean_retention(runs).assign(name=row_names(runs)).sort_values(BENCHMARK, kind="stable")
     left_out = [*found.left_out, *refused]
     if runs.empty:
         unusable = f" that it can use ({left_out[0].path}: {left_out[0].reason})" if left_out else ""
@@ -150,7 +151,7 @@ def _print(table: pd.DataFrame, baseline: str) -> None:
     """Print each benchmark, its best `SHOWN` rows."""
     for key, lines in table.groupby(BENCHMARK, sort=False):
         cells = benchmark_table(lines, baseline)
-        shown = cells.drop(columns=["95 % CI", "avg. incremental", "− paper"], errors="ignore")
+        shown = cells.drop(columns=["95 % CI", "avg. incremental", "harmonic mean", "− paper"], errors="ignore")
         rows = [[name, *row] for name, row in zip(shown.index[:SHOWN], shown.to_numpy()[:SHOWN], strict=True)]
         if len(shown) > SHOWN:
             rows.append([f"… {len(shown) - SHOWN} more", *[""] * len(shown.columns)])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from mergestream.reporting.retention import retained_on
 from mergestream.reporting.rows import BENCHMARK, is_borrowed, is_bound
 
 Cell = Callable[[float, float, int], str]  # mean, deviation, rank → text
+NOTABLE = 0.005  # difference from which on the macro accuracy is worth a column
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"λ": r"$\lambda$", "±": r"$\pm$", "−": "--", "τ": r"$\tau$", "θ": r"$\theta$"}
@@ -84,6 +86,9 @@ def benchmark_table(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
         "95 % CI": [f"± {percent(r['final_accuracy_ci95'])}" if r["n"] > 1 else "" for r in records],
         "avg. incremental": [percent(r["average_incremental_accuracy"]) for r in records],
         "forgetting": [percent(r["forgetting"]) for r in records],
+        "mean over classes": _if_notable(records),
+        "harmonic mean": [percent(r["harmonic_mean"]) for r in records],
+        **_retention(lines, records),
         f"− {baseline}": [percent(r["minus_baseline"]) + _pairs(r) for r in records],
         "p": [_p_text(r["p"]) for r in records],
         "paper": [percent(r["paper"]) for r in records],
@@ -91,6 +96,20 @@ def benchmark_table(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
     }
     frame = pd.DataFrame(shown, index=pd.Index(ordered["name"], name=""))
     return frame.loc[:, (frame != "").any()]
+
+
+def _if_notable(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the macro accuracies, or nothing if none differs by `NOTABLE` from the final accuracy."""
+    notable = any(abs(line["macro_accuracy"] - line["final_accuracy"]) >= NOTABLE for line in lines)
+    return [percent(line["macro_accuracy"], line["macro_accuracy_std"]) if notable else "" for line in lines]
+
+
+def _retention(lines: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the column with the retention: on the only data set, or the mean over those that all rows share."""
+    if not (sets := retained_on(lines)):
+        return {}
+    title = f"retention on {sets[0]}" if len(sets) == 1 else f"retention on {len(sets)} data sets"
+    return {title: [percent(r["retention"], r["retention_std"]) for r in records]}
 
 
 def _pairs(line: Mapping[str, Any]) -> str:

@@ -157,6 +157,22 @@ def _seal(path: Path) -> str:
         return checksum
 
 
+def stated_checksum(path: Path) -> str:
+    """Return the checksum that a safetensors file says it has, without torch and without a look at its tensors.
+
+    Raises:
+        UserError: if the file is missing, damaged, or has no checksum.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        return str(header["__metadata__"][CHECKSUM])
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (ValueError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
+        raise UserError(f"{path} must be a .safetensors file with a checksum ({first_line(error)})") from error
+
+
 def verify(path: Path) -> str:
     """Check a safetensors file that `write_tensors` wrote, and return its checksum; cached while the file is unchanged.
 

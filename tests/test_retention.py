@@ -1,0 +1,160 @@
+"""evaluate.py: what it measures, what it shares and skips, and its errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import accuracy_of, command, config, noise
+from PIL import Image
+
+from mergestream.compose.inputs import Inputs
+from mergestream.compose.run import run_of
+from mergestream.data.images import ImageArray
+from mergestream.data.source import Source, Split, prompts
+from mergestream.runs import retention
+from mergestream.runs.repair import damage
+
+NAMES = ["five", "four", "one", "six", "three", "two"]  # the classes of the noise, in the order of their ids
+
+
+@pytest.fixture(scope="module")
+def root(trained, tmp_path_factory) -> Path:
+    """Runs of 3 tasks on the digits, and a merge of one; every test leaves them as they are, but for measurements."""
+    copy = tmp_path_factory.mktemp("root")
+    shutil.copytree(trained, copy, dirs_exist_ok=True)
+    outcome = command("merge.py", "-m", f"root={copy}", "tasks=3", "epochs=1", "strategy=magmax,average")
+    assert outcome.code == 0, outcome.err
+    return copy
+
+
+@pytest.fixture(scope="module")
+def words(root) -> tuple[str, ...]:
+    """What measures an encoder on the noise."""
+    folder = noise()[1].removeprefix("dataset.path=")
+    return f"root={root}", "tasks=3", "on=[folder]", f"+options.folder.path={folder}", "+options.folder.name=noise"
+
+
+@pytest.fixture
+def clean(root):
+    """Nothing is measured yet."""
+    for path in [*root.rglob("retention"), root / "_zero_shot"]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def expected(words, weights: Path | None) -> float:
+    """The accuracy on the noise, in a plain loop."""
+    folder = Path(words[3].partition("=")[2]) / "test"
+    found = [(Image.open(path).convert("RGB"), NAMES.index(path.parent.name)) for path in sorted(folder.rglob("*.png"))]
+    images, labels = zip(*found, strict=True)
+    return accuracy_of(weights, images, labels, prompts(NAMES, ["a photo of a {}."]))
+
+
+@pytest.mark.usefixtures("clean")
+def test_retention_is_the_accuracy_minus_that_of_the_base(root, words):
+    run = run_of(config("train", f"root={root}", "tasks=3"))
+    outcome = command("evaluate.py", *words)
+    assert outcome.code == 0, outcome.err
+    merged = run.path / "merges/magmax-0.5/merged.safetensors"
+    found = retention.read(retention.path_beside(merged, "noise"))
+    assert (found["test_samples"], found["num_classes"]) == (36, 6)
+    assert found["accuracy"] == expected(words, merged)
+    assert found["zero_shot"] == expected(words, None)
+    assert found["retention"] == found["accuracy"] - found["zero_shot"]
+    assert found["macro_accuracy"] == pytest.approx(found["accuracy"])  # six images of each class
+    assert f"{100 * found['retention']:+.2f}" in outcome.out
+    assert not damage(run)
+
+    outcome = command("evaluate.py", *words, "encoder=2")
+    assert outcome.code == 0, outcome.err
+    of_task = retention.read(retention.path_beside(run.encoder(1), "noise"))
+    assert of_task["accuracy"] == expected(words, run.encoder(1))
+    assert of_task["zero_shot"] == found["zero_shot"]
+    assert not damage(run)
+
+    again = command("evaluate.py", *words, "encoder=base")
+    assert "already measured, nothing to do" in again.out  # with the first of the two
+    assert "+0.00" in again.out
+
+
+@pytest.mark.usefixtures("clean")
+def test_what_is_measured_is_skipped_unless_it_is_of_something_else(root, words, monkeypatch):
+    loaded = []
+    load = Inputs.evaluator_of_test
+    monkeypatch.setattr(Inputs, "evaluator_of_test", lambda self, *a: loaded.append(a) or load(self, *a))
+    arguments = ("-m", *words, "strategy=average", "encoder=merge,last")
+    outcome = command("evaluate.py", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert len(loaded) == 1  # the jobs share the images
+    again = command("evaluate.py", *arguments)
+    assert again.out.count("already measured, nothing to do") == 2
+    assert len(loaded) == 1
+
+    (path,) = root.rglob("average-1/retention/noise.json")
+    before = path.read_bytes()
+    for change, said in (
+        (lambda content: content | {"encoder_sha256": "0" * 64}, ""),  # it was merged again since
+        (lambda content: content | {"accuracy": 1.0}, "was altered (its checksum differs); measuring again"),
+    ):
+        content = json.loads(before)
+        if said:
+            path.write_text(json.dumps(change(content)))
+        else:
+            retention.files.write_json(path, {k: v for k, v in change(content).items() if k != "checksum"})
+        outcome = command("evaluate.py", *words, "strategy=average")
+        assert said in outcome.out
+        assert "already measured" not in outcome.out
+        assert json.loads(path.read_bytes())["accuracy"] == json.loads(before)["accuracy"]
+    other = command("evaluate.py", *words, "strategy=average", "+options.folder.templates=['the word {}']")
+    assert other.code == 0, other.err
+    assert "already measured" not in other.out
+    assert len(list(root.glob("_zero_shot/*/*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["on=[]"], "on must be different data sets, at least one, such as on=[cifar10,dtd]; got on=[]"),
+        (["on=[dtd,dtd]"], "on must be different data sets"),
+        (["on=[cifar11]"], "on must be options of the dataset group: cars, cifar10, cifar100, "),
+        (["on=[eight_datasets]"], "on takes single data sets; eight_datasets is several: write on=[cars,mnist,"),
+        (["on=[digits]"], "got digits, which is not held out: it is part of dataset=digits. The run's metrics.json"),
+        (["on=[dtd]"], "dataset=dtd needs "),
+        (["on=[folder]"], "+options.folder.path must be a folder with one folder of images per class"),
+        (["on=[dtd]", "+options.cars.mirror=a/b"], "options must be keys of data sets that on names, such as +options"),
+        (["on=[dtd]", "options=1"], "options must be keys of data sets, +options.dtd.KEY=VALUE; got options=1"),
+        (["on=[dtd]", "+options.dtd.part=1"], "unexpected keyword argument 'part'"),
+        (["on=[dtd]", "+options.dtd.name=a/b"], "options.dtd.name must be a valid folder name"),
+        (["on=[glyphs]", "seed=6"], "a finished run is needed; "),
+        (["on=[glyphs]", "encoder=4"], "encoder must be merge, base, last, or a task of the run, from 1 to 3; got enc"),
+        (["on=[glyphs]", "strategy=ties"], "merges/ties-0.55 does not exist or is not whole. Type: python merge.py "),
+        (["on=[glyphs]", "+option=1"], "unknown key: +option=1; did you mean options?"),
+    ],
+)
+@pytest.mark.usefixtures("clean")
+def test_bad_input_is_one_line(root, overrides, message):
+    before = sorted(root.rglob("*"))
+    outcome = command("evaluate.py", f"root={root}", f"data.root={root}/nothing", "tasks=3", *overrides)
+    assert outcome.code == 1
+    assert re.fullmatch(r"error: [^\n]*\n", outcome.err), outcome.err
+    assert message in outcome.err
+    assert "dataset." not in outcome.err
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_data_set_without_test_images(words, monkeypatch):
+    one = Split(ImageArray(np.zeros((1, 8, 8), np.uint8)), np.zeros(1, np.int64))
+    source = Source(["a"], [["a"]], one, one.subset(np.array([], np.int64)))
+    monkeypatch.setattr(Inputs, "_read", lambda self: source)
+    outcome = command("evaluate.py", *words, "encoder=1")
+    assert outcome.err == "error: an evaluation needs test images; noise has none\n"
+
+
+def test_the_data_sets_of_a_suite_are_not_held_out(root):
+    suite = ("dataset=eight_datasets", "dataset.datasets=[dtd,mnist]", "dataset.domains=2")
+    outcome = command("evaluate.py", f"root={root}", *suite, "on=[mnist]")
+    assert "got mnist, which is not held out: it is part of dataset=eight_datasets" in outcome.err
