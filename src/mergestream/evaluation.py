@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from mergestream.models.clip import Clip, TextHead
 from mergestream.models.statistics import measured_statistics
 from mergestream.runtime import processes
 from mergestream.runtime.precision import autocast
+
+Observer = Callable[[Tensor, Tensor], None]  # of logits [B, C] and class ids [B]
 
 
 class TaskAccuracy(Metric):
@@ -82,6 +84,7 @@ def evaluate(
     precision: str = "32-true",
     split: str = "test",
     only: int | None = None,
+    observe: Observer | None = None,
 ) -> Counts:
     """Evaluate an encoder on all tasks of a stream, sharded over all processes.
 
@@ -94,6 +97,7 @@ def evaluate(
         precision: of the encoder; the head always has that of its weights.
         split: test or validation.
         only: index of a single task; by default all tasks.
+        observe: also called with the logits and labels of each batch of this process.
     """
     encoder.to(device).eval()
     head.to(device)
@@ -102,7 +106,10 @@ def evaluate(
     for images, labels, tasks in stream.on_device(batches, device):
         with autocast(device, precision):
             features = encoder(images)
-        metric.update(head(features), labels, tasks)
+        logits = head(features)
+        metric.update(logits, labels, tasks)
+        if observe is not None:
+            observe(logits, labels)
     return metric.compute()
 
 
@@ -129,7 +136,14 @@ class Evaluator:
         """How evaluation images are made; see `Run.require_preprocessing`."""
         return {**self.clip.preprocessing, "short_side": self.stream.loading.short_side}
 
-    def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
+    def counts(
+        self,
+        theta: Mapping[str, Tensor],
+        seen: int,
+        split: str = "test",
+        only: int | None = None,
+        observe: Observer | None = None,
+    ) -> Counts:
         """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
         return evaluate(
@@ -141,6 +155,7 @@ class Evaluator:
             precision=self.precision,
             split=split,
             only=only,
+            observe=observe,
         )
 
     def statistics(self, theta: Mapping[str, Tensor], seen: int) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,23 @@ class Inputs:
     def source(self) -> Source:
         """Return the dataset of the ``dataset`` group, with every image file checked."""
         cfg = self._cfg
+        return check_images(self._unchecked(), Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
+
+    def classes(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """Return the names and the prompts of the classes of the dataset, in the order of the class ids."""
+        # Without corrupt files, there can be fewer classes.
+        source = self.source() if self._cfg.data.skip_corrupt else self._unchecked()
+        return source.class_names, source.prompts
+
+    def _unchecked(self) -> Source:
+        cfg = self._cfg
         node = cfg.dataset.copy()
         if "root" in node:
             node.root = str(Path(node.root).expanduser())  # neither Hydra nor the readers expand ~
         suite = {"datasets": self._datasets()} if "datasets" in node else {}
         # `domains` and `order` are for the stream, and `version` for the config hash.
         without = ("name", "domains", "order", "version", *suite)
-        source = build(node, cfg.allow_targets, without=without, **suite)
-        return check_images(source, Path(cfg.root) / "_data", skip_corrupt=cfg.data.skip_corrupt)
+        return build(node, cfg.allow_targets, without=without, **suite)
 
     def stream(self, transforms: Transforms, source: Source) -> TaskStream:
         """Return `source`, divided into tasks as the ``stream`` group says."""

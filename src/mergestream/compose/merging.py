@@ -141,6 +141,11 @@ def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -
             "bn=recompute takes the training images of a run; base, checkpoints and out have none. Write bn=average or "
             "bn=base"
         )
+    if cfg.export in ("classifier", "onnx"):
+        raise UserError(
+            f"export={cfg.export} needs the classes of a run; base, checkpoints and out have none. Write "
+            "export=open_clip or export=huggingface"
+        )
     if cfg.export is not None and (several or Path(cfg.out).suffix != ".safetensors"):
         raise UserError(f"export needs one merged file, out=….safetensors; got out={cfg.out}, lambda={cfg['lambda']}")
     return FileMerge(

@@ -20,8 +20,9 @@ NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "
 MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "export")
 MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
 ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
+PREDICTION_KEYS = ("images", "top", "out", "classes", "classifier")
 ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
-COMMANDS = ("train", "merge", "analyze", "report")
+COMMANDS = ("train", "merge", "analyze", "report", "predict")
 NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 
 

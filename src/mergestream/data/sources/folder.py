@@ -160,6 +160,11 @@ def _files(top: Path, skipped: Counter[str]) -> Iterator[str]:
                 skipped[extension or "no extension"] += 1
 
 
+def pictures_below(top: Path) -> list[str]:
+    """Return the paths of the visible picture files below a folder, sorted."""
+    return list(_files(top, Counter()))
+
+
 def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield (folder, names of its files) of a folder and every visible folder below it, links included."""
     for root, folders, names in os.walk(top, followlinks=True):
