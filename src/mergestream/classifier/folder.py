@@ -116,7 +116,7 @@ def read_classifier(folder: Path, allowed: Sequence[str] = ()) -> Classifier:
 
 def _verified(path: Path, checksum: str | None) -> dict[str, Tensor]:
     if files.verify(path) != checksum:
-        raise UserError(f"{path} is not the file that was written with {path.with_name(FACTS)}")
+        raise UserError(f"{path} is not the file that was written with {FACTS}")
     return files.read_tensors(path)
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import warnings
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,21 +17,7 @@ from mergestream.classifier.classifier import Classifier
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
-PACKAGES = ("onnx", "onnxscript")
 LIMIT = 2_000_000_000  # bytes of an ONNX file; larger ones need a second file for their weights
-
-
-def require_onnx() -> None:
-    """Check that torch's exporter has what it needs.
-
-    Raises:
-        UserError: if a package is missing.
-    """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UserError(
-            f"export=onnx needs the packages {' and '.join(PACKAGES)}; {missing[0]} is not installed. "
-            "Type: pip install 'mergestream[onnx]'"
-        )
 
 
 class _Graph(nn.Module):

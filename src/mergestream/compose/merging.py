@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mergestream.methods.method import Method
 from mergestream.runs.directory import Run
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
+
+ONNX = ("onnx", "onnxscript")  # what torch's exporter needs
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     require_read(cfg)
     OmegaConf.resolve(cfg)
     checks.check_merge(cfg)
+    if cfg.export == "onnx":
+        _require_onnx()
     bound = bound_strategy(cfg)
     paths = ("base", "checkpoints", "out")
     given = [key for key in paths if cfg[key] is not None]
@@ -130,6 +135,14 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
         device=_merging_device(cfg),
         compared=compared,
     )
+
+
+def _require_onnx() -> None:
+    if missing := [name for name in ONNX if find_spec(name) is None]:
+        raise UserError(
+            f"export=onnx needs the packages {' and '.join(ONNX)}; {missing[0]} is not installed. "
+            "Type: pip install 'mergestream[onnx]'"
+        )
 
 
 def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -> FileMerge:
