@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mergestream.data.loaders import EvalLoader
 from mergestream.data.stream import TaskStream
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead
 from mergestream.models.statistics import measured_statistics
 from mergestream.runtime import processes
 from mergestream.runtime.precision import autocast
+
+Observer = Callable[[Tensor, Tensor], None]  # of logits [B, C] and class ids [B]
 
 
 class TaskAccuracy(Metric):
@@ -93,6 +94,7 @@ def evaluate(
     precision: str = "32-true",
     split: str = "test",
     only: int | None = None,
+    observe: Observer | None = None,
 ) -> Counts:
     """Evaluate an encoder on all tasks of a stream, sharded over all processes.
 
@@ -105,24 +107,20 @@ def evaluate(
         precision: of the encoder; the head always has that of its weights.
         split: test or validation.
         only: index of a single task; by default all tasks.
+        observe: also called with the logits and labels of each batch of this process.
     """
-    metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
-    batches = stream.eval_dataloader(split, *processes.shard(), only)
-    for logits, labels, tasks in _logits(encoder, head, stream, batches, device, precision):
-        metric.update(logits, labels, tasks)
-    return metric.compute()
-
-
-def _logits(
-    encoder: nn.Module, head: TextHead, stream: TaskStream, batches: EvalLoader, device: torch.device, precision: str
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield logits [B, C], class ids [B] and tasks [B] of every batch; for the arguments see `evaluate`."""
     encoder.to(device).eval()
     head.to(device)
+    metric = TaskAccuracy([task.classes for task in stream.tasks], stream.source.num_classes, seen).to(device)
+    batches = stream.eval_dataloader(split, *processes.shard(), only)
     for images, labels, tasks in stream.on_device(batches, device):
         with autocast(device, precision):
             features = encoder(images)
-        yield head(features), labels, tasks
+        logits = head(features)
+        metric.update(logits, labels, tasks)
+        if observe is not None:
+            observe(logits, labels)
+    return metric.compute()
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,14 @@ class Evaluator:
         """How evaluation images are made; see `Run.require_preprocessing`."""
         return {**self.clip.preprocessing, "short_side": self.stream.loading.short_side}
 
-    def counts(self, theta: Mapping[str, Tensor], seen: int, split: str = "test", only: int | None = None) -> Counts:
+    def counts(
+        self,
+        theta: Mapping[str, Tensor],
+        seen: int,
+        split: str = "test",
+        only: int | None = None,
+        observe: Observer | None = None,
+    ) -> Counts:
         """Evaluate the image tower with the weights `theta`; for the other arguments see `evaluate`."""
         self.clip.encoder.load_state_dict(theta)
         return evaluate(
@@ -160,19 +165,18 @@ class Evaluator:
             precision=self.precision,
             split=split,
             only=only,
+            observe=observe,
         )
 
-    @torch.no_grad()
     def confusion(self, theta: Mapping[str, Tensor]) -> np.ndarray:
         """Return the numbers of test images by class and predicted class, int64 [C, C], among all classes."""
-        self.clip.encoder.load_state_dict(theta)
         count = self.stream.source.num_classes
         matrix_CC = torch.zeros(count * count, dtype=torch.long, device=self.device)
-        batches = self.stream.eval_dataloader()
-        for logits, labels, _ in _logits(
-            self.clip.encoder, self.head, self.stream, batches, self.device, self.precision
-        ):
-            matrix_CC += torch.bincount(labels * count + logits.argmax(-1), minlength=count * count)
+
+        def add(logits: Tensor, labels: Tensor) -> None:
+            matrix_CC.add_(torch.bincount(labels * count + logits.argmax(-1), minlength=count * count))
+
+        self.counts(theta, 0, observe=add)
         return matrix_CC.view(count, count).cpu().numpy()
 
     def statistics(self, theta: Mapping[str, Tensor], seen: int) -> dict[str, Tensor]:

@@ -128,9 +128,12 @@ def test_methods(method, tmp_path):
 
 
 @pytest.mark.parametrize("stream", options("stream"))
-def test_streams(stream):
+def test_streams(stream, tmp_path):
     suite = ["dataset=eight_datasets", "dataset.datasets=[digits]", "dataset.domains=1"]
-    of = {"domain": ["dataset=glyphs"], "dataset": suite, "folders": suite}
+    for name in ("train/ant/1.png", "test/ant/2.png"):
+        save(tmp_path / "data/first" / name, 1, 1)
+    folders = ["dataset=folder", f"dataset.path={tmp_path}/data", f"root={tmp_path}"]
+    of = {"domain": ["dataset=glyphs"], "dataset": suite, "folders": folders}
     cfg = config("train", *of.get(stream, ["tasks=5"]), f"stream={stream}")
     assert cfg.stream.name == stream
     OmegaConf.resolve(cfg)

@@ -10,10 +10,14 @@ import torch
 from helpers import command, config
 from safetensors.torch import load_file, save_file
 
+from mergestream.classifier.classifier import Classifier
 from mergestream.compose.inputs import Inputs
 from mergestream.merging.export import export, huggingface
 from mergestream.models import tiny
+from mergestream.models.clip import text_head
 from mergestream.runtime.errors import UserError
+
+NAMES = ["five", "four", "one", "six", "three", "two"]  # of the noise, in the order of the class ids
 
 
 @pytest.fixture
@@ -51,6 +55,11 @@ def test_open_clip_loads_the_whole_clip(merge):
     model.load_state_dict(load_file(folder / "open_clip.safetensors"))
     for ours, theirs in zip(expected, embeddings(model, *inputs()), strict=True):
         assert torch.equal(ours, theirs)
+    named = json.loads((folder / "open_clip.json").read_text())
+    assert named == {
+        "id2label": {str(c): n for c, n in enumerate(NAMES)},
+        "label2id": {n: c for c, n in enumerate(NAMES)},
+    }
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
@@ -68,6 +77,33 @@ def test_transformers_loads_the_whole_clip(merge):
         torch.testing.assert_close(torch.nn.functional.normalize(ours, dim=-1), theirs, rtol=0, atol=1e-5)
     processor = CLIPImageProcessor.from_pretrained(folder / "huggingface")
     assert list(processor.image_mean) == list(tiny.MEAN)
+    assert model.config.id2label == dict(enumerate(NAMES))
+    assert model.config.label2id["two"] == NAMES.index("two")
+
+
+def test_a_classifier_has_head_names_and_prompts_of_the_run(merge, root, words):
+    folder = merge("export=classifier")
+    again = command("merge.py", f"root={root}", *words, "export=classifier")  # of a finished merge, without evaluation
+    assert "already merged" in again.out
+    classifier = Classifier.load(folder / "classifier")
+    prompts = [[f"a photo of a {name}."] for name in NAMES]
+    assert (list(classifier.class_names), list(classifier.prompts)) == (NAMES, prompts)
+    clip = tiny.tiny()
+    assert torch.equal(classifier.head.weight_CD, text_head(clip, prompts).weight_CD)
+    assert all(
+        torch.equal(t, classifier.encoder.state_dict()[n]) for n, t in load_file(folder / "merged.safetensors").items()
+    )
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert classifier.facts["merge"] == metrics["merge"]
+    assert classifier.facts["base_sha256"] == metrics["provenance"]["base_sha256"]
+    assert classifier.temperature == 1.0  # there are no validation images
+
+
+def test_merged_files_have_no_classes_to_export(tmp_path):
+    words = ["base=b.safetensors", "checkpoints=[a.safetensors]", f"out={tmp_path}/m.safetensors", "export=classifier"]
+    outcome = command("merge.py", *words)
+    assert outcome.code == 1
+    assert "export=classifier needs the classes of a run; base, checkpoints and out have none. Write" in outcome.err
 
 
 SMALL = {
@@ -134,6 +170,6 @@ def test_weights_that_do_not_fit_are_not_exported(tmp_path):
             clip.model, {"visual.transformer.resblocks.0.ls_1.gamma": torch.zeros(1), "logit_scale": torch.ones(())}
         )
     assert not list(tmp_path.iterdir())
-    outcome = command("merge.py", "export=onnx")
+    outcome = command("merge.py", "export=keras")
     assert outcome.code == 1
-    assert "export must be one of open_clip, huggingface" in outcome.err
+    assert "export must be one of open_clip, huggingface, classifier, onnx" in outcome.err

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import command, files_below
+from helpers import command, config, files_below
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mergestream import evaluation
+from mergestream.classifier.classifier import Classifier
 from mergestream.compose.inputs import Inputs
 from mergestream.merging import merge_checkpoints
+from mergestream.models.clip import text_head
 from mergestream.models.tiny import tiny
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
@@ -266,6 +268,59 @@ def test_lambda_is_selected_on_validation_data(select):
     assert "already merged, nothing to do" in again.out
     assert "already merged" not in select("lambda=select", "candidates=[0.1,0.5]")[0].out
     assert "λ on validation" in command("report.py", f"root={folder.parents[5]}").out
+
+
+def logits_of(images, weights, prompts):
+    """The logits of some images in a plain loop."""
+    clip = tiny()
+    clip.encoder.load_state_dict(load_file(weights))
+    with torch.no_grad():
+        head = text_head(clip, prompts)
+        return [head(clip.encoder(clip.transforms.eval(image)[None]))[0].double() for image in images]
+
+
+def calibration_error(logits, labels, temperature):
+    bins = [[] for _ in range(15)]
+    for z, label in zip(logits, labels, strict=True):
+        confidence, found = (z / temperature).softmax(0).max(0)
+        bins[int(confidence * 15)].append((confidence.item(), found.item() == label))
+    return sum(abs(sum(right - confidence for confidence, right in b)) for b in bins) / len(labels)
+
+
+def test_a_merge_knows_its_calibration_and_chooses_a_temperature_on_validation_data(select, words, tmp_path):
+    outcome, folder = select("lambda=[0.5,0.3]", "export=classifier")
+    assert outcome.code == 0, outcome.err
+    inputs = Inputs(config("merge", f"root={tmp_path}", *words, "stream.validation=0.2"))
+    source = inputs.source()
+    stream = inputs.stream(tiny().transforms, source)
+    validation = np.concatenate([task.validation for task in stream.tasks])
+    for scale in (0.5, 0.3):
+        path = folder / f"magmax-{scale}"
+        found = files.read_json(path / "metrics.json")["calibration"]
+        of_test = logits_of(source.test.images, path / "merged.safetensors", source.prompts)
+        labels = source.test.labels.tolist()
+        for key, temperature in (("ece", 1.0), ("ece_with_temperature", found["temperature"])):
+            assert found[key] == pytest.approx(calibration_error(of_test, labels, temperature), abs=1e-5)
+        held_out = logits_of(
+            [source.train.images[int(i)] for i in validation], path / "merged.safetensors", source.prompts
+        )
+
+        def loss(temperature, held_out=held_out):
+            own = source.train.labels[validation].tolist()
+            return -sum((z / temperature).log_softmax(0)[c].item() for z, c in zip(held_out, own, strict=True))
+
+        best = found["temperature"]
+        assert loss(best) <= min(loss(temperature) for temperature in np.geomspace(0.1, 10, 15)) + 1e-6
+        assert f"temperature {best:.3f}, chosen on validation data" in outcome.out
+        assert Classifier.load(path / "classifier").temperature == best
+
+
+def test_a_merge_without_validation_data_has_no_temperature(merge, folder):
+    outcome = merge()
+    found = files.read_json(folder / "magmax-0.5/metrics.json")["calibration"]
+    assert 0 <= found.pop("ece") <= 1
+    assert found == {"bins": 15, "temperature": None, "ece_with_temperature": None}
+    assert "temperature" not in outcome.out
 
 
 def test_select_never_looks_at_the_test_split(select, monkeypatch):

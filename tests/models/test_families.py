@@ -19,6 +19,8 @@ from timm.models.eva import _create_eva
 from torch import nn
 from torch.nn.functional import normalize
 
+from mergestream.classifier.classifier import Classifier
+from mergestream.classifier.folder import write_classifier
 from mergestream.compose.run import run_of
 from mergestream.merging.export import export
 from mergestream.models import pretrained as loading
@@ -321,3 +323,19 @@ def test_inputs_without_their_tokenizer_end_in_one_line(monkeypatch, tmp_path):
         "type: hf download timm/ViT-B-16-SigLIP; then copy its folder of ~/.cache/huggingface/hub here. "
         "model=tiny needs no download."
     )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_exported_classifier_builds_the_tower_alone(name, tmp_path, monkeypatch):
+    random_weights(name, tmp_path / "w.safetensors")
+    clip = pretrained(name, str(tmp_path / "w.safetensors"))
+    head = text_head(clip, [["a cat"], ["a dog"]])
+    made = Classifier.of(clip, head, ["cat", "dog"], [["a cat"], ["a dog"]], model={})
+    write_classifier(made, clip.encoder.state_dict(), tmp_path / "classifier")
+    (tmp_path / "w.safetensors").unlink()
+    monkeypatch.setattr(open_clip, "get_model_config", None)  # the architecture is in the folder
+    loaded = Classifier.load(tmp_path / "classifier")
+    size = loaded.transforms.recipe.size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.logits(images), made.logits(images))
+    assert loaded.transforms.recipe == clip.transforms.recipe

@@ -16,13 +16,15 @@ from mergestream.methods.method import Method
 from mergestream.runtime.errors import UserError, first_line
 
 
-def build(node: DictConfig, allowed: Iterable[str] = (), *, without: tuple[str, ...] = (), **arguments: Any) -> Any:
+def build(
+    node: Mapping[Any, Any], allowed: Iterable[str] = (), *, without: tuple[str, ...] = (), **arguments: Any
+) -> Any:
     """Call the node's ``_target_`` with the node's other keys and `arguments`, and return the result.
 
     A node with ``_partial_: true`` gives the bound function instead.
 
     Args:
-        node: a config group.
+        node: a config group, or a record of one.
         allowed: packages that it may call besides the known ones, from ``allow_targets``.
         without: keys of the node that are not arguments.
         arguments: passed on as they are.

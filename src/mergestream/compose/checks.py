@@ -26,11 +26,12 @@ Rule = Callable[[str, Any], None]
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
-EXPORTS = ("open_clip", "huggingface")
+EXPORTS = ("open_clip", "huggingface", "classifier", "onnx")
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
 STATISTICS = ("average", "base", "recompute")
 SELECT = "select"
+STANDARD_INPUT = "-"
 MERGE_OF_ALL, BASE, LAST = "merge", "base", "last"  # values of `encoder`, besides the number of a task
 
 
@@ -86,6 +87,12 @@ def check_encoder(cfg: DictConfig) -> None:
     _require_groups(cfg, ("strategy",))
     _apply(ENCODER, cfg)
     check_stream(cfg)
+
+
+def check_prediction(cfg: DictConfig) -> None:
+    """Check the keys of predict.yaml, but not those that name a run."""
+    _apply(PREDICTION, cfg)
+    check_targets(cfg)
 
 
 def check_report(cfg: DictConfig) -> None:
@@ -153,6 +160,31 @@ def _paths(key: str, value: Any) -> None:
         _require_quoted(key, path)
     if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
         raise UserError(f"{key} must be a list of files, such as [A.safetensors,B.pt]; got {key}={value}")
+
+
+def _images(key: str, value: Any) -> None:
+    values = value if isinstance(value, list) else [value]
+    for path in values:
+        _require_quoted(key, path)
+    if not values or not all(isinstance(path, str) and path for path in values):
+        raise UserError(
+            f"{key} must be a folder, a picture, a list of them such as [a.jpg,b.png], or - for standard input; "
+            f"got {key}={value}"
+        )
+
+
+def _texts(key: str, value: Any) -> None:
+    texts = value if isinstance(value, list) else []
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f'{key} must be a list of texts, such as ["a red fox","a wolf"]; got {key}={value}')
+    if len(set(texts)) < len(texts):
+        raise UserError(f"{key} must be different texts; got {key}={value}")
+
+
+def _answers(key: str, value: Any) -> None:
+    _path(key, value)
+    if Path(value).suffix.lower() not in (".csv", ".jsonl") or Path(value).is_dir():
+        raise UserError(f"{key} must be a file that ends in .csv or .jsonl; got {key}={value}")
 
 
 def _bound(key: str, value: Any) -> None:
@@ -324,6 +356,14 @@ ENCODER: Mapping[str, Rule] = {
     "strategy.scale": _number("finite"),
     "lambda": _one_scale,
     "bn": _choice(STATISTICS),
+}
+PREDICTION: Mapping[str, Rule] = {
+    "images": _images,
+    "top": _whole(1),
+    "out": _or_null(_answers),
+    "classes": _or_null(_texts),
+    "classifier": _or_null(_folder),
+    "accelerator": _choice(ACCELERATORS),
 }
 ANALYSIS: Mapping[str, Rule] = {
     "analysis._partial_": _bound,

@@ -87,6 +87,13 @@ class Inputs:
         others = self._checked(listed.without_domains(trained))
         return extended(Inventory.read(known), listed, others, trained, forget=cfg.data.forget)
 
+    def classes(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """Return the names and the prompts of the classes of the dataset, in the order of the class ids."""
+        # Without corrupt files, there can be fewer classes; a stream that grows numbers them by arrival.
+        known = self._cfg.data.skip_corrupt or run_of(self._cfg).grows
+        source = self.source() if known else self._read()
+        return source.class_names, source.prompts
+
     def _read(self, trained: Sequence[str] = ()) -> Source:
         """Return the dataset as it is now.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from mergestream.runs.directory import Run
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
+
+ONNX = ("onnx", "onnxscript")  # what torch's exporter needs
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     require_read(cfg)
     resolve(cfg)
     checks.check_merge(cfg)
+    if cfg.export == "onnx":
+        _require_onnx()
     bound = bound_strategy(cfg)
     paths = ("base", "checkpoints", "out")
     given = [key for key in paths if cfg[key] is not None]
@@ -151,6 +156,14 @@ def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str,
     )
 
 
+def _require_onnx() -> None:
+    if missing := [name for name in ONNX if find_spec(name) is None]:
+        raise UserError(
+            f"export=onnx needs the packages {' and '.join(ONNX)}; {missing[0]} is not installed. "
+            "Type: pip install 'mergestream[onnx]'"
+        )
+
+
 def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -> FileMerge:
     scales, several = scales_of(cfg), isinstance(cfg["lambda"], ListConfig)
     if not scales:
@@ -159,6 +172,11 @@ def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -
         raise UserError(
             "bn=recompute takes the training images of a run; base, checkpoints and out have none. Write bn=average or "
             "bn=base"
+        )
+    if cfg.export in ("classifier", "onnx"):
+        raise UserError(
+            f"export={cfg.export} needs the classes of a run; base, checkpoints and out have none. Write "
+            "export=open_clip or export=huggingface"
         )
     if cfg.export is not None and (several or Path(cfg.out).suffix != ".safetensors"):
         raise UserError(f"export needs one merged file, out=….safetensors; got out={cfg.out}, lambda={cfg['lambda']}")

@@ -20,9 +20,10 @@ NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "
 MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "export")
 MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
 ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
+PREDICTION_KEYS = ("images", "top", "out", "classes", "classifier")
 ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
 HELD_OUT_KEYS = ("on", "options")  # besides these, of evaluate.py
-COMMANDS = ("train", "merge", "evaluate", "analyze", "report")
+COMMANDS = ("train", "merge", "predict", "evaluate", "analyze", "report")
 NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 
 

@@ -54,7 +54,7 @@ def find_splits(top: Path) -> tuple[Path, Path] | None:
     named = [name for names in found.values() for name in names]
     if not named:
         return None
-    others = [name for name in unnamed if any(find_pictures(top / name, Counter()))]
+    others = [name for name in unnamed if any(find_pictures(top / name))]
     tests = found["test"] or found["validation"]
     twice = next((names for names in found.values() if len(names) > 1), [])
     if twice or others or not found["train"] or not tests:
@@ -102,14 +102,19 @@ def first_picture(top: Path) -> str | None:
     return min((name for name in names if _extension(name) in extensions()), default=None)
 
 
-def find_pictures(top: Path, skipped: Counter[str]) -> Iterator[str]:
-    """Yield the picture files below a folder, sorted, and count the other files by extension."""
+def find_pictures(top: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
+    """Yield the visible picture files below a folder, sorted.
+
+    Args:
+        top: the folder.
+        skipped: counts the other files by extension.
+    """
     for root, names in sorted(_walk(top)):
         for name in sorted(filter(_is_visible, names)):
             extension = _extension(name)
             if extension in extensions():
                 yield os.path.join(root, name)
-            else:
+            elif skipped is not None:
                 skipped[extension or "no extension"] += 1
 
 

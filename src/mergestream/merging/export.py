@@ -1,31 +1,52 @@
-"""Export: a merged CLIP in the formats of open_clip and transformers."""
+"""Export: a merged CLIP in the formats of open_clip and transformers, or as a classifier."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
+from mergestream.classifier.classifier import Classifier
+from mergestream.classifier.folder import write_classifier
+from mergestream.classifier.onnx import write_onnx
 from mergestream.models.clip import Clip
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
+CLASSIFIERS = ("classifier", "onnx")  # formats that hold the encoder and the head alone
 
-def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> Path:
+
+def export_classifier(classifier: Classifier, theta: Mapping[str, Tensor], to: str, folder: Path) -> Path:
+    """Write a classifier; return the path.
+
+    Args:
+        classifier: with the weights `theta` in its encoder.
+        theta: the merged weights.
+        to: classifier, a folder, or onnx, a file.
+        folder: where to write.
+    """
+    if to == "onnx":
+        return write_onnx(classifier, folder / "classifier.onnx")
+    return write_classifier(classifier, theta, folder / "classifier")
+
+
+def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path, class_names: Sequence[str] = ()) -> Path:
     """Write the whole CLIP with the weights `encoder` in its image tower; return the path.
 
     ``open_clip`` writes ``open_clip.safetensors`` for ``open_clip.create_model(name, pretrained=FILE)``;
-    ``huggingface`` writes a folder ``huggingface`` for ``transformers.CLIPModel.from_pretrained(FOLDER)``.
+    ``huggingface`` writes a folder ``huggingface`` for ``transformers.CLIPModel.from_pretrained(FOLDER)``. Class names
+    go into its config.json, and into ``open_clip.json`` beside the former.
 
     Args:
         clip: the model of the image tower.
         encoder: the merged weights, named as in the image tower or as in the whole model.
         to: open_clip or huggingface.
         folder: where to write.
+        class_names: of the data set that the merge is for, if it is known.
 
     Raises:
         UserError: if the weights do not belong to the model, or the format cannot hold it.
@@ -40,14 +61,27 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path) -> 
     if to == "open_clip":
         path = folder / "open_clip.safetensors"
         files.write_tensors(path, state, {"format": "pt"})
+        if class_names:
+            _write_json(path.with_suffix(".json"), _labels(class_names))
         return path
     config, tensors = huggingface(clip.model, state)
+    config |= _labels(class_names)
     path = folder / "huggingface"
     files.write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
-    for name, content in (("config.json", config), ("preprocessor_config.json", _preprocessor(clip))):
-        with files.whole(path / name) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n")
+    _write_json(path / "config.json", config)
+    _write_json(path / "preprocessor_config.json", _preprocessor(clip))
     return path
+
+
+def _labels(class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the names of the classes as transformers keeps them; nothing without names."""
+    named = {"id2label": dict(enumerate(class_names)), "label2id": {name: c for c, name in enumerate(class_names)}}
+    return named if class_names else {}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with files.whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def huggingface(model: CLIP, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:

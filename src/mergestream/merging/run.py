@@ -12,19 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
+from mergestream.calibration import BINS, CalibrationError, Temperature
+from mergestream.classifier.classifier import Classifier
 from mergestream.compose.checks import SELECT
 from mergestream.compose.merging import FileMerge, RunMerge
 from mergestream.compose.overrides import MERGE_KEYS
 from mergestream.display import tables
-from mergestream.evaluation import Evaluator
+from mergestream.evaluation import Evaluator, Observer
 from mergestream.merging.accumulate import Accumulation, RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector
-from mergestream.merging.export import export
+from mergestream.merging.export import CLASSIFIERS, export, export_classifier
 from mergestream.merging.output import path_of
 from mergestream.merging.tensors import is_statistic
 from mergestream.metrics import Counts
-from mergestream.models.clip import Clip
+from mergestream.models.clip import Clip, TextHead, text_head
 from mergestream.runs.directory import readable
 from mergestream.runs.results import Metrics, assemble, zero_shot_counts
 from mergestream.runtime import files, interrupt
@@ -77,7 +79,8 @@ def _merge_files(settings: FileMerge) -> None:
     if skipped:
         print(f"not merged, copied from the base (on_mismatch=skip): {', '.join(skipped)}")
     if settings.export is not None:
-        _export(settings.inputs.clip(), files.read_tensors(out), settings.export, out.with_suffix(""))
+        path = export(settings.inputs.clip(), files.read_tensors(out), settings.export, out.with_suffix(""))
+        print(f"exported to {readable(path)}")
 
 
 def merge_run(settings: RunMerge) -> None:
@@ -150,6 +153,8 @@ class _Merging:
             self.merged_of = _merges(settings, self.encoders, base_file)
             self.zero_shot = zero_shot_counts(trained)  # of the same θ₀ and images
             self.base = files.read_tensors(base_file)
+            self.temperatures: dict[float, float] = {}  # chosen on validation images, by λ
+            self.errors: dict[float, list[CalibrationError]] = {}  # on the test images, by λ: plain, with temperature
             self.statistics: dict[tuple[float, int], dict[str, Tensor]] = {}  # recomputed, by λ and tasks
             if settings.bn != "average" and not any(map(is_statistic, self.base)):
                 raise UserError(
@@ -164,9 +169,16 @@ class _Merging:
             tried = {}
             for scale in self.settings.candidates:
                 theta = self._weights(tau, scale, len(self.stream))
-                counts = self.evaluator.counts(theta, len(self.stream), "validation")
+                counts = self._validate(theta, scale)
                 tried[scale] = sum(counts["agnostic"]) / sum(counts["total"])
             return tried
+
+    def _validate(self, theta: Mapping[str, Tensor], scale: float) -> Counts:
+        """Evaluate the merge of all tasks on the validation images, and choose its temperature there."""
+        found = Temperature()
+        counts = self.evaluator.counts(theta, len(self.stream), "validation", observe=found.update)
+        self.temperatures[scale] = found.compute()
+        return counts
 
     def evaluate(self, scales: Sequence[float]) -> _Evaluated:
         """Merge all tasks, with ``prefixes`` also the first t for every t, and evaluate each merge with each λ."""
@@ -180,9 +192,26 @@ class _Merging:
                 with self._timed("merging"):
                     theta = self._weights(merged[0], scale, seen[-1])
                 with self._timed("evaluation"):
-                    rows[scale].append(self.evaluator.counts(theta, seen[-1]))
+                    observe = self._calibrated(theta, scale) if count == self.encoders else None
+                    rows[scale].append(self.evaluator.counts(theta, seen[-1], observe=observe))
         self.timing["total"] = time.monotonic() - self.began
         return _Evaluated(merged, seen, rows)
+
+    def _calibrated(self, theta: Mapping[str, Tensor], scale: float) -> Observer:
+        """Return what measures the calibration of the merge of all tasks in the pass over the test images.
+
+        A temperature is chosen on the validation images if there are any.
+        """
+        if scale not in self.temperatures and any(len(task.validation) for task in self.stream.tasks):
+            self._validate(theta, scale)
+        temperatures = [1.0, *([self.temperatures[scale]] if scale in self.temperatures else [])]
+        self.errors[scale] = errors = [CalibrationError(temperature) for temperature in temperatures]
+
+        def observe(logits: Tensor, labels: Tensor) -> None:
+            for error in errors:
+                error.update(logits, labels)
+
+        return observe
 
     def write(self, folder: Path, scale: float, evaluated: _Evaluated, tried: Mapping[float, float]) -> Metrics:
         """Write the merged encoder of one λ, its metrics.json and its export; return the metrics."""
@@ -193,9 +222,11 @@ class _Merging:
             write_merged(
                 folder / "merged.safetensors", theta, self.settings.bound, scale, inputs, self.settings.changed
             )
-            if self.settings.export is not None:
-                _export(self.evaluator.clip, theta, self.settings.export, folder)
             metrics = self._metrics(scale, evaluated, tried)
+            if self.settings.export is not None:
+                source, head = self.stream.source, self.evaluator.head
+                labels = _Labels(source.class_names, source.prompts, head)
+                _export_merge(self.settings, self.evaluator.clip, labels, theta, metrics, folder)
             files.write_json(folder / "metrics.json", metrics)
         return metrics
 
@@ -219,6 +250,13 @@ class _Merging:
         metrics = assemble("merge", config, self.zero_shot, rows, evaluated.seen, self.timing, heads=heads)
         metrics["merge"] = describe(self.settings.bound, scale, tried, self.settings.changed)
         metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
+        error, *cooled = (found.compute() for found in self.errors[scale])
+        metrics["calibration"] = {
+            "bins": BINS,
+            "ece": error,
+            "temperature": self.temperatures.get(scale),
+            "ece_with_temperature": cooled[0] if cooled else None,
+        }
         return metrics
 
     @contextmanager
@@ -284,15 +322,60 @@ def _show_again(settings: RunMerge, trained: Metrics, folders: Sequence[Path]) -
     """Show finished merges, and export them if that is asked for."""
     print("already merged" if settings.export else "already merged, nothing to do")
     clip = settings.inputs.clip() if settings.export else None
+    labels = _labels(settings, clip) if clip is not None else None
     for folder in folders:
-        if clip is not None and settings.export is not None:
+        metrics = files.read_json(folder / "metrics.json", "summary", "merge")
+        if clip is not None and labels is not None:
             with held(folder):
-                _export(clip, files.read_tensors(folder / "merged.safetensors"), settings.export, folder)
-        _show(trained, folder, files.read_json(folder / "metrics.json", "summary", "merge"))
+                theta = files.read_tensors(folder / "merged.safetensors")
+                _export_merge(settings, clip, labels, theta, metrics, folder)
+        _show(trained, folder, metrics)
 
 
-def _export(clip: Clip, theta: Mapping[str, Tensor], form: str, out: Path) -> None:
-    print(f"exported to {readable(export(clip, theta, form, out))}")
+@dataclass(frozen=True)
+class _Labels:
+    """The classes of an exported merge.
+
+    Args:
+        names, prompts: of the classes.
+        head: over the classes; None if the format has no head.
+    """
+
+    names: Sequence[str]
+    prompts: Sequence[Sequence[str]]
+    head: TextHead | None
+
+
+def _labels(settings: RunMerge, clip: Clip) -> _Labels:
+    """Return the classes of a finished run; its data set is opened only for their prompts."""
+    if settings.export not in CLASSIFIERS:
+        return _Labels(settings.run.class_names(), (), None)
+    names, prompts = settings.inputs.classes()
+    settings.run.require_classes(names)
+    return _Labels(names, prompts, text_head(clip, prompts))
+
+
+def _export_merge(
+    settings: RunMerge,
+    clip: Clip,
+    labels: _Labels,
+    theta: Mapping[str, Tensor],
+    metrics: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Export a merge of a run with the names of its classes, and with its head if the format has one."""
+    assert settings.export is not None
+    if labels.head is None or settings.export not in CLASSIFIERS:
+        path = export(clip, theta, settings.export, folder, labels.names)
+    else:
+        clip.encoder.load_state_dict(theta)
+        facts = {key: metrics["provenance"].get(key) for key in ("base_sha256", "data_sha256", "command")}
+        facts |= {"model": metrics["config"]["model"], "weights": clip.source, "merge": metrics["merge"]}
+        temperature = (metrics.get("calibration") or {}).get("temperature") or 1.0
+        model = metrics["config"]["model"]
+        classifier = Classifier.of(clip, labels.head, labels.names, labels.prompts, model, temperature, facts)
+        path = export_classifier(classifier, theta, settings.export, folder)
+    print(f"exported to {readable(path)}")
 
 
 def _show(trained: Metrics, folder: Path, metrics: Mapping[str, Any]) -> None:
@@ -308,4 +391,10 @@ def _show(trained: Metrics, folder: Path, metrics: Mapping[str, Any]) -> None:
         seconds = timing.get("merging", timing.get("training"))
         rows.append([name, summary["final_accuracy"], summary["average_accuracy"], summary["forgetting"], seconds])
     tables.table("merged", ["", "overall", "average", "forgetting", "seconds"], rows)
+    if calibration := metrics.get("calibration"):
+        said = f"expected calibration error {calibration['ece']:.3f}"
+        if calibration["temperature"] is not None:
+            error, temperature = calibration["ece_with_temperature"], calibration["temperature"]
+            said += f"; {error:.3f} with the temperature {temperature:.3f}, chosen on validation data"
+        print(said)
     print(f"results in {readable(folder)}")

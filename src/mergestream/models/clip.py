@@ -25,6 +25,8 @@ class Clip:
         transforms: image transforms of the model.
         source: where the weights come from, recorded in base.json.
         preprocessing: the values behind the transforms, recorded in base.json; empty if the option has only one.
+        tower: a config node whose function returns the image tower with any weights and downloads nothing; empty if
+            there is none, and the node of the ``model`` group builds the whole CLIP instead.
     """
 
     model: CLIP
@@ -32,6 +34,7 @@ class Clip:
     transforms: Transforms
     source: str
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    tower: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def encoder(self) -> nn.Module:

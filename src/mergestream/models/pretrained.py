@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from open_clip.convert import convert_state_dict
-from open_clip.model import CLIP, convert_to_custom_text_state_dict
+from open_clip.model import CLIP, CLIPVisionCfg, _build_vision_tower, convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergestream.models.clip import Clip
 from mergestream.models.transforms import clip_transforms
@@ -67,7 +67,20 @@ def pretrained(architecture: str, pretrained: str, preprocess: str | None = None
     _load(model, tensors, path, architecture)
     values = preprocessing(architecture, tag, model.visual.image_size)
     transforms = clip_transforms(values["size"], **{key: values[key] for key in PREPROCESSING})
-    return Clip(model.eval(), tokenize, transforms, f"{architecture}/{pretrained}", values)
+    node = {"_target_": f"{__name__}.{tower.__name__}", **_image_config(architecture, values["quick_gelu"])}
+    return Clip(model.eval(), tokenize, transforms, f"{architecture}/{pretrained}", values, node)
+
+
+def tower(embed_dim: int, vision_cfg: Mapping[str, Any], quick_gelu: bool) -> nn.Module:
+    """Return an image tower of open_clip with random weights. Nothing is downloaded.
+
+    Args:
+        embed_dim: length of an embedding.
+        vision_cfg: the tower, as open_clip's config of the architecture describes it.
+        quick_gelu: whether its activation is QuickGELU.
+    """
+    visual = _build_vision_tower(embed_dim, CLIPVisionCfg(**vision_cfg), quick_gelu)
+    return _with_one_output(visual).eval()
 
 
 def preprocessing(architecture: str, tag: dict[str, Any], size: int | Sequence[int]) -> dict[str, Any]:
@@ -98,9 +111,27 @@ def _create(architecture: str, tag: dict[str, Any]) -> CLIP:
     """Return the architecture with the activation of the tag, whose image tower returns one tensor."""
     quick_gelu = _needs_quick_gelu(architecture, tag)
     model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu)
-    if getattr(model.visual, "output_tokens", False):  # CoCa's also returns tokens, for captions
-        model.visual.output_tokens = False
+    _with_one_output(model.visual)
     return model
+
+
+def _image_config(architecture: str, quick_gelu: bool) -> dict[str, Any]:
+    """Return the arguments of `tower` for an architecture whose tag may want another activation."""
+    config = open_clip.get_model_config(architecture)
+    vision = {**config["vision_cfg"]}
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    return {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": vision,
+        "quick_gelu": quick_gelu or config.get("quick_gelu", False),
+    }
+
+
+def _with_one_output(visual: nn.Module) -> nn.Module:
+    if getattr(visual, "output_tokens", False):  # CoCa's also returns tokens, for captions
+        setattr(visual, "output_tokens", False)  # noqa: B010 - to mypy, a module has tensors and modules alone
+    return visual
 
 
 def _load(model: CLIP, tensors: dict[str, Tensor], path: Path, architecture: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergestream.models.clip import Clip
 from mergestream.models.transforms import clip_transforms
@@ -32,6 +32,11 @@ def build() -> CLIP:
     )
 
 
+def tower() -> nn.Module:
+    """Return the image tower with random weights."""
+    return build().visual
+
+
 def tokenize(texts: Sequence[str]) -> Tensor:
     """Return the UTF-8 bytes of each text between a start and an end token, padded with 0: int64 [len(texts), 64].
 
@@ -53,4 +58,10 @@ def tiny() -> Clip:
     """Return the tiny CLIP with the weights that scripts/pretrain_tiny.py makes."""
     model = build()
     model.load_state_dict(load_file(WEIGHTS))
-    return Clip(model.eval(), tokenize, clip_transforms(IMAGE_SIZE, MEAN, STD), source=f"mergestream/{WEIGHTS.name}")
+    return Clip(
+        model.eval(),
+        tokenize,
+        clip_transforms(IMAGE_SIZE, MEAN, STD),
+        source=f"mergestream/{WEIGHTS.name}",
+        tower={"_target_": f"{__name__}.{tower.__name__}"},
+    )

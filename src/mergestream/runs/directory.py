@@ -327,6 +327,30 @@ class Run:
         """Return the content of stream.json."""
         return self.read(self.path / "stream.json", "tasks")
 
+    def class_names(self) -> list[str]:
+        """Return the names of the classes of all tasks, in the order of the class ids."""
+        tasks = self.stream()["tasks"]
+        names = {c: n for task in tasks for c, n in zip(task["classes"], task["class_names"], strict=True)}
+        return [names[c] for c in sorted(names)]
+
+    def require_classes(self, names: Sequence[str]) -> None:
+        """Check that the dataset has the classes of the run.
+
+        Args:
+            names: of its classes as they are now, in the order of the class ids.
+
+        Raises:
+            UserError: if they differ.
+        """
+        known = self.class_names()
+        if list(names) != known:
+            new, gone = ([n for n in one if n not in other] for one, other in ((names, known), (known, names)))
+            changes = [f"{what} {n[0]!r}" for what, n in (("now has", new), ("has no longer", gone)) if n]
+            raise UserError(
+                f"the dataset must have the {len(known)} classes of {readable(self.path)}; it "
+                f"{' and '.join(changes) or 'has them in another order'}. Restore it, or type: {self.command}"
+            )
+
     def base(self) -> dict[str, Any]:
         """Return the content of base.json."""
         return self.read(self.path / "base.json", "sha256", "clip_parameters", "begun")

@@ -87,6 +87,7 @@ class Metrics(TypedDict):
     method: NotRequired[dict[str, Any]]  # of a training
     spikes: NotRequired[dict[str, list[int]]]  # of a training, for each task
     merge: NotRequired[dict[str, Any]]  # of a merge
+    calibration: NotRequired[dict[str, Any]]  # of a merge by merge.py
 
 
 class TaskRecord(Counts):

@@ -149,7 +149,7 @@ def _remains(top: Path, name: str, classes: set[str]) -> Part:
     found = Files([], [])
     for here in [top / name / split for split in splits if split is not None] or [top / name]:
         for folder in find_folders(here):
-            paths = list(find_pictures(here / folder, Counter()))
+            paths = list(find_pictures(here / folder))
             found = Files(found.paths + paths, found.classes + [folder] * len(paths))
             classes.add(folder)
     return Part(name, found, Files([], []), {})

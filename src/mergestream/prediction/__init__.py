@@ -1,0 +1,1 @@
+"""predict.py: which pictures are meant, what they show, and how that is told."""
