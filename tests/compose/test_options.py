@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from archives import WRITERS, accept_checksums
+from archives import WRITERS, accept_checksums, save
 from helpers import ROOT, accuracy_of, command, config, noise, shipped
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image

@@ -19,7 +19,7 @@ from mergestream.compose.run import run_of
 from mergestream.data.cache import cached
 from mergestream.data.images import ImageArray
 from mergestream.data.integrity import check_images
-from mergestream.data.inventory import Inventory, extended, require_unchanged, unmeasured
+from mergestream.data.inventory import Inventory, extended, forgotten, require_unchanged
 from mergestream.data.loaders import Loading, spare_workers
 from mergestream.data.source import Source, Split
 from mergestream.data.stream import TaskStream, describe
@@ -117,8 +117,8 @@ class Inputs:
         """Return `source`, divided into tasks as the ``stream`` group says."""
         cfg, tasks = self._cfg, self._tasks(source)
         loading, images = self._loading(transforms, source), source
-        gone = unmeasured(source) if cfg.data.forget and run_of(cfg).grows else []
-        for name in gone:
+        gone = forgotten(source) if cfg.data.forget and run_of(cfg).grows else {"test": [], "train": []}
+        for name in gone["test"]:
             processes.say(f"task {name} has no test images any more, so its accuracies are unknown (data.forget=true)")
         if transforms.recipe is not None:
             size, folder = transforms.recipe.size, Path(cfg.root) / "_data"
@@ -132,7 +132,7 @@ class Inputs:
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             loading=loading,
-            unmeasured=[number for number, task in enumerate(tasks) if task.name in gone],
+            gone={part: [n for n, task in enumerate(tasks) if task.name in names] for part, names in gone.items()},
         )
 
     def description(self) -> dict[str, Any]:

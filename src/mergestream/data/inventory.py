@@ -206,11 +206,21 @@ def require_unchanged(inventory: Inventory, *, forget: bool) -> None:
             )
 
 
-def unmeasured(source: Source) -> list[str]:
-    """Return the names of the domains whose test images are all gone."""
-    assert source.test.domains is not None  # of a dataset whose tasks are its domains
-    there = {int(source.test.domains[n]) for n, path in image_paths(source.test.images) if os.path.isfile(path)}
-    return [name for number, name in enumerate(source.domain_names) if number not in there]
+def forgotten(source: Source) -> dict[str, list[str]]:
+    """Return the names of the domains that have lost all test images, and of those that have lost a training image.
+
+    The keys are test and train.
+    """
+    lost: dict[str, list[list[bool]]] = {part: [[] for _ in source.domain_names] for part in ("test", "train")}
+    for part, split in (("test", source.test), ("train", source.train)):
+        assert split.domains is not None  # of a dataset whose tasks are its domains
+        for position, path in image_paths(split.images):
+            lost[part][int(split.domains[position])].append(not os.path.isfile(path))
+    names = source.domain_names
+    return {
+        "test": [name for name, missing in zip(names, lost["test"], strict=True) if all(missing)],
+        "train": [name for name, missing in zip(names, lost["train"], strict=True) if any(missing)],
+    }
 
 
 def _lost_test_images(task: TaskFiles, forget: bool) -> int:

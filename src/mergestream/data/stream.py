@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class TaskStream(pl.LightningDataModule):
         batch_size: samples in a global training batch, all processes together.
         seed: keys the shuffle and the augmentation.
         loading: how images are loaded.
-        unmeasured: indices of the tasks whose test images are gone.
+        gone: indices of the tasks whose images are gone, by split (test or train); see `forgotten`.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class TaskStream(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         loading: Loading | None = None,
-        unmeasured: Collection[int] = (),
+        gone: Mapping[str, Collection[int]] = MappingProxyType({}),
     ):
         super().__init__()
-        self._unmeasured = frozenset(unmeasured)
+        self._gone = gone
         self.source, self.tasks, self.transforms = source, list(tasks), transforms
         self.batch_size, self.seed, self.loading = batch_size, seed, loading or Loading()
         self.current = 0
@@ -63,6 +64,11 @@ class TaskStream(pl.LightningDataModule):
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    @property
+    def can_validate(self) -> bool:
+        """Whether every task has validation images."""
+        return all(len(task.validation) for task in self.tasks) and not self._gone.get("train")
 
     def joined(self) -> TaskStream:
         """Return the same data as a stream with a single task."""
@@ -125,7 +131,7 @@ class TaskStream(pl.LightningDataModule):
             rank, world_size: this process among all; it takes every `world_size`-th sample.
             only: index of a single task; by default all tasks.
         """
-        gone = self._unmeasured if split == "test" else ()
+        gone = self._gone.get(split, ())
         chosen = [(t in gone, getattr(task, split)) for t, task in enumerate(self.tasks) if only in (None, t)]
         positions = [samples[:0] if is_gone else samples for is_gone, samples in chosen]
         tasks = np.repeat(np.arange(len(self.tasks)) if only is None else [only], [len(p) for p in positions])
@@ -143,6 +149,8 @@ class TaskStream(pl.LightningDataModule):
         Raises:
             UserError: if there is only one image, which has no variance.
         """
+        if lost := [self.tasks[index].name for index in self._gone.get("train", ()) if index < seen]:
+            raise UserError(f"bn=recompute needs all training images; some of {', '.join(lost)} are gone. Leave it out")
         samples = np.unique(np.concatenate([task.train for task in self.tasks[:seen]]))
         if len(samples) < 2:
             raise UserError(

@@ -142,7 +142,7 @@ class _Merging:
             self.stream = self.evaluator.stream
             settings.run.require_data(self.stream.describe())
             settings.run.require_preprocessing(self.evaluator.preprocessing)
-            if not settings.scales and not all(len(task.validation) for task in self.stream.tasks):
+            if not settings.scales and not self.stream.can_validate:
                 raise UserError(
                     "lambda=select needs validation data, which are split off the training data; this run has none. "
                     "Train and merge with stream.validation=0.1"
@@ -202,7 +202,7 @@ class _Merging:
 
         A temperature is chosen on the validation images if there are any.
         """
-        if scale not in self.temperatures and any(len(task.validation) for task in self.stream.tasks):
+        if scale not in self.temperatures and self.stream.can_validate:
             self._validate(theta, scale)
         temperatures = [1.0, *([self.temperatures[scale]] if scale in self.temperatures else [])]
         self.errors[scale] = errors = [CalibrationError(temperature) for temperature in temperatures]
