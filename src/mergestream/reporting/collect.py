@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mergestream.reporting.rows import MEASURES, ROW
+from mergestream.reporting.rows import DOMAIN_MEASURES, MEASURES, ROW
 from mergestream.runs.directory import stream_folder
 from mergestream.runs.identity import deciding, equal_hash
 from mergestream.runs.results import SCHEMA_VERSION, Metrics
@@ -45,8 +46,9 @@ class Collected:
 
     Args:
         runs: one line for each metrics.json: the columns `ROW`, ``trained_tasks``, ``seed``, ``path``, ``seconds``,
-            the `MEASURES` as fractions, and three hashes. Runs of one row have the same ``protocol``; ``data`` is of
-            the samples in their order; ``source`` is of the data set, the stream and θ₀, whatever the order and T.
+            the measures as fractions (see `measures_of`), and three hashes. Runs of one row have the same ``protocol``;
+            ``data`` is of the samples in their order; ``source`` is of the data set, the stream and θ₀, whatever the
+            order and T.
         metrics: the contents of these files.
         protocols: the values behind the hashes ``protocol``.
         left_out: everything else.
@@ -111,7 +113,8 @@ def collect(root: Path) -> Collected:
                 f"a seed has one result, and {kept.path} has the same values. Delete one, or train it with tag=NAME",
             )
         )
-    columns = [*ROW, "trained_tasks", "seed", "path", *HASHES, "seconds", *MEASURES]
+    of_domains = [key for key in DOMAIN_MEASURES if any(not math.isnan(result.line[key]) for result in results)]
+    columns = [*ROW, "trained_tasks", "seed", "path", *HASHES, "seconds", *MEASURES, *of_domains]
     runs = pd.DataFrame([result.line for result in results], columns=columns)
     return Collected(runs, [r.metrics for r in results], [r.protocol for r in results], left_out)
 
@@ -206,7 +209,8 @@ def _line(metrics: Metrics, path: Path) -> dict[str, Any]:
     _require_matrices(metrics)
     config, merge, tasks = metrics["config"], metrics.get("merge"), len(metrics["zero_shot"]["task_agnostic"])
     summary = metrics["summary"]
-    measures = {key: float("nan") if summary.get(key) is None else float(summary[key]) for key in MEASURES}
+    keys = [*MEASURES, *DOMAIN_MEASURES]
+    measures = {key: float("nan") if summary.get(key) is None else float(summary[key]) for key in keys}
     return {
         "dataset": str(config["dataset"]["name"]),
         "stream": str(config["stream"]["name"]),

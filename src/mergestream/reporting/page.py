@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from mergestream.reporting.collect import HASHES, LeftOut
-from mergestream.reporting.rows import BENCHMARK, MEASURES, benchmark_title
+from mergestream.reporting.rows import BENCHMARK, benchmark_title, measures_of
 from mergestream.reporting.tables import ranks
 from mergestream.runs.results import Metrics
 
@@ -87,7 +87,7 @@ def html_page(
         images=images,
         notes=[(section.title, note) for section in sections for note in section.notes],
         left_out=left_out,
-        data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": MEASURES}),
+        data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": measures_of(table)}),
     )
 
 

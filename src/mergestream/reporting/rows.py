@@ -20,9 +20,23 @@ MEASURES = {
     "fwt": "forward transfer",
     "transfer": "transfer",
 }
+# Of dataset-incremental streams alone; see `metrics.across_domains`.
+DOMAIN_MEASURES = {
+    "mtil_transfer": "MTIL Transfer",
+    "mtil_avg": "MTIL Avg",
+    "mtil_last": "MTIL Last",
+    "xtail_transfer": "X-TAIL Transfer",
+    "xtail_avg": "X-TAIL Avg",
+    "xtail_last": "X-TAIL Last",
+}
 BOUNDS = ("zeroshot", "joint")  # methods that a continual learner is compared with, but does not compete with
 # (method, strategy, options) → name, besides the paper's; others are named "method + strategy".
 NAMES = {**PAPER_NAMES, ("seq", "", ""): "sequential, last task", ("ind", "", ""): "independent, last task"}
+
+
+def measures_of(table: pd.DataFrame) -> dict[str, str]:
+    """Return the measures that a table has as columns, and their titles."""
+    return {key: title for key, title in {**MEASURES, **DOMAIN_MEASURES}.items() if key in table}
 
 
 def row_names(runs: pd.DataFrame) -> list[str]:

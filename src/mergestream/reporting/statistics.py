@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from mergestream.reporting.collect import LeftOut
 from mergestream.reporting.paper import PUBLISHED_SCALES, paper_accuracy
-from mergestream.reporting.rows import BENCHMARK, MEASURES, ROW, benchmark_title, is_bound
+from mergestream.reporting.rows import BENCHMARK, ROW, benchmark_title, is_bound, measures_of
 
 CONFIDENCE = 0.95
 PAIRED = ["final_accuracy", "data", "source"]  # columns that `compare` needs of both runs
@@ -61,7 +61,7 @@ def borrow_bounds(runs: pd.DataFrame) -> pd.DataFrame:
     same. The T with most seeds lends its runs, which keep it as ``trained_tasks``. Measures that depend on T are NaN.
     """
     class_incremental = runs[runs["stream"] == "class"]
-    undefined = {measure: float("nan") for measure in MEASURES if measure != "final_accuracy"}
+    undefined = {measure: float("nan") for measure in measures_of(runs) if measure != "final_accuracy"}
     found = [runs]
     for _, lines in class_incremental.groupby(["dataset", "model"], sort=False):
         for _, bound in lines[is_bound(lines)].groupby("name", sort=False):
@@ -81,7 +81,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """
     grouped = runs.groupby([*ROW, "name"], sort=False, as_index=False)
     table = grouped.agg(n=("seed", "size"), seeds=("seed", lambda seeds: " ".join(map(str, sorted(seeds)))))
-    for measure in MEASURES:
+    for measure in measures_of(runs):
         found = grouped[measure].agg(["mean", "std", "count"])
         table[measure] = found["mean"]
         table[f"{measure}_std"] = found["std"]

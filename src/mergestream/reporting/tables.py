@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mergestream.reporting.rows import BENCHMARK, is_borrowed, is_bound
+from mergestream.reporting.rows import BENCHMARK, DOMAIN_MEASURES, is_borrowed, is_bound
 
 Cell = Callable[[float, float, int], str]  # mean, deviation, rank → text
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -84,6 +84,7 @@ def benchmark_table(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
         "95 % CI": [f"± {percent(r['final_accuracy_ci95'])}" if r["n"] > 1 else "" for r in records],
         "avg. incremental": [percent(r["average_incremental_accuracy"]) for r in records],
         "forgetting": [percent(r["forgetting"]) for r in records],
+        **{title: [percent(r[key]) for r in records] for key, title in DOMAIN_MEASURES.items() if key in ordered},
         f"− {baseline}": [percent(r["minus_baseline"]) + _pairs(r) for r in records],
         "p": [_p_text(r["p"]) for r in records],
         "paper": [percent(r["paper"]) for r in records],
