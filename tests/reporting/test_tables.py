@@ -7,10 +7,14 @@ import shutil
 import subprocess
 
 import pandas as pd
-from made_up import line
+from made_up import line, write
 
-from mergestream.reporting.statistics import aggregate
-from mergestream.reporting.tables import escape_latex, latex, overview, percent, ranks
+from mergestream.reporting.collect import collect
+from mergestream.reporting.retention import with_mean_retention
+from mergestream.reporting.rows import MEASURES, measures_of
+from mergestream.reporting.statistics import aggregate, compare
+from mergestream.reporting.tables import benchmark_table, escape_latex, latex, overview, percent, ranks
+from mergestream.runtime import files
 
 
 def test_bounds_have_no_rank():
@@ -26,6 +30,20 @@ def test_overview_has_blanks_for_missing_results():
     assert title == "class-incremental, tiny"
     assert cells.loc["sequential, last task"].tolist() == ["50.00", "60.00", "55.00"]  # and their average
     assert cells.loc["independent, last task"].tolist() == ["70.00", "", ""]
+
+
+def test_mtil_is_shown_where_it_is_defined(tmp_path):
+    write(tmp_path / "class")
+    assert measures_of(with_mean_retention(collect(tmp_path).runs)) == MEASURES
+    metrics = write(tmp_path / "dataset", stream={"name": "dataset"}) / "metrics.json"
+    content = files.read_json(metrics)
+    files.write_json(metrics, {**content, "summary": {**content["summary"], "mtil_avg": 0.25, "xtail_avg": None}})
+    runs = with_mean_retention(collect(tmp_path).runs).assign(name="seq")
+    assert measures_of(runs) == {**MEASURES, "mtil_avg": "MTIL Avg"}
+    table = compare(runs, aggregate(runs))
+    by_stream = {stream: benchmark_table(rows, "MagMax") for stream, rows in table.groupby("stream")}
+    assert by_stream["dataset"].loc["seq", "MTIL Avg"] == "25.00"
+    assert "MTIL Avg" not in by_stream["class"]
 
 
 def test_latex_of_the_overview(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mergestream.reporting.retention import retention
-from mergestream.reporting.rows import MEASURES, ROW
+from mergestream.reporting.rows import DOMAIN_MEASURES, MEASURES, ROW
 from mergestream.runs.directory import stream_folder
 from mergestream.runs.identity import deciding, equal_hash
 from mergestream.runs.results import SCHEMA_VERSION, Metrics
@@ -46,9 +47,9 @@ class Collected:
 
     Args:
         runs: one line for each metrics.json: the columns `ROW`, ``trained_tasks``, ``seed``, ``path``, ``seconds``,
-            the `MEASURES` as fractions, the retention on single data sets, and three hashes. Runs of one row have the
-            same ``protocol``; ``data`` is of the samples in their order; ``source`` is of the data set, the stream and
-            θ₀, whatever the order and T.
+            the measures as fractions (see `measures_of`), and three hashes. Runs of one row have the same ``protocol``;
+            ``data`` is of the samples in their order; ``source`` is of the data set, the stream and θ₀, whatever the
+            order and T.
         metrics: the contents of these files.
         protocols: the values behind the hashes ``protocol``.
         left_out: everything else.
@@ -118,7 +119,8 @@ def collect(root: Path) -> Collected:
     left_out += [LeftOut(path, reason) for path, reason in wrong.items()]
     for result in results:
         result.line.update(retained.get(result.path, {}))
-    columns = [*ROW, "trained_tasks", "seed", "path", *HASHES, "seconds", *MEASURES]
+    of_domains = [key for key in DOMAIN_MEASURES if any(not math.isnan(result.line[key]) for result in results)]
+    columns = [*ROW, "trained_tasks", "seed", "path", *HASHES, "seconds", *MEASURES, *of_domains]
     columns += sorted({name for values in retained.values() for name in values})
     runs = pd.DataFrame([result.line for result in results], columns=columns)
     return Collected(runs, [r.metrics for r in results], [r.protocol for r in results], left_out)
@@ -214,7 +216,8 @@ def _line(metrics: Metrics, path: Path) -> dict[str, Any]:
     _require_matrices(metrics)
     config, merge, tasks = metrics["config"], metrics.get("merge"), len(metrics["zero_shot"]["task_agnostic"])
     summary = metrics["summary"]
-    measures = {key: float("nan") if summary.get(key) is None else float(summary[key]) for key in MEASURES}
+    keys = [*MEASURES, *DOMAIN_MEASURES]
+    measures = {key: float("nan") if summary.get(key) is None else float(summary[key]) for key in keys}
     return {
         "dataset": str(config["dataset"]["name"]),
         "stream": str(config["stream"]["name"]),

@@ -25,6 +25,15 @@ MEASURES = {
     "harmonic_mean": "harmonic mean",
     "retention": "retention",
 }
+# Of dataset-incremental streams alone; see `metrics.across_domains`.
+DOMAIN_MEASURES = {
+    "mtil_transfer": "MTIL Transfer",
+    "mtil_avg": "MTIL Avg",
+    "mtil_last": "MTIL Last",
+    "xtail_transfer": "X-TAIL Transfer",
+    "xtail_avg": "X-TAIL Avg",
+    "xtail_last": "X-TAIL Last",
+}
 BOUNDS = ("zeroshot", "joint")  # methods that a continual learner is compared with, but does not compete with
 # (method, strategy, options) → name, besides the paper's; others are named "method + strategy".
 NAMES = {**PAPER_NAMES, ("seq", "", ""): "sequential, last task", ("ind", "", ""): "independent, last task"}
@@ -37,7 +46,8 @@ def retention_columns(runs: pd.DataFrame) -> list[str]:
 
 def measures_of(runs: pd.DataFrame) -> dict[str, str]:
     """Return the columns of a table that hold a measure, and their titles."""
-    return {**MEASURES, **{column: f"retention on {data_set(column)}" for column in retention_columns(runs)}}
+    known = {key: title for key, title in {**MEASURES, **DOMAIN_MEASURES}.items() if key in runs}
+    return known | {column: f"retention on {data_set(column)}" for column in retention_columns(runs)}
 
 
 def retention_column(name: str) -> str:

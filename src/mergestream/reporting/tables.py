@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mergestream.reporting.retention import retained_on
-from mergestream.reporting.rows import BENCHMARK, is_borrowed, is_bound
+from mergestream.reporting.rows import BENCHMARK, DOMAIN_MEASURES, is_borrowed, is_bound
 
 Cell = Callable[[float, float, int], str]  # mean, deviation, rank → text
 NOTABLE = 0.005  # difference from which on the macro accuracy is worth a column
@@ -89,6 +89,7 @@ def benchmark_table(lines: pd.DataFrame, baseline: str) -> pd.DataFrame:
         "mean over classes": _if_notable(records),
         "harmonic mean": [percent(r["harmonic_mean"]) for r in records],
         **_retention(lines, records),
+        **{title: [percent(r[key]) for r in records] for key, title in DOMAIN_MEASURES.items() if key in ordered},
         f"− {baseline}": [percent(r["minus_baseline"]) + _pairs(r) for r in records],
         "p": [_p_text(r["p"]) for r in records],
         "paper": [percent(r["paper"]) for r in records],
