@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from archives import save
 from helpers import command, files_below, forked
+from safetensors.torch import load_file
 
 from mergestream.metrics import outgrown, row
 from mergestream.runtime import files
@@ -245,6 +247,45 @@ def test_what_was_trained_may_be_forgotten(tmp_path):
     merge(root, data, "data.forget=true")
     outcome = command("merge.py", f"root={root}", f"dataset.path={data}", *WORDS, "data.forget=true", "lambda=select")
     assert (outcome.code, "lambda=select needs validation data" in outcome.err) == (1, True)
+
+
+def test_rows_with_a_new_task_arrive_like_a_folder(here):
+    """A table gives the same bytes as the folders that it lists; then the images of a trained task are deleted."""
+    words = ("stream=folders", "model=tiny", "epochs=1", "batch_size=8", "stream.validation=0.25", "root=listed")
+    words += ("dataset=table", "dataset.path=data/labels.csv", "data.forget=true")
+    paths = sorted(path.relative_to("data") for path in Path("data").rglob("*.png"))
+    rows = [f"{path},{path.parts[2]},{path.parts[0]},{path.parts[1]}" for path in paths]
+    for tasks in ("12", "1210"):
+        known = [row for row in rows if row.split(",")[2] in tasks]
+        Path("data/labels.csv").write_text("\n".join(["path,label,task,split", *known]) + "\n")
+        outcome = command("train.py", *words)
+        assert outcome.code == 0, outcome.err
+        shutil.rmtree("data/1", ignore_errors=True)
+    (listed,) = Path("listed").rglob("task-02/encoder.safetensors")
+    (whole,) = Path("whole").rglob("task-02/encoder.safetensors")
+    found, expected = load_file(listed), load_file(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_domain_arrives_if_it_sorts_last(tmp_path):
+    data, root = tmp_path / "data", tmp_path / "runs"
+    words = ("dataset=folder", "stream=domain", f"dataset.path={data}", "model=tiny", "epochs=1", "method=ind")
+    for domain in ("drawn", "photo"):
+        for number in range(10):
+            save(data / domain / "ant" / f"{number}.png", 1, number)
+            save(data / domain / "bee" / f"{number}.png", 2, number)
+    first = command("train.py", f"root={root}", *words)
+    assert first.code == 0, first.err
+    shutil.copytree(data / "photo", data / "sketch")
+    again = command("train.py", f"root={root}", *words)
+    assert again.code == 0, again.err
+    assert "task 3/3" in again.out
+    save(data / "toys/ant/0.png", 1, 0)
+    save(data / "toys/ant/1.png", 1, 1)
+    save(data / "toys/cat/0.png", 3, 0)
+    save(data / "toys/cat/1.png", 3, 1)
+    wider = command("train.py", f"root={root}", *words)
+    assert "a task that arrives must leave the trained ones as they are; task drawn of" in wider.err
 
 
 def test_joint_training_takes_no_tasks_later(tmp_path):

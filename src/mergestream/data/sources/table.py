@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,11 @@ class Row:
 
 
 def table(
-    path: str, templates: Sequence[str] = ("a photo of a {}.",), test_fraction: float = 0.2, split_seed: int = 0
+    path: str,
+    templates: Sequence[str] = ("a photo of a {}.",),
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    trained: Collection[str] = (),
 ) -> Source:
     """Return the images that a table lists. Its classes are named after the labels, its domains are the tasks.
 
@@ -47,6 +51,7 @@ def table(
         path: the table: CSV, TSV, JSON lines or Parquet.
         templates: prompts, each with ``{}`` for the class name.
         test_fraction, split_seed: see `split_by_name`; for a table without splits.
+        trained: names of tasks of which any part may be gone; all of their images are training images.
 
     Raises:
         UserError: if there is no such table, a column is missing, a row is wrong, a task has no training or test rows,
@@ -54,20 +59,24 @@ def table(
     """
     file = Path(str(path)).expanduser()
     content = read_table(file)
-    rows = _rows(file, content)
+    rows = _rows(file, content, trained)
     tasks: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (natural_key(row.task), row.label, row.path)):
         tasks.setdefault(row.task, []).append(row)
     parts: list[Part] = []
-    trained: set[str] = set()
+    classes: set[str] = set()
     for name, of_task in tasks.items():
+        if name in trained:
+            classes.update(row.label for row in of_task)
+            parts.append(Part(name, _files([row for row in of_task if os.path.isfile(row.path)]), Files([], []), {}))
+            continue
         if "split" not in content.columns:
             names = [row.name for row in of_task]
             parts.append(Part(name, *_files(of_task).divided(names, test_fraction, split_seed)))
             continue
         train, test = _divided(file, name, of_task)
-        trained.update(row.label for row in train)
-        if strange := [row.index for row in test if row.label not in trained]:
+        classes.update(row.label for row in train)
+        if strange := [row.index for row in test if row.label not in classes]:
             raise UserError(
                 f"{file}, {content.place(strange)}: a class that is tested must have training rows in its task or an "
                 f"earlier one; {content.rows[strange[0]]['label'].strip()!r} has none"
@@ -97,8 +106,13 @@ def _divided(file: Path, task: str, rows: Sequence[Row]) -> tuple[list[Row], lis
     return train, test
 
 
-def _rows(file: Path, content: Table) -> list[Row]:
+def _rows(file: Path, content: Table, trained: Collection[str]) -> list[Row]:
     """Return the rows of a table, without those that repeat another.
+
+    Args:
+        file: the table.
+        content: of the table.
+        trained: names of tasks whose files may be missing.
 
     Raises:
         UserError: if a column or a value is missing or wrong, a file is missing, or a path has two labels.
@@ -125,7 +139,7 @@ def _rows(file: Path, content: Table) -> list[Row]:
         _refuse(file, content, unknown, f"the split {given!r}, which is not train, test or validation")
     _refuse(file, content, [row.index for row in found if not row.label.isprintable()], "a label that is not readable")
     _refuse(file, content, [row.index for row in found if not row.task.isprintable()], "a task that is not readable")
-    lost = [row for row in found if not os.path.isfile(row.path)]
+    lost = [row for row in found if row.task not in trained and not os.path.isfile(row.path)]
     _refuse(file, content, [row.index for row in lost], f"a path that is no file, {lost[0].path}" if lost else "")
     _require_one_label(file, content, found)
     if repeated := len(content.rows) - len(found):
