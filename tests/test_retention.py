@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import accuracy_of, command, config, noise
+from omegaconf import OmegaConf
 from PIL import Image
 
+from mergestream.compose.held_out import held_out_sets
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.run import run_of
 from mergestream.data.images import ImageArray
 from mergestream.data.source import Source, Split, prompts
 from mergestream.runs import retention
 from mergestream.runs.repair import damage
+from mergestream.runtime.errors import UserError
 
 NAMES = ["five", "four", "one", "six", "three", "two"]  # the classes of the noise, in the order of their ids
 
@@ -116,17 +119,29 @@ def test_what_is_measured_is_skipped_unless_it_is_of_something_else(root, words,
 
 
 @pytest.mark.parametrize(
+    ("on", "options", "message"),
+    [
+        (3, {}, "on must be different data sets, at least one, such as on=[cifar10,dtd]; got on=3"),
+        (["dtd", "dtd"], {}, "on must be different data sets"),
+        (["dtd"], 1, "options must be keys of data sets, +options.dtd.KEY=VALUE; got options=1"),
+        (["dtd"], {"cars": {"mirror": "a/b"}}, "such as +options.dtd.KEY=VALUE; got options.cars={'mirror': 'a/b'}"),
+        (["dtd"], {"dtd": 1}, "such as +options.dtd.KEY=VALUE; got options.dtd=1"),
+    ],
+)
+def test_what_cannot_be_a_list_of_data_sets(on, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        held_out_sets(OmegaConf.create({"on": on, "options": options}))
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["on=[]"], "on must be different data sets, at least one, such as on=[cifar10,dtd]; got on=[]"),
-        (["on=[dtd,dtd]"], "on must be different data sets"),
         (["on=[cifar11]"], "on must be options of the dataset group: cars, cifar10, cifar100, "),
         (["on=[eight_datasets]"], "on takes single data sets; eight_datasets is several: write on=[cars,mnist,"),
         (["on=[digits]"], "got digits, which is not held out: it is part of dataset=digits. The run's metrics.json"),
         (["on=[dtd]"], "dataset=dtd needs "),
         (["on=[folder]"], "+options.folder.path must be a folder with one folder of images per class"),
-        (["on=[dtd]", "+options.cars.mirror=a/b"], "options must be keys of data sets that on names, such as +options"),
-        (["on=[dtd]", "options=1"], "options must be keys of data sets, +options.dtd.KEY=VALUE; got options=1"),
         (["on=[dtd]", "+options.dtd.part=1"], "unexpected keyword argument 'part'"),
         (["on=[dtd]", "+options.dtd.name=a/b"], "options.dtd.name must be a valid folder name"),
         (["on=[glyphs]", "seed=6"], "a finished run is needed; "),

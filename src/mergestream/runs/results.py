@@ -147,13 +147,7 @@ def assemble(
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "config": dict(config),
-        "zero_shot": {
-            "task_agnostic": base.task_agnostic,
-            "task_aware": base.task_aware,
-            "overall": base.overall,
-            "macro": base.classes.macro if base.classes else None,
-            "class_correct": zero_shot.get("class_correct"),
-        },
+        "zero_shot": _zero_shot(base, zero_shot),
         "accuracy": {
             "task_agnostic": [None if r is None else r.task_agnostic for r in table],
             "task_aware": [None if r is None else r.task_aware for r in table],
@@ -167,6 +161,17 @@ def assemble(
         "environment": environment(devices),
         "git": git_state(),
         "provenance": {"command": " ".join(sys.argv), **precisions, "finished": now()},
+    }
+
+
+def _zero_shot(base: Row, counts: Counts) -> Accuracies:
+    """Return what is known of θ₀: its row, and the counts of each class."""
+    return {
+        "task_agnostic": base.task_agnostic,
+        "task_aware": base.task_aware,
+        "overall": base.overall,
+        "macro": base.classes.macro if base.classes else None,
+        "class_correct": counts.get("class_correct"),
     }
 
 
