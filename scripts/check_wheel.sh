@@ -41,6 +41,10 @@ PYTHONPATH=. mergestream-merge --multirun --config-dir conf tasks=2 epochs=1 str
 mergestream-report
 mergestream-evaluate --help > /dev/null
 mergestream-analyze --help > /dev/null
+mergestream-merge tasks=2 epochs=1 export=classifier
+mergestream-predict tasks=2 epochs=1 images="$repository/docs/results" top=2 > /dev/null
+mergestream-predict classifier=runs/digits/class-2/tiny/seq/seed-5/merges/magmax-0.5/classifier \
+	images="$repository/docs/results" out=answers.csv
 
 python - <<'PY'
 import json
@@ -53,6 +57,7 @@ run = Path("runs/digits/class-2/tiny/seq/seed-5")
 merges = {path.parent.name for path in run.glob("merges/*/merged.safetensors")}
 assert merges == {"magmax-0.5", "middle-1"}, merges
 assert Path("runs/_report/report.html").is_file()
+assert Path("answers.csv").read_text().startswith("path,class,probability,")
 for path in (run / "metrics.json", *(run / "merges" / name / "metrics.json" for name in sorted(merges))):
     metrics = json.loads(path.read_text())
     assert metrics["git"] is None, f"{path} records the commit of another repository: {metrics['git']}"

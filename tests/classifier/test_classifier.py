@@ -105,6 +105,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(classifier, folder, monkeypatc
     def full(path, value):
         raise UserError("cannot write")
 
+    left = folder.with_name(".partial-0123-classifier")  # by a process that was killed
+    left.mkdir()
+    (left / "encoder.safetensors").touch()
     monkeypatch.setattr(files, "write_json", full)
     for target in (folder, folder.with_name("new")):
         with pytest.raises(UserError, match="cannot write"):

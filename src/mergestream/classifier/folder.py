@@ -30,7 +30,7 @@ AGAIN = "Write it again with merge.py export=classifier"
 
 
 def write_classifier(classifier: Classifier, theta: Mapping[str, Tensor], folder: Path) -> Path:
-    """Write a classifier; a folder that is there is replaced.
+    """Write a classifier; a folder that is there is replaced. Only one process may do so at a time.
 
     Args:
         classifier: all but the weights of its encoder.
@@ -38,6 +38,8 @@ def write_classifier(classifier: Classifier, theta: Mapping[str, Tensor], folder
         folder: where to write.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".partial-*-{folder.name}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial, former = (folder.with_name(f".partial-{uuid.uuid4().hex[:12]}-{folder.name}") for _ in range(2))
     try:
         checksums = {
