@@ -44,7 +44,7 @@ class Part:
 
     Args:
         name: of the task; empty for a whole dataset.
-        train, test: its files. Every class of the test files has training files here or in an earlier part.
+        train, test: its files. Every class of the test files has training files in some part.
         record: of the manifest that divided them; empty if they came divided.
     """
 

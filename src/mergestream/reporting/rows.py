@@ -90,8 +90,12 @@ def without_scale(name: str) -> str:
 
 def benchmark_title(dataset: str, stream: str, tasks: int, model: str) -> str:
     """Return the title of a benchmark, such as "digits, class-incremental, 5 tasks, tiny"."""
-    kind = "folder" if stream == "folders" else stream
-    return f"{dataset}, {kind}-incremental, {tasks} tasks, {model}"
+    return f"{dataset}, {stream_title(stream)}, {tasks} tasks, {model}"
+
+
+def stream_title(stream: str) -> str:
+    """Return the title of a kind of stream, such as "class-incremental"."""
+    return f"{'folder' if stream == 'folders' else stream}-incremental"
 
 
 def is_bound(lines: pd.DataFrame) -> pd.Series:

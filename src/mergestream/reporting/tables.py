@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mergestream.reporting.retention import retained_on
-from mergestream.reporting.rows import BENCHMARK, DOMAIN_MEASURES, is_borrowed, is_bound
+from mergestream.reporting.rows import BENCHMARK, DOMAIN_MEASURES, is_borrowed, is_bound, stream_title
 
 Cell = Callable[[float, float, int], str]  # mean, deviation, rank → text
 NOTABLE = 0.005  # difference from which on the macro accuracy is worth a column
@@ -55,7 +55,7 @@ def overview(table: pd.DataFrame, cell: Cell) -> Iterator[tuple[str, pd.DataFram
             by_name = lines.groupby("name")["final_accuracy"]
             means = by_name.mean().where(by_name.count() == len(columns))
             cells["average", ""] = [cell(means[name], float("nan"), 0) for name in cells.index]
-        yield f"{stream}-incremental, {model}", cells.loc[sorted_names(lines)]
+        yield f"{stream_title(stream)}, {model}", cells.loc[sorted_names(lines)]
 
 
 def sorted_names(lines: pd.DataFrame) -> list[str]:

@@ -55,13 +55,12 @@ def folder(
     if layout == "classes":
         parts = [read("", skipped=skipped)]
     else:
-        parts, classes = [], set[str]()
-        for name in _tasks(top, trained):
-            if name in trained:
-                parts.append(_remains(top, name, classes))
-            else:
-                parts.append(read(name, skipped=skipped, before=classes))
-                classes.update(parts[-1].train.classes)
+        classes = set[str]()
+        parts = [
+            _remains(top, name, classes) if name in trained else read(name, skipped=skipped)
+            for name in _tasks(top, trained)
+        ]
+        _require_training(top, parts, classes)
     _report_skipped(skipped)
     return joined(parts, templates)
 
@@ -102,7 +101,6 @@ def _part(
     skipped: Counter[str],
     test_fraction: float,
     split_seed: int,
-    before: set[str] | None = None,
 ) -> Part:
     """Return the files of the task `name`, or of all of `top` if it is empty.
 
@@ -111,17 +109,16 @@ def _part(
         name: of the task.
         skipped: counts the files that are no pictures, by extension.
         test_fraction, split_seed: see `split_by_name`.
-        before: the classes that earlier tasks train; None if there are no tasks.
 
     Raises:
-        UserError: if the splits are incomplete, or a class has no training images in this task or an earlier one.
+        UserError: if the splits are incomplete, or, where there are no tasks, a class has no training images.
     """
     here = top / name
     splits = find_splits(here)
     if splits is None:
         listing = list_classes(here)
         skipped.update(listing.skipped)
-        if before is None and len(set(listing.classes)) < 2:
+        if not name and len(set(listing.classes)) < 2:
             raise UserError(
                 "dataset.path must hold a folder for each class, or train and test with such folders; "
                 f"{here} has only {listing.classes[0]}"
@@ -130,9 +127,8 @@ def _part(
         return Part(name, *Files(listing.paths, listing.classes).divided(names, test_fraction, split_seed))
     trained, tested = map(list_classes, splits)
     skipped.update(trained.skipped + tested.skipped)
-    if strange := sorted({*tested.classes} - {*trained.classes, *(before or ())}):
-        earlier = "" if before is None else " or in the training images of an earlier task"
-        raise UserError(f"{splits[1] / strange[0]} must also be a class in {splits[0]}{earlier}; it is not")
+    if not name and (strange := sorted({*tested.classes} - {*trained.classes})):
+        raise UserError(f"{splits[1] / strange[0]} must also be a class in {splits[0]}; it is not")
     return Part(name, Files(trained.paths, trained.classes), Files(tested.paths, tested.classes), {})
 
 
@@ -153,6 +149,17 @@ def _remains(top: Path, name: str, classes: set[str]) -> Part:
             found = Files(found.paths + paths, found.classes + [folder] * len(paths))
             classes.add(folder)
     return Part(name, found, Files([], []), {})
+
+
+def _require_training(top: Path, parts: Sequence[Part], known: Collection[str]) -> None:
+    """Check that every class that is tested has training images; the `known` ones had them."""
+    trained = {name for part in parts for name in part.train.classes} | set(known)
+    for part in parts:
+        if strange := sorted({*part.test.classes} - trained):
+            raise UserError(
+                f"a class must have training images in a task of {top}; {strange[0]} has only test images, in task "
+                f"{part.name}"
+            )
 
 
 def _report_skipped(skipped: Counter[str]) -> None:

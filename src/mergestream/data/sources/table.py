@@ -55,7 +55,7 @@ def table(
 
     Raises:
         UserError: if there is no such table, a column is missing, a row is wrong, a task has no training or test rows,
-            a class is tested before it is trained, or two classes share a prompt.
+            a class has no training rows, or two classes share a prompt.
     """
     file = Path(str(path)).expanduser()
     content = read_table(file)
@@ -64,10 +64,9 @@ def table(
     for row in sorted(rows, key=lambda row: (natural_key(row.task), row.label, row.path)):
         tasks.setdefault(row.task, []).append(row)
     parts: list[Part] = []
-    classes: set[str] = set()
+    classes = {row.label for row in rows if row.split == "train" or row.task in trained}
     for name, of_task in tasks.items():
         if name in trained:
-            classes.update(row.label for row in of_task)
             parts.append(Part(name, _files([row for row in of_task if os.path.isfile(row.path)]), Files([], []), {}))
             continue
         if "split" not in content.columns:
@@ -75,11 +74,10 @@ def table(
             parts.append(Part(name, *_files(of_task).divided(names, test_fraction, split_seed)))
             continue
         train, test = _divided(file, name, of_task)
-        classes.update(row.label for row in train)
         if strange := [row.index for row in test if row.label not in classes]:
             raise UserError(
-                f"{file}, {content.place(strange)}: a class that is tested must have training rows in its task or an "
-                f"earlier one; {content.rows[strange[0]]['label'].strip()!r} has none"
+                f"{file}, {content.place(strange)}: a class that is tested must have training rows; "
+                f"{content.rows[strange[0]]['label'].strip()!r} has none"
             )
         parts.append(Part(name, _files(train), _files(test), {}))
     if len({row.label for row in rows}) < 2 and "task" not in content.columns:
