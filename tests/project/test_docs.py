@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -21,6 +22,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+
+from mergestream.runtime import files
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -47,11 +50,18 @@ def options(group: str) -> list[str]:
     return [name for name in shipped(group) if not name.startswith("embedded_")]
 
 
+def expanded(text: str) -> str:
+    """A page with the shell variables that it sets replaced by their values."""
+    for name, value in re.findall(r"^ +([A-Z]+)='([^'\n]*)'$", text, re.MULTILINE):
+        text = text.replace(f"${name}", value)
+    return text
+
+
 def commands() -> Iterator[Any]:
     """(script, words) of every command, each once, by the first page that shows it."""
     found: dict[tuple[str, tuple[str, ...]], str] = {}
     for page in WRITTEN:
-        for script, rest in COMMAND.findall(page.read_text()):
+        for script, rest in COMMAND.findall(expanded(page.read_text())):
             words = tuple(shlex.split(rest))
             if not {"--help", "dataset=mine"} & set(words):  # the latter are run below
                 found.setdefault((script, words), page.name)
@@ -109,6 +119,29 @@ def test_the_first_page_says_what_the_readme_says():
     opening = README[: README.index("\n![")]
     assert "| λ |" in opening
     assert (DOCS / "index.md").read_text().startswith(opening)
+
+
+def test_the_commands_of_arrivals_keep_a_classifier_up_to_date(tmp_path, monkeypatch):
+    """In order, as they stand, and with the answers that the page promises."""
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^    (\S.*)", expanded((DOCS / "arrivals.md").read_text()), re.MULTILINE)
+    ran = [words for line in lines if (words := shlex.split(line))[0] in ("python", "rm") and "watch=60" not in words]
+    assert len(ran) == 12
+    for program, script, *words in ran:
+        if program == "rm":
+            subprocess.run([program, script, *words], check=True)
+        else:
+            outcome = command(script, *words)
+            assert outcome.code == 0, outcome.err
+    (run,) = Path("runs").rglob("images.json")
+    tasks = files.read_json(run.parent / "metrics.json")["test_samples"]
+    merged = files.read_json(run.parent / "merges/magmax-select/metrics.json")["test_samples"]
+    assert tasks == merged == [40, 40, 40, 20]
+    for name in ("answers.csv", "taken-along.csv"):
+        answers = pd.read_csv(name)
+        right = [f"digit {Path(path).stem.split('-')[0]}" for path in answers["path"]]
+        assert len(right) == 60
+        assert (answers["class"] == right).sum() >= 50
 
 
 def test_every_page_is_in_the_nav():

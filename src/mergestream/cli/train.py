@@ -60,7 +60,7 @@ def _train(settings: TrainingSettings, config: Any, signals: Signals) -> None:
     )
     if settings.run.grows and processes.is_first():
         with processes.alone():
-            for merge in outgrown_merges(settings.run):
+            for merge in outgrown_merges(settings.run, config):
                 merge_run(merge)
 
 

@@ -26,7 +26,9 @@ Rule = Callable[[str, Any], None]
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
-EXPORTS = ("open_clip", "huggingface", "classifier", "onnx")
+# Formats of an export, and what each writes beside the merge.
+EXPORTS: Mapping[str, str] = {"open_clip": "open_clip.safetensors", "huggingface": "huggingface"}
+EXPORTS = {**EXPORTS, "classifier": "classifier", "onnx": "classifier.onnx"}
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
 STATISTICS = ("average", "base", "recompute")
@@ -340,7 +342,7 @@ MERGE: Mapping[str, Rule] = {
     "strategy.scale": _number("finite"),
     "lambda": _scales,
     "prefixes": require_bool,
-    "export": _choice(EXPORTS, null="none"),
+    "export": _choice(tuple(EXPORTS), null="none"),
     "accelerator": _choice(ACCELERATORS),
     "base": _or_null(_path),
     "checkpoints": _or_null(_paths),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class RunMerge:
         export: the format of an exported CLIP, or None.
         device: where to merge.
         compared: keys in which the run's config must agree with this one.
+        former: the λ that was selected before tasks arrived, for when validation images are gone.
     """
 
     run: Run
@@ -58,6 +59,7 @@ class RunMerge:
     export: str | None
     device: torch.device
     compared: list[str]
+    former: float | None = None
 
     @property
     def changed(self) -> dict[str, str]:
@@ -125,8 +127,14 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     return _run_merge(cfg, *trained_run(cfg, MERGE_KEYS), shared)
 
 
-def outgrown_merges(run: Run) -> Iterator[RunMerge]:
+def outgrown_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
     """Yield the settings of the merges of a run that lack tasks which have arrived since, from their own records.
+
+    A merge that was exported is exported again, in each of the formats.
+
+    Args:
+        run: the run.
+        config: of its training, which says where the data are.
 
     Raises:
         UserError: if a record is damaged.
@@ -135,7 +143,10 @@ def outgrown_merges(run: Run) -> Iterator[RunMerge]:
         made = files.read_json(path, "config", "test_samples", own=True)
         of_merge = "candidates" in made["config"]  # the training itself keeps the others up to date
         if of_merge and len(made["test_samples"]) < len(run.stream()["tasks"]):
-            yield _run_merge(DictConfig(made["config"]), run, [], {})
+            exported = [form for form, name in checks.EXPORTS.items() if (path.parent / name).exists()]
+            for form in exported or (None,):
+                cfg = DictConfig({**made["config"], "export": form, "data": config["data"]})
+                yield replace(_run_merge(cfg, run, [], {}), former=made["merge"]["scale"])
 
 
 def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str, Any]) -> RunMerge:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mergestream.classifier.classifier import Classifier
 from mergestream.classifier.folder import write_classifier
 from mergestream.classifier.onnx import write_onnx
+from mergestream.compose.checks import EXPORTS
 from mergestream.models.clip import Clip
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
@@ -30,8 +31,8 @@ def export_classifier(classifier: Classifier, theta: Mapping[str, Tensor], to: s
         folder: where to write.
     """
     if to == "onnx":
-        return write_onnx(classifier, folder / "classifier.onnx")
-    return write_classifier(classifier, theta, folder / "classifier")
+        return write_onnx(classifier, folder / EXPORTS[to])
+    return write_classifier(classifier, theta, folder / EXPORTS[to])
 
 
 def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path, class_names: Sequence[str] = ()) -> Path:
@@ -59,14 +60,14 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path, cla
         raise UserError(f"export: {wrong[0]} does not match model={clip.source}; choose the model that was trained")
     state = {name: tensor.detach().cpu() for name, tensor in {**state, **given}.items()}
     if to == "open_clip":
-        path = folder / "open_clip.safetensors"
+        path = folder / EXPORTS[to]
         files.write_tensors(path, state, {"format": "pt"})
         if class_names:
             _write_json(path.with_suffix(".json"), _labels(class_names))
         return path
     config, tensors = huggingface(clip.model, state)
     config |= _labels(class_names)
-    path = folder / "huggingface"
+    path = folder / EXPORTS[to]
     files.write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
     _write_json(path / "config.json", config)
     _write_json(path / "preprocessor_config.json", _preprocessor(clip))

@@ -142,7 +142,7 @@ class _Merging:
             self.stream = self.evaluator.stream
             settings.run.require_data(self.stream.describe())
             settings.run.require_preprocessing(self.evaluator.preprocessing)
-            if not settings.scales and not self.stream.can_validate:
+            if not settings.scales and not self.stream.can_validate and settings.former is None:
                 raise UserError(
                     "lambda=select needs validation data, which are split off the training data; this run has none. "
                     "Train and merge with stream.validation=0.1"
@@ -163,7 +163,11 @@ class _Merging:
                 )
 
     def select(self) -> dict[float, float]:
-        """Return the validation accuracy of each candidate for λ."""
+        """Return the validation accuracy of each candidate for λ; of the former one alone if images are gone."""
+        if not self.stream.can_validate:
+            assert self.settings.former is not None  # checked at the start
+            print(f"λ = {self.settings.former:g} stays as it was chosen, since validation images are gone")
+            return {self.settings.former: float("nan")}
         with self._timed("selection"):
             tau, _ = self.merged_of(self.encoders)
             tried = {}
