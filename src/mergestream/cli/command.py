@@ -6,12 +6,11 @@ Imports no torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import omegaconf
@@ -22,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.runtime import interrupt
-from mergestream.runtime.errors import UserError, one_line
+from mergestream.runtime.errors import ProcessError, UserError, one_line
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import environment, rank
 
@@ -48,6 +47,7 @@ class Command:
         self.name, self.work = name, work
         self.one_line_errors = False
         self.failed: list[str] = []
+        self.saved = False
         self.shared: dict[str, Any] = {}
 
     def __call__(self) -> None:
@@ -65,6 +65,7 @@ class Command:
                 self._run(main)
         finally:
             self.shared.clear()
+            self.saved = False
         if self.failed:
             self.failed.clear()
             sys.exit(1)
@@ -77,13 +78,17 @@ class Command:
         try:
             with interrupt.watching() as signals:
                 self.work(cfg, signals, self.shared)
+            self.saved |= signals.saved
+        except Stopped as stopped:
+            _leave(stopped, stopped.saved or self.saved, signals.inherited.get(stopped.signum))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):
                 raise
             context = HydraConfig.get()
-            if context.mode != RunMode.MULTIRUN:
+            if context.mode != RunMode.MULTIRUN or isinstance(error, ProcessError):
                 _exit_with(error)
-            _print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
+            if rank() == 0:
+                _print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
             self.failed.append(context.job.override_dirname)
 
     def _run(self, main: Callable[[], None]) -> None:
@@ -97,12 +102,26 @@ class Command:
             _exit_with(error)
         except KeyboardInterrupt:  # before or after the job
             sys.exit(130)
-        except Stopped as stopped:
-            if rank() == 0:
-                print(stopped.message, file=sys.stderr)
-                if stopped.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
-                    print(interrupt.requeue(), file=sys.stderr)
-            sys.exit(stopped.code)
+
+
+def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
+    """Say what became of the work, have the job started again if its time was up, and exit.
+
+    Args:
+        stopped: why the job stopped.
+        saved: whether anything new was saved.
+        inherited: what somebody else does when this signal arrives; submitit requeues its jobs.
+    """
+    if rank() == 0:
+        print(stopped.message, file=sys.stderr)
+    if inherited is not None:
+        try:
+            inherited(stopped.signum, None)
+        except Exception as error:  # submitit's, of a job that has used up its time-outs
+            _exit_with(error)
+    elif rank() == 0 and stopped.signum in interrupt.TIME_IS_UP and "SLURM_JOB_ID" in os.environ:
+        print(interrupt.requeue(saved), file=sys.stderr)
+    sys.exit(stopped.code)
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
@@ -132,8 +151,9 @@ def _explain(error: BaseException) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
 
 
-def _exit_with(error: BaseException) -> None:
-    _print_error(_explain(error))
+def _exit_with(error: BaseException) -> NoReturn:
+    if rank() == 0 or isinstance(error, ProcessError):  # all others meet the error of the first
+        _print_error(_explain(error))
     sys.exit(1)
 
 

@@ -106,7 +106,7 @@ class Session:
         """Load data and weights, and write the first files of the run; nothing is written if data or weights fail."""
         began = time.monotonic()
         run, inputs = settings.run, settings.inputs
-        source = processes.first_alone(inputs.source)  # downloads and decodes what is new
+        source = processes.together(lambda: processes.first_alone(inputs.source))  # downloads and decodes what is new
         clip = inputs.clip()
         settings, said = decide(settings, device, clip.encoder)
         logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
