@@ -7,7 +7,7 @@
 # Nodes n1 and n2 claim CPUS cores, MEMORY MB and two GPUs each; /node-local is a folder of each node's own.
 # Partitions: work (default); low, whose jobs those of high pre-empt: they get their --signal, or SIGTERM, and are requeued.
 set -euo pipefail
-NODES="n1 n2" CPUS=${CPUS:-2} MEMORY=${MEMORY:-8000}
+NODES="n1 n2" CPUS=${CPUS:-4} MEMORY=${MEMORY:-8000}
 DIR=${MERGESTREAM_SLURM_DIR:-/var/lib/mergestream-slurm}  # configuration, state, logs, process ids
 export SLURM_CONF=$DIR/slurm.conf MYSQL_UNIX_PORT=$DIR/db.sock
 DAEMONS="$NODES slurmctld slurmdbd mariadbd munged"  # in the order in which they stop
@@ -19,11 +19,13 @@ installed() { command -v munged slurmctld slurmd slurmdbd mariadbd srun unshare 
 idle() { [ "$(sinfo -h -p work -t idle,alloc,mix -o %D)" = 2 ]; }
 no_jobs() { [ -z "$(squeue -h -t running,completing)" ]; }
 
+# A requeued job waits as long as its credentials live, two minutes unless cred_expire says otherwise.
 settings() {
     cat <<CONF
 ClusterName=mergestream
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 AuthType=auth/munge
+AuthInfo=cred_expire=10
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=26817

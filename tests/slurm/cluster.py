@@ -42,7 +42,7 @@ class Cluster:
         """Submit a batch script, and return the number of the job."""
         name = f"job-{len(list(self.folder.glob('job-*.sh')))}.sh"
         (self.folder / name).write_text(script if script.startswith("#!") else f"#!/bin/bash\n{script}")
-        done = self.run("sbatch", "--parsable", f"--output={name}-%j.log", *options, name, *words)
+        done = self.run("sbatch", "--parsable", "--open-mode=append", f"--output={name}-%j.log", *options, name, *words)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -61,9 +61,9 @@ class Cluster:
         until(lambda: self.facts(job)["JobState"] in over, lambda: self.log(job))
         return self.facts(job)["JobState"]
 
-    def started_again(self, job: str, times: int = 1) -> None:
-        """Wait until SLURM has started the job again."""
-        until(lambda: int(self.facts(job)["Restarts"]) >= times, lambda: self.log(job))
+    def started_again(self, job: str) -> None:
+        """Wait until SLURM has put the job into the queue again, or started it already."""
+        until(lambda: int(self.facts(job)["Restarts"]), lambda: self.log(job))
 
 
 def until(condition: Callable[[], object], log: Callable[[], str] = str, seconds: float = 150) -> None:
@@ -83,4 +83,6 @@ def script(name: str) -> str:
 
 def tensors(root: Path) -> dict[str, bytes]:
     """Return the bytes of all tensor files below a folder."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in files_below(root) if path.suffix == ".safetensors"}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in files_below(root) if path.suffix == ".safetensors"
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.runtime import interrupt
-from mergestream.runtime.errors import ProcessError, UserError, one_line
+from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import environment, rank
 
@@ -93,15 +94,16 @@ class Command:
 
     def _run(self, main: Callable[[], None]) -> None:
         try:
-            main()
+            with interrupt.watching():
+                main()
         except (HydraException, OmegaConfBaseException) as error:
             _exit_with(error)
         except Exception as error:
             if one_line(error) is None and not _raised_by_hydra(error):
                 raise
             _exit_with(error)
-        except KeyboardInterrupt:  # before or after the job
-            sys.exit(130)
+        except Stopped as stopped:  # before or after the job
+            _leave(stopped, self.saved, None)
 
 
 def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
@@ -118,9 +120,13 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
         try:
             inherited(stopped.signum, None)
         except Exception as error:  # submitit's, of a job that has used up its time-outs
-            _exit_with(error)
-    elif rank() == 0 and stopped.signum in interrupt.TIME_IS_UP and "SLURM_JOB_ID" in os.environ:
-        print(interrupt.requeue(saved), file=sys.stderr)
+            _print_error(first_line(error))
+            sys.exit(1)
+    elif stopped.signum in interrupt.TIME_IS_UP and "SLURM_JOB_ID" in os.environ:
+        if rank() == 0:
+            print(interrupt.requeue(saved), file=sys.stderr)
+        else:
+            time.sleep(10)  # srun may end all processes with the first that fails, and process 0 is asking SLURM
     sys.exit(stopped.code)
 
 

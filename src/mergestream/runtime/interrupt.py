@@ -5,6 +5,7 @@ Imports no torch, since the commands import this module before anything else.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -90,8 +91,7 @@ def watching() -> Iterator[Signals]:
     """Receive signals within the block, and restore the handlers afterwards."""
     signals = Signals()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    usual = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
-    signals.inherited = {number: found for number, found in before.items() if callable(found) and found not in usual}
+    signals.inherited = {number: found for number, found in before.items() if _is_foreign(found)}
     signals.listen()
     try:
         yield signals
@@ -99,6 +99,21 @@ def watching() -> Iterator[Signals]:
         if _in_main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _is_foreign(handler: Any) -> bool:
+    """Return whether somebody else has installed a handler that does something."""
+    own = isinstance(getattr(handler, "__self__", None), Signals)
+    return callable(handler) and handler is not signal.default_int_handler and not own
+
+
+def _work_is_done() -> None:
+    """Ignore that the time is up while the process ends, which would have SLURM call the job failed."""
+    for number in TIME_IS_UP:
+        signal.signal(number, signal.SIG_IGN)
+
+
+atexit.register(_work_is_done)
 
 
 def leave_threads(code: int, seconds: float) -> None:
