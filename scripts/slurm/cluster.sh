@@ -59,7 +59,7 @@ AccountingStoragePort=26819
 JobAcctGatherType=jobacct_gather/none
 NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.1 Port=27001 CPUs=$CPUS RealMemory=$MEMORY Gres=gpu:2 State=UNKNOWN
 NodeName=n2 NodeHostname=n2 NodeAddr=127.0.0.1 Port=27002 CPUs=$CPUS RealMemory=$MEMORY Gres=gpu:2 State=UNKNOWN
-PartitionName=work Nodes=n[1-2] Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=5 PreemptMode=OFF State=UP
+PartitionName=work Nodes=n[1-2] Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=OFF State=UP
 PartitionName=low Nodes=n[1-2] MaxTime=INFINITE DefaultTime=60 PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE State=UP
 PartitionName=high Nodes=n[1-2] MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 CONF

@@ -33,6 +33,7 @@ COMMAND = re.compile(r"\bpython (train|merge|report|analyze)\.py\b([^`#\n]*)")
 # What stands for a value of the reader's.
 STANDING = {"dataset=D": "dataset=cars", "tasks=T": "tasks=5", "analysis=NAME": "analysis=pruning"}
 STANDING |= {"analysis=glob(*)": "analysis=cosine", "hydra/launcher=submitit_slurm": "hydra/launcher=basic"}
+STANDING |= {"$@": "dataset=cars"}
 # The page that names every option of a group.
 OPTIONS = dict.fromkeys(("model", "method", "strategy", "stream", "schedule", "logger"), "README.md")
 OPTIONS |= {"dataset": "docs/data.md", "analysis": "docs/reports.md", "experiment": "docs/paper.md"}

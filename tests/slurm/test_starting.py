@@ -47,7 +47,7 @@ def test_two_steps_at_once(here, two):
 
 
 def test_a_shell_in_between(here, two):
-    """`srun -n 2 bash -c 'python train.py devices=2'` | the bytes of `devices=2`"""
+    """`srun -n 2` and a shell that starts `python train.py devices=2` | the bytes of `devices=2`"""
     done = here.run("srun", "-n", "2", "bash", "-c", line("root=shell", "devices=2"))
     assert done.returncode == 0, done.stderr
     assert tensors(here.folder / "shell") == two
@@ -83,7 +83,7 @@ def test_devices_that_srun_has_not_started(here):
 
 
 def test_a_root_that_is_not_shared(here):
-    """`srun -n 2 -N 2 python train.py root=…` in a folder of each node's own | one line: the path and the nodes"""
+    """`srun -n 2 -N 2 python train.py` with a `root` of each node's own | one line: the path and the nodes"""
     done = here.run("srun", "-n", "2", "-N", "2", *TRAIN, "root=/node-local/runs")
     (said,) = errors(done.stderr)
     assert said.startswith("error: root must be a folder that all nodes share; what n1 wrote to /node-local/runs does")
