@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, files_below
+from helpers import ROOT, command, files_below
 
 HERE = Path(__file__).parent
 
@@ -79,6 +79,13 @@ def script(name: str) -> str:
     """Return a batch script of docs/clusters.md as it stands."""
     page = (ROOT / "docs/clusters.md").read_text()
     return re.search(rf"`{name}`.*?```bash\n(.*?)```", page, re.DOTALL)[1]
+
+
+def trained(root: Path, *words: str) -> dict[str, bytes]:
+    """Train in this process, which has imported everything, and return the bytes of all tensor files."""
+    outcome = command("train.py", *words, f"root={root}")
+    assert (outcome.code, outcome.err) == (0, "")  # no warning of an `srun` that is not used
+    return tensors(root)
 
 
 def tensors(root: Path) -> dict[str, bytes]:

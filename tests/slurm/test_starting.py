@@ -6,7 +6,7 @@ import os
 
 import pytest
 from helpers import ROOT, noise
-from slurm.cluster import Cluster, tensors
+from slurm.cluster import Cluster, tensors, trained
 
 TRAIN = ("python", "train.py", *noise()[:-2], "tasks=2", "batch_size=16", "epochs=1", "logger=none", "method=seq")
 
@@ -17,11 +17,9 @@ def here(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(here):
+def two(tmp_path_factory):
     """The tensor files of ``devices=2`` without a cluster."""
-    done = here.run(*TRAIN, "root=two", "devices=2")
-    assert (done.returncode, done.stderr) == (0, "")  # srun is on the PATH
-    return tensors(here.folder / "two")
+    return trained(tmp_path_factory.mktemp("two"), *TRAIN[2:], "devices=2")
 
 
 def line(*words: str) -> str:

@@ -9,19 +9,16 @@ import subprocess
 
 import pytest
 from helpers import ROOT, noise
-from slurm.cluster import Cluster, script, tensors, until
+from slurm.cluster import Cluster, script, tensors, trained, until
 
 TRAIN = (*noise()[:-2], "tasks=2", "batch_size=16", "epochs=1", "method=seq", "checkpoint.every_minutes=0.001")
-TRAIN = (*TRAIN, "logger._target_=slow.logger", "allow_targets=[slow]")
+PLAIN, TRAIN = (*TRAIN, "logger=none"), (*TRAIN, "logger._target_=slow.logger", "allow_targets=[slow]")
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The tensor files of one process, uninterrupted."""
-    cluster = Cluster(tmp_path_factory.mktemp("one"))
-    done = cluster.run("python", "train.py", *TRAIN, "root=runs")
-    assert done.returncode == 0, done.stderr
-    return tensors(cluster.folder / "runs")
+    return trained(tmp_path_factory.mktemp("one"), *PLAIN)
 
 
 def in_training(cluster: Cluster, job: str, root: str = "runs") -> None:
@@ -63,9 +60,7 @@ def test_the_time_limit(cluster, one):
         log = cluster.log(job)
         assert f"SLURM has requeued job {job}" in log
         assert "stopped by SIGUSR1 at task 1 of 2, epoch 1, step" in log
-    done = cluster.run("python", "train.py", *TRAIN, "root=two", "devices=2")
-    assert done.returncode == 0, done.stderr
-    assert again == tensors(cluster.folder / "two")
+    assert again == trained(cluster.folder / "two", *PLAIN, "devices=2")
 
 
 def test_no_progress(cluster):

@@ -22,9 +22,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.runtime import interrupt
-from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line
+from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line, program
 from mergestream.runtime.interrupt import Signals, Stopped
-from mergestream.runtime.processes import environment, rank
+from mergestream.runtime.processes import environment, placement, rank
 
 DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
@@ -42,10 +42,13 @@ class Command:
     Args:
         name: the name of its config.
         work: ``work(cfg, signals, shared)``, called for each job; `shared` is a dict that the jobs of a sweep share.
+        parallel: whether several processes may work together on a job.
     """
 
-    def __init__(self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None]):
-        self.name, self.work = name, work
+    def __init__(
+        self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None], *, parallel: bool = False
+    ):
+        self.name, self.work, self.parallel = name, work, parallel
         self.one_line_errors = False
         self.failed: list[str] = []
         self.saved = False
@@ -56,6 +59,10 @@ class Command:
 
         With ``HYDRA_FULL_ERROR=1`` in the environment, errors show their traceback instead.
         """
+        here = placement()
+        if here.size > 1 and not self.parallel:
+            rule = f"{program(self.name)} runs in one process; {here.launcher} started {here.size}. Start one."
+            _exit_with(UserError(rule))
         main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=self.name)(self.run_job)
         self.one_line_errors = os.environ.get(DEBUG, "0") in ("", "0")
         if not self.one_line_errors:

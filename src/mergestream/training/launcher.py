@@ -149,7 +149,7 @@ def join(device: torch.device, timeout_minutes: float) -> None:
         timeout_minutes: how long a process may keep the others waiting before it counts as hung.
 
     Raises:
-        UserError: if the processes do not find each other.
+        UserError: if those of srun do not find each other.
     """
     here = placement()
     if here.size == 1 or dist.is_initialized():
@@ -162,6 +162,8 @@ def join(device: torch.device, timeout_minutes: float) -> None:
     try:
         dist.init_process_group(backend, rank=here.rank, world_size=here.size, timeout=timeout)
     except dist.DistError as error:
+        if here.launcher != "srun":  # `launch` starts lost processes again
+            raise
         raise UserError(
             f"{here.size} processes cannot meet at {os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} "
             f"({first_line(error)}). If another program uses the port, set MASTER_PORT to a free one."
