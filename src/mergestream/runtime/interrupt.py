@@ -91,7 +91,7 @@ def watching() -> Iterator[Signals]:
     """Receive signals within the block, and restore the handlers afterwards."""
     signals = Signals()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signals.inherited = {number: found for number, found in before.items() if _is_foreign(found)}
+    signals.inherited = {number: found for number, found in before.items() if callable(found) and _is_foreign(found)}
     signals.listen()
     try:
         yield signals
@@ -102,9 +102,8 @@ def watching() -> Iterator[Signals]:
 
 
 def _is_foreign(handler: Any) -> bool:
-    """Return whether somebody else has installed a handler that does something."""
-    own = isinstance(getattr(handler, "__self__", None), Signals)
-    return callable(handler) and handler is not signal.default_int_handler and not own
+    """Return whether neither Python nor `Signals` has installed the handler."""
+    return handler is not signal.default_int_handler and not isinstance(getattr(handler, "__self__", None), Signals)
 
 
 def _work_is_done() -> None:
