@@ -6,6 +6,7 @@ Imports no torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -123,13 +124,16 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
     """
     if rank() == 0:
         print(stopped.message, file=sys.stderr)
-    if inherited is not None:
+    time_is_up = stopped.signum in interrupt.TIME_IS_UP
+    if inherited is not None and time_is_up:
         try:
             inherited(stopped.signum, None)
         except Exception as error:  # submitit's, of a job that has used up its time-outs
             _print_error(first_line(error))
             sys.exit(1)
-    elif stopped.signum in interrupt.TIME_IS_UP and "SLURM_JOB_ID" in os.environ:
+    elif "SLURM_JOB_ID" in os.environ and (
+        time_is_up or (stopped.signum == signal.SIGTERM and interrupt.is_preempted())
+    ):
         if rank() == 0:
             print(interrupt.requeue(saved), file=sys.stderr)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -91,7 +92,8 @@ def watching() -> Iterator[Signals]:
     """Receive signals within the block, and restore the handlers afterwards."""
     signals = Signals()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signals.inherited = {number: found for number, found in before.items() if callable(found) and _is_foreign(found)}
+    found = {number: _inherited(number, handler) for number, handler in before.items()}
+    signals.inherited = {number: handler for number, handler in found.items() if handler is not None}
     signals.listen()
     try:
         yield signals
@@ -101,9 +103,12 @@ def watching() -> Iterator[Signals]:
                 signal.signal(number, handler)
 
 
-def _is_foreign(handler: Any) -> bool:
-    """Return whether neither Python nor `Signals` has installed the handler."""
-    return handler is not signal.default_int_handler and not isinstance(getattr(handler, "__self__", None), Signals)
+def _inherited(number: int, handler: Any) -> Handler | None:
+    """Return the handler of somebody else, which a block around this one may have replaced; None for Python's own."""
+    owner = getattr(handler, "__self__", None)
+    if isinstance(owner, Signals):
+        return owner.inherited.get(number)
+    return handler if callable(handler) and handler is not signal.default_int_handler else None
 
 
 def _work_is_done() -> None:
@@ -132,6 +137,23 @@ def leave_threads(code: int, seconds: float) -> None:
 def _in_main_thread() -> bool:
     """Python lets only the main thread set handlers."""
     return threading.current_thread() is threading.main_thread()
+
+
+def is_preempted() -> bool:
+    """Return whether SLURM wants this job's place for another one.
+
+    In the grace time that such a job has, SLURM sends SIGTERM to what srun has started; a job that then ends early is
+    not requeued by itself.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True).stdout
+    except OSError:
+        return False
+    found = re.search(r"PreemptTime=(\S+)", shown)
+    return found is not None and found[1] != "None"
 
 
 def requeue(saved: bool) -> str:
