@@ -6,7 +6,6 @@ Imports no torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -131,9 +130,7 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
         except Exception as error:  # submitit's, of a job that has used up its time-outs
             _print_error(first_line(error))
             sys.exit(1)
-    elif "SLURM_JOB_ID" in os.environ and (
-        time_is_up or (stopped.signum == signal.SIGTERM and interrupt.is_preempted())
-    ):
+    elif time_is_up and "SLURM_JOB_ID" in os.environ:
         if rank() == 0:
             print(interrupt.requeue(saved), file=sys.stderr)
         else:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -137,23 +136,6 @@ def leave_threads(code: int, seconds: float) -> None:
 def _in_main_thread() -> bool:
     """Python lets only the main thread set handlers."""
     return threading.current_thread() is threading.main_thread()
-
-
-def is_preempted() -> bool:
-    """Return whether SLURM wants this job's place for another one.
-
-    In the grace time that such a job has, SLURM sends SIGTERM to what srun has started; a job that then ends early is
-    not requeued by itself.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return False
-    try:
-        shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True).stdout
-    except OSError:
-        return False
-    found = re.search(r"PreemptTime=(\S+)", shown)
-    return found is not None and found[1] != "None"
 
 
 def requeue(saved: bool) -> str:
