@@ -40,6 +40,7 @@ STANDING |= {
     "analysis=glob(*)": "analysis=cosine",
     "hydra/launcher=submitit_slurm": "hydra/launcher=basic",
 }
+STANDING |= {"$@": "dataset=cars"}
 # The page that names every option of a group.
 OPTIONS = dict.fromkeys(("model", "method", "strategy", "stream", "schedule", "logger"), "README.md")
 OPTIONS |= {"dataset": "docs/data.md", "analysis": "docs/reports.md", "experiment": "docs/paper.md"}

@@ -119,7 +119,8 @@ class Session:
         """
         began = time.monotonic()
         run, inputs = settings.run, settings.inputs
-        source = inventory.source() if inventory else processes.first_alone(inputs.source)  # downloads what is new
+        # Downloads and decodes what is new, unless the images are listed.
+        source = processes.together(lambda: inventory.source() if inventory else processes.first_alone(inputs.source))
         clip = inputs.clip()
         settings, said = decide(settings, device, clip.encoder)
         logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
