@@ -16,7 +16,7 @@ from typing_extensions import NotRequired
 class Counts(TypedDict):
     """Numbers of samples and of correct predictions of one encoder, one entry per task, then one per class.
 
-    An entry is None where it was not measured; see `outgrown`.
+    An entry is None where it was not measured; see `still_known`.
 
     - total: samples
     - agnostic: correct among all classes
@@ -123,25 +123,23 @@ def row(counts: Counts, seen: int, heads: Sequence[Sequence[int]] = ()) -> Row:
     )
 
 
-def outgrown(counts: Counts, tasks: Sequence[Sequence[int]]) -> Counts:
-    """Return the counts of an encoder that is gone, for a stream to which tasks have been added since.
+def still_known(counts: Counts, seen: int, tasks: int) -> Counts:
+    """Return what is known of an encoder that is gone, after tasks have been added to the stream.
 
-    What holds on among the classes of one task, or of the tasks seen by then, stays. What was counted among all classes
-    is None if there are more classes now, and so is everything about the new tasks.
+    On the tasks that it had seen, accuracies among the classes of one task, or of those tasks, stay as they are. All
+    else is None: there may be other classes and images now.
 
     Args:
         counts: as they were measured.
-        tasks: class ids of each task now.
+        seen: number of tasks that the encoder has been trained on.
+        tasks: number of tasks now.
     """
-    known = len(counts["total"])
-    lacking: list[None] = [None] * (len(tasks) - known)
-    same = set().union(*tasks) == set().union(*tasks[:known])
-    agnostic = counts["agnostic"] if same else [None] * known
+    lacking: list[None] = [None] * (tasks - seen)
     return {
-        "total": [*counts["total"], *lacking],  # type: ignore[list-item]
-        "agnostic": [*agnostic, *lacking],  # type: ignore[list-item]
-        "aware": [*counts["aware"], *lacking],  # type: ignore[list-item]
-        "seen_correct": [*counts["seen_correct"], *lacking],  # type: ignore[list-item]
+        "total": [*counts["total"][:seen], *lacking],  # type: ignore[list-item]
+        "agnostic": [None] * tasks,  # type: ignore[list-item]
+        "aware": [*counts["aware"][:seen], *lacking],  # type: ignore[list-item]
+        "seen_correct": [*counts["seen_correct"][:seen], *lacking],  # type: ignore[list-item]
         "class_total": None,
         "class_correct": None,
     }

@@ -33,7 +33,7 @@ def test_a_commit_is_recorded_only_where_git_tracks_the_package(tmp_path, monkey
     assert results.git_state()["dirty"]
 
 
-PRECISION = {"precision": "32-true", "eval_precision": "32-true"}
+PRECISION = {"precision": "32-true", "eval_precision": "32-true", "stream": {"name": "class"}}
 HEADS = [[0, 2], [1], [3]]
 OLD = ("class_total", "class_correct")
 

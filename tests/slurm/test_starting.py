@@ -90,7 +90,7 @@ def test_a_root_that_is_not_shared(here):
 
 
 def test_inside_an_allocation(here):
-    """`salloc`, and a test that trains on two processes in it | passes; the variables of the job start no processes and no warning"""
+    """`salloc`, and a test of two processes in it | passes; the variables of the job start no processes"""
     words = ("python", "-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "tests/training/test_run.py"))
     done = here.run("salloc", "--ntasks-per-node=2", *words, "-k", "two_processes_equal_one and seq")
     assert done.returncode == 0, done.stdout

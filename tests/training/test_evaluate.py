@@ -22,7 +22,7 @@ def test_when_it_is_due():
 
 
 def test_what_needs_every_row_is_absent():
-    cfg = {"precision": "32-true", "eval_precision": "32-true"}
+    cfg = {"precision": "32-true", "eval_precision": "32-true", "stream": {"name": "class"}}
     rows = [None, counts(9, 8, 1), counts(5, 6, 7)]
     found = assemble("train", cfg, counts(1, 2, 3), rows, [1, 2, 3], {})
     assert found["accuracy"]["task_agnostic"] == [None, [0.9, 0.8, 0.1], [0.5, 0.6, 0.7]]
@@ -52,7 +52,7 @@ def test_the_last_row_is_the_same_and_the_others_are_null(trained, tmp_path):
     assert merged["overall"][0] is None
     assert merged["overall"][2] > 0
     again = command("train.py", *arguments)
-    assert "was not evaluated after every task" in again.out
+    assert "was not evaluated on all tasks after every task" in again.out
     report = command("report.py", f"root={tmp_path}")
     assert report.code == 0, report.err
     assert "without forgetting, averages over the stream and curves: MagMax, sequential, last task." in report.out

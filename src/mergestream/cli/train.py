@@ -45,7 +45,7 @@ def _train(settings: TrainingSettings, config: Any, signals: Signals) -> None:
         config: what they were made from.
         signals: of this process.
     """
-    from mergestream.compose.merging import outgrown_merges
+    from mergestream.compose.merging import outdated_merges
     from mergestream.merging.run import merge_run
     from mergestream.training.launcher import device_count, launch
 
@@ -60,7 +60,7 @@ def _train(settings: TrainingSettings, config: Any, signals: Signals) -> None:
     )
     if settings.run.grows and processes.is_first():
         with processes.alone():
-            for merge in outgrown_merges(settings.run, config):
+            for merge in outdated_merges(settings.run, config):
                 merge_run(merge)
 
 

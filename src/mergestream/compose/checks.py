@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose.overrides import typed
@@ -27,8 +28,12 @@ Rule = Callable[[str, Any], None]
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 # Formats of an export, and what each writes beside the merge.
-EXPORTS: Mapping[str, str] = {"open_clip": "open_clip.safetensors", "huggingface": "huggingface"}
-EXPORTS = {**EXPORTS, "classifier": "classifier", "onnx": "classifier.onnx"}
+EXPORTS: Mapping[str, str] = {
+    "open_clip": "open_clip.safetensors",
+    "huggingface": "huggingface",
+    "classifier": "classifier",
+    "onnx": "classifier.onnx",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 MISMATCHES = ("error", "skip")
 STATISTICS = ("average", "base", "recompute")
@@ -44,6 +49,8 @@ def check_stream(cfg: DictConfig) -> None:
     check_targets(cfg)
     _check_dataset(cfg)  # before the tasks, whose default depends on it
     _apply(STREAM, cfg)
+    if cfg.data.forget and cfg.data.cache is True:
+        raise UserError("data.cache=true reads all images, which data.forget=true lets be gone. Leave one of them out")
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -56,6 +63,10 @@ def check_training(cfg: DictConfig) -> None:
     if cfg.accumulate > cfg.batch_size:
         raise UserError(
             f"accumulate must be at most batch_size={cfg.batch_size}, which it divides; got accumulate={cfg.accumulate}"
+        )
+    if cfg.watch is not None and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"watch is for a single run, since it never ends; got watch={cfg.watch} in a sweep. Leave it out"
         )
     if cfg.watch is not None and not data_decide_tasks(cfg):
         raise UserError(

@@ -81,6 +81,9 @@ class Inputs:
         """
         cfg, run = self._cfg, run_of(self._cfg)
         known, trained = run.images(), run.started()
+        by_tasks = build(cfg.method, cfg.allow_targets).data == "task"
+        if known is not None and not by_tasks and (trained or run.metrics.is_file()):  # one task stands for all
+            trained = [task["name"] for task in known["tasks"]]
         if known is None:
             return Inventory.of(self._checked(self._read()))
         listed = self._read(trained)

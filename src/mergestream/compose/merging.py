@@ -41,7 +41,7 @@ class RunMerge:
         prefixes: whether the merges of the first t tasks are evaluated, for every t.
         bn: the running statistics of batch normalisation that the merge has: average (of the tasks), base, or recompute
             (on the training images of the tasks).
-        export: the format of an exported CLIP, or None.
+        exports: the formats in which the merge is exported.
         device: where to merge.
         compared: keys in which the run's config must agree with this one.
         former: the λ that was selected before tasks arrived, for when validation images are gone.
@@ -56,7 +56,7 @@ class RunMerge:
     candidates: list[float]
     prefixes: bool
     bn: str
-    export: str | None
+    exports: tuple[str, ...]
     device: torch.device
     compared: list[str]
     former: float | None = None
@@ -127,7 +127,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
     return _run_merge(cfg, *trained_run(cfg, MERGE_KEYS), shared)
 
 
-def outgrown_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
+def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
     """Yield the settings of the merges of a run that lack tasks which have arrived since, from their own records.
 
     A merge that was exported is exported again, in each of the formats.
@@ -140,13 +140,12 @@ def outgrown_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
         UserError: if a record is damaged.
     """
     for path in sorted(run.path.glob("merges/*/metrics.json")):
-        made = files.read_json(path, "config", "test_samples", own=True)
+        made = files.read_json(path, "config", "provenance", own=True)
         of_merge = "candidates" in made["config"]  # the training itself keeps the others up to date
-        if of_merge and len(made["test_samples"]) < len(run.stream()["tasks"]):
-            exported = [form for form, name in checks.EXPORTS.items() if (path.parent / name).exists()]
-            for form in exported or (None,):
-                cfg = DictConfig({**made["config"], "export": form, "data": config["data"]})
-                yield replace(_run_merge(cfg, run, [], {}), former=made["merge"]["scale"])
+        if of_merge and not run.is_current(made["provenance"]):
+            exports = tuple(form for form, name in checks.EXPORTS.items() if (path.parent / name).exists())
+            cfg = DictConfig({**made["config"], "data": config["data"]})
+            yield replace(_run_merge(cfg, run, [], {}), exports=exports, former=made["merge"]["scale"])
 
 
 def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str, Any]) -> RunMerge:
@@ -161,7 +160,7 @@ def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str,
         candidates=sorted(map(float, cfg.candidates)) if cfg["lambda"] == checks.SELECT else [],
         prefixes=cfg.prefixes,
         bn=cfg.bn,
-        export=cfg.export,
+        exports=() if cfg.export is None else (cfg.export,),
         device=_merging_device(cfg),
         compared=compared,
     )

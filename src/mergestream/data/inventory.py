@@ -7,6 +7,7 @@ it was, whatever else arrives.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,11 @@ class TaskFiles:
     train: Files
     test: Files
 
+    def content(self, class_names: Sequence[str]) -> str:
+        """Return the hash of its images and the names of their classes."""
+        parts = [[part.hashes, [class_names[label] for label in part.labels]] for part in (self.train, self.test)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Inventory:
@@ -126,6 +132,7 @@ class Inventory:
             test=self._split(lambda task: task.test),
             domain_names=[task.name for task in self.tasks],
             domain_classes=[task.classes for task in self.tasks],
+            domain_contents=[task.content(self.class_names) for task in self.tasks],
             class_groups=self._class_groups(),
             notes=self.notes,
         )
@@ -158,7 +165,7 @@ def extended(known: Inventory, listed: Source, others: Source, trained: Collecti
         UserError: if images of a trained task differ, or a task arrived that sorts before a trained one.
     """
     kept = [task for task in known.tasks if task.name in trained]
-    _require_no_more(kept, listed, known.notes)
+    _require_listed(known, kept, listed, forget)
     require_unchanged(replace(known, tasks=kept), forget=forget)
     now = Inventory.of(others, without=trained)
     names = _order(known, [task.name for task in now.tasks], listed.domain_names, trained)
@@ -228,20 +235,34 @@ def _lost_test_images(task: TaskFiles, forget: bool) -> int:
     return 0 if forget and missing == len(task.test.paths) else missing
 
 
-def _require_no_more(kept: Sequence[TaskFiles], listed: Source, notes: Mapping[str, Any]) -> None:
-    """Check that the trained tasks have no images that they were not trained with."""
-    here: dict[str, list[str]] = {name: [] for name in listed.domain_names}
+def _require_listed(known: Inventory, kept: Sequence[TaskFiles], listed: Source, forget: bool) -> None:
+    """Check that the trained tasks have the images and labels that they were trained with, and no others."""
+    here: dict[str, dict[str, str]] = {name: {} for name in listed.domain_names}
     for split in (listed.train, listed.test):
         assert split.domains is not None  # of a dataset whose tasks are its domains
         for position, path in image_paths(split.images):
-            here[listed.domain_names[split.domains[position]]].append(path)
+            task = listed.domain_names[split.domains[position]]
+            here[task][path] = listed.class_names[split.labels[position]]
     for task in kept:
-        known = {*task.train.paths, *task.test.paths, *notes.get(LEFT_OUT, ())}
-        if more := sorted(set(here.get(task.name, ())) - known):
+        now, corrupt = here.get(task.name, {}), set(known.notes.get(LEFT_OUT, ()))
+        labels = {
+            path: known.class_names[label]
+            for part in (task.train, task.test)
+            for path, label in zip(part.paths, part.labels, strict=True)
+        }
+        if more := sorted(now.keys() - labels.keys() - corrupt):
             raise UserError(
                 f"the images of a trained task must stay as they were; task {task.name} has {len(more)} new ones, such "
                 f"as {more[0]}. Move them to a task of their own, whose name sorts last"
             )
+        wrong = [path for path, label in labels.items() if now.get(path, label) != label]
+        gone = [path for path in labels if path not in now and os.path.isfile(path) and not forget]
+        for paths, what in ((wrong, "another label"), (gone, "no label any more")):
+            if paths:
+                raise UserError(
+                    f"the labels of a trained task must stay as they were; in task {task.name}, {len(paths)} images "
+                    f"have {what}, such as {paths[0]}. Restore them"
+                )
 
 
 def _order(known: Inventory, now: Sequence[str], listed: Sequence[str], trained: Collection[str]) -> list[str]:

@@ -64,6 +64,7 @@ class Source:
         domain_names: name of each domain, in the order of the domain ids.
         domain_orders: published orders of the domain ids, by name.
         domain_classes: class ids of each domain, if every domain has its own classes.
+        domain_contents: hash of the images and labels of each domain, if tasks can be added.
         class_groups: how many classes became known at a time, in order; empty if all were known from the start.
         notes: anything else that ``stream.json`` must record, such as the hash of a split by manifest.
     """
@@ -76,6 +77,7 @@ class Source:
     domain_names: Sequence[str] = ()
     domain_orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
     domain_classes: Sequence[Sequence[int]] = ()
+    domain_contents: Sequence[str] = ()
     class_groups: Sequence[int] = ()
     notes: Mapping[str, object] = field(default_factory=dict)
 

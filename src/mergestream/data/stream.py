@@ -187,7 +187,7 @@ class TaskStream(pl.LightningDataModule):
 
 def describe(source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
     """Return the content of ``stream.json``: classes, sample counts and hashes of the sample indices per task."""
-    names = source.class_names
+    names, contents = source.class_names, dict(zip(source.domain_names, source.domain_contents, strict=False))
     return {
         "num_classes": source.num_classes,
         "class_order": list(dict.fromkeys(c for task in tasks for c in task.classes)),
@@ -199,6 +199,7 @@ def describe(source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
                 "class_names": [names[c] for c in task.classes],
                 **{s: len(getattr(task, s)) for s in ("train", "validation", "test")},
                 **{f"{s}_sha256": _hash(getattr(task, s)) for s in ("train", "validation", "test")},
+                **({"images_sha256": contents[task.name]} if contents else {}),
             }
             for task in tasks
         ],

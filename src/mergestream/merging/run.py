@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from mergestream.calibration import BINS, CalibrationError, Temperature
@@ -223,7 +224,7 @@ class _Merging:
         return observe
 
     def write(self, folder: Path, scale: float, evaluated: _Evaluated, tried: Mapping[float, float]) -> Metrics:
-        """Write the merged encoder of one λ, its metrics.json and its export; return the metrics."""
+        """Write the merged encoder of one λ, its exports and its metrics.json; return the metrics."""
         tau, inputs = evaluated.merged
         theta = self._weights(tau, scale, evaluated.seen[-1])
         with held(folder):
@@ -232,11 +233,11 @@ class _Merging:
                 folder / "merged.safetensors", theta, self.settings.bound, scale, inputs, self.settings.changed
             )
             metrics = self._metrics(scale, evaluated, tried)
-            if self.settings.export is not None:
-                source, head = self.stream.source, self.evaluator.head
-                labels = _Labels(source.class_names, source.prompts, head)
-                _export_merge(self.settings, self.evaluator.clip, labels, theta, metrics, folder)
-            files.write_json(folder / "metrics.json", metrics)
+            source, clip = self.stream.source, self.evaluator.clip
+            labels = _Labels(source.class_names, source.prompts, self.evaluator.head)
+            for form in self.settings.exports:
+                _export_merge(form, clip, labels, theta, metrics, folder)
+            files.write_json(folder / "metrics.json", metrics)  # last: it says that all is there
         return metrics
 
     def _weights(self, tau: Mapping[str, Tensor], scale: float, seen: int) -> dict[str, Tensor]:
@@ -329,15 +330,15 @@ def _is_done(settings: RunMerge, folder: Path) -> bool:
 
 def _show_again(settings: RunMerge, trained: Metrics, folders: Sequence[Path]) -> None:
     """Show finished merges, and export them if that is asked for."""
-    print("already merged" if settings.export else "already merged, nothing to do")
-    clip = settings.inputs.clip() if settings.export else None
-    labels = _labels(settings, clip) if clip is not None else None
+    print("already merged" if settings.exports else "already merged, nothing to do")
+    clip = settings.inputs.clip() if settings.exports else None
     for folder in folders:
         metrics = files.read_json(folder / "metrics.json", "summary", "merge")
-        if clip is not None and labels is not None:
+        for form in settings.exports:
+            assert clip is not None  # there is something to export
             with held(folder):
                 theta = files.read_tensors(folder / "merged.safetensors")
-                _export_merge(settings, clip, labels, theta, metrics, folder)
+                _export_merge(form, clip, _labels(settings, form, clip), theta, metrics, folder)
         _show(trained, folder, metrics)
 
 
@@ -355,9 +356,9 @@ class _Labels:
     head: TextHead | None
 
 
-def _labels(settings: RunMerge, clip: Clip) -> _Labels:
+def _labels(settings: RunMerge, form: str, clip: Clip) -> _Labels:
     """Return the classes of a finished run; its data set is opened only for their prompts."""
-    if settings.export not in CLASSIFIERS:
+    if form not in CLASSIFIERS:
         return _Labels(settings.run.class_names(), (), None)
     names, prompts = settings.inputs.classes()
     settings.run.require_classes(names)
@@ -365,7 +366,7 @@ def _labels(settings: RunMerge, clip: Clip) -> _Labels:
 
 
 def _export_merge(
-    settings: RunMerge,
+    form: str,
     clip: Clip,
     labels: _Labels,
     theta: Mapping[str, Tensor],
@@ -373,9 +374,8 @@ def _export_merge(
     folder: Path,
 ) -> None:
     """Export a merge of a run with the names of its classes, and with its head if the format has one."""
-    assert settings.export is not None
-    if labels.head is None or settings.export not in CLASSIFIERS:
-        path = export(clip, theta, settings.export, folder, labels.names)
+    if labels.head is None or form not in CLASSIFIERS:
+        path = export(clip, theta, form, folder, labels.names)
     else:
         clip.encoder.load_state_dict(theta)
         facts = {key: metrics["provenance"].get(key) for key in ("base_sha256", "data_sha256", "command")}
@@ -383,7 +383,7 @@ def _export_merge(
         temperature = (metrics.get("calibration") or {}).get("temperature") or 1.0
         model = metrics["config"]["model"]
         classifier = Classifier.of(clip, labels.head, labels.names, labels.prompts, model, temperature, facts)
-        path = export_classifier(classifier, theta, settings.export, folder)
+        path = export_classifier(classifier, theta, form, folder)
     print(f"exported to {readable(path)}")
 
 
@@ -393,7 +393,7 @@ def _show(trained: Metrics, folder: Path, metrics: Mapping[str, Any]) -> None:
     label = f"{method} + {merge['strategy']}, λ = {merge['scale']:g}"
     if "selected_on" in merge:
         label += " (chosen on validation data)"
-    average = sum(zero_shot["task_agnostic"]) / len(zero_shot["task_agnostic"])
+    average = float(np.mean([float("nan") if a is None else a for a in zero_shot["task_agnostic"]]))
     rows: list[list[Any]] = [["zero-shot", zero_shot["overall"], average, None, None]]
     for name, result in ((method, trained), (label, metrics)):
         summary, timing = result["summary"], result["timing"]

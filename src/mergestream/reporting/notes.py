@@ -27,7 +27,7 @@ def notes(runs: pd.DataFrame, metrics: Mapping[int, Metrics]) -> list[str]:
     lacking = runs.loc[[not is_whole(metrics[index]) for index in runs.index], "name"].unique()
     if len(lacking):
         found.append(
-            f"Not evaluated after every task, so without forgetting, averages over the stream and curves: "
+            f"Not evaluated on all tasks after every task, so without forgetting, averages over the stream and curves: "
             f"{', '.join(sorted(lacking))}."
         )
     found.append(_retention(runs))

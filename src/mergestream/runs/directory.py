@@ -155,6 +155,10 @@ class Run:
             return content_hash(stream["tasks"][: None if task is None else task + 1])
         return content_hash({key: stream[key] for key in ("num_classes", "class_order", "tasks")})
 
+    def is_current(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record of an evaluation is of all data that the run has now."""
+        return not self.grows or record.get("data_sha256") == self.data_hash()
+
     def require_stamp(self, path: Path, stamp: Mapping[str, str]) -> None:
         """Check that this run wrote a file.
 
@@ -408,7 +412,7 @@ class Run:
         """Return whether the training has finished, with every task that has arrived."""
         if self.metrics.is_file() and self.grows:
             with suppress(UserError):  # damage is found elsewhere
-                return len(self.result()["test_samples"]) == len(self.stream()["tasks"])
+                return self.is_current(self.result()["provenance"])
         return self.metrics.is_file()
 
     def require_finished(self) -> None:

@@ -93,13 +93,15 @@ class Metrics(TypedDict):
 class TaskRecord(Counts):
     """The content of evaluation.json: what is known of a finished task. The counts are None if it was not evaluated.
 
-    `files` maps the names of the task's files to their checksums.
+    `files` maps the names of the task's files to their checksums. `data_sha256` is of the data of the evaluation, if
+    tasks can be added.
     """
 
     files: dict[str, str]
     spikes: dict[str, int]
     seconds: dict[str, float]
     dropped: NotRequired[bool]
+    data_sha256: NotRequired[str]
 
 
 def assemble(
@@ -131,7 +133,7 @@ def assemble(
     measured = [r for r in table if r is not None]
     # An average over the stream needs a row for each of its steps; joint training and a single merge have one row.
     whole = list(seen) == list(range(1, len(base.task_agnostic) + 1)) and len(measured) == len(table)
-    incremental = [r.seen for r in measured if r.seen is not None]
+    incremental = [float("nan") if r.seen is None else r.seen for r in measured]
     agnostic = [r.task_agnostic for r in measured if len(measured) == len(table) or r is table[-1]]
     summary = {
         "final_accuracy": measured[-1].overall,

@@ -11,7 +11,7 @@ from torch import Tensor
 from mergestream.compose.training import RunningMergeSettings
 from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
-from mergestream.metrics import Counts, outgrown
+from mergestream.metrics import Counts, still_known
 from mergestream.runs.directory import Run, readable
 from mergestream.runs.results import COUNTED, assemble, counts_of
 from mergestream.runtime import files, processes
@@ -51,23 +51,24 @@ class RunningEvaluation:
                 that is not evaluated.
         """
         if index == 0 and self.settings.keep_tasks:
-            self._start_over_if_outgrown()
+            self._start_over_if_outdated()
         path = self._row(index)
-        known = counts_of(files.read_json(path, *COUNTED)) if path.is_file() else None
-        if path.is_file() and (known is None or len(known["total"]) == len(self.tasks)):
+        record = files.read_json(path, *COUNTED) if path.is_file() else None
+        known = counts_of(record) if record else None
+        if record and (known is None or self.run.is_current(record)):
             self.rows.append(known)
         else:
-            if processes.is_first() and not path.is_file():
+            if processes.is_first() and record is None:
                 self._merge(index)
             processes.barrier()
             if known is not None and self.merge.tasks > index + 1:  # its encoders are gone
-                self.rows.append(outgrown(known, self.tasks))
+                self.rows.append(still_known(known, index + 1, len(self.tasks)))
             else:
                 merged = self.folder / "merged.safetensors"
                 self.rows.append(measure(files.read_tensors(merged), index + 1) if measure is not None else None)
             processes.barrier()
             if processes.is_first():
-                files.write_json(path, self.rows[-1] or dict.fromkeys(Counts.__annotations__))
+                files.write_json(path, {**(self.rows[-1] or dict.fromkeys(Counts.__annotations__)), **self._stamp()})
         if processes.is_first() and not self.settings.keep_tasks and index:
             self.run.drop(index - 1)
 
@@ -86,16 +87,20 @@ class RunningEvaluation:
         metrics["provenance"] |= hashes
         files.write_json(self.folder / "metrics.json", metrics)
 
-    def _start_over_if_outgrown(self) -> None:
+    def _start_over_if_outdated(self) -> None:
         """Delete the merge and its evaluations if tasks have arrived since; all encoders are there to make it again."""
         if processes.is_first():
             rows = [path for index, _ in self.run.task_folders() if (path := self._row(index)).is_file()]
-            found = [counts_of(files.read_json(path, *COUNTED)) for path in rows]
-            if any(row is not None and len(row["total"]) < len(self.tasks) for row in found):
+            found = [files.read_json(path, *COUNTED) for path in rows]
+            if any(row["total"] is not None and not self.run.is_current(row) for row in found):
                 self.merge.path.unlink(missing_ok=True)
                 for path in rows:
                     path.unlink()
         processes.barrier()
+
+    def _stamp(self) -> dict[str, str]:
+        """Return what tells whether a row is of all data that the run has now."""
+        return {"data_sha256": self.run.data_hash()} if self.run.grows else {}
 
     def _merge(self, index: int) -> None:
         base, bound, scale = self.run.base_file(), self.settings.bound, self.settings.scale

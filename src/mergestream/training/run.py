@@ -140,8 +140,18 @@ def _require_trainable(settings: TrainingSettings, inventory: Inventory) -> None
             f"{inventory.tasks[-1].name} arrived for {readable(run.path)}. Write tag=NAME to train on all of them in a "
             "second run"
         )
+    if not run.keeps_tasks() and (
+        settings.merge is None
+        or settings.merge.keep_tasks
+        or not run.running(settings.merge.bound.strategy.name).is_file()
+    ):
+        raise UserError(
+            f"the merge of {readable(run.path)} stands in for encoders that were dropped (keep_tasks=false). To keep "
+            "it up to date, repeat merge_every_task=true keep_tasks=false and its strategy and lambda"
+        )
     finished = [name for index, name in enumerate(started) if run.evaluation(index).is_file()]
-    for task in [] if settings.method.data == "none" else inventory.tasks:
+    of_tasks = settings.method.data == "task" or (settings.method.data == "all" and not finished)
+    for task in inventory.tasks if of_tasks else []:
         if task.name not in finished and (missing := task.train.missing()):
             raise UserError(
                 f"a task that is not finished needs its training images; {len(missing)} of task {task.name} are gone, "
@@ -176,7 +186,8 @@ def _show_finished(settings: TrainingSettings) -> None:
         settings.run.require_data(settings.inputs.description())
     show(settings.run, "already finished, nothing to do")
     if settings.fit.evaluate == "each" and None in settings.run.result()["overall"]:
-        print("the run was not evaluated after every task; evaluate=each needs a new run, with tag=NAME")
+        reason = "the run was not evaluated on all tasks after every task, so measures that need it are absent"
+        print(f"{reason}; evaluate=each needs a new run, with tag=NAME" if settings.run.keeps_tasks() else reason)
     if settings.merge and not list(settings.run.path.glob("running/*.safetensors")):
         print(f"the run was trained without merge_every_task; {program('merge')} prefixes=true gives the same merges")
 

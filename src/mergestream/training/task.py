@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergestream.metrics import Counts, outgrown
+from mergestream.metrics import Counts, still_known
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
 from mergestream.training.arithmetic import activation_checkpointing, optimizer_of
@@ -121,21 +121,22 @@ def evaluate(session: Session, plan: TaskPlan) -> tuple[Counts | None, float]:
 def measure_again(session: Session, plan: TaskPlan) -> None:
     """Evaluate a restored task on the tasks that have arrived since, among their classes too, and record it.
 
-    What cannot be measured because its encoder is gone becomes None; see `outgrown`.
+    What cannot be measured because its encoder is gone becomes None; see `still_known`.
     """
-    run, count = session.run, len(session.stream)
+    run = session.run
     known = run.record(plan.index)
     processes.barrier()  # all have read it before one writes it
-    if known["total"] is None or len(known["total"]) == count:
+    if known["total"] is None or run.is_current(known):
         return
     seconds, counts = 0.0, None
     if run.encoder(plan.index).is_file():
         counts, seconds = evaluate(session, plan)
     elif plan.evaluated:
-        counts = outgrown(known, [task.classes for task in session.stream.tasks])
+        counts = still_known(known, plan.seen, len(session.stream))
     measured = counts or dict.fromkeys(Counts.__annotations__)
     spent = {**known["seconds"], "evaluation": known["seconds"]["evaluation"] + seconds}
-    session.on_first(files.write_json, run.evaluation(plan.index), {**known, **measured, "seconds": spent})
+    now = {**known, **measured, "seconds": spent, "data_sha256": run.data_hash()}
+    session.on_first(files.write_json, run.evaluation(plan.index), now)
     processes.barrier()
 
 
@@ -151,6 +152,8 @@ def record(
     spent = {"training": fitted.seconds, "evaluation": seconds}
     measured = counts or dict.fromkeys(Counts.__annotations__)
     known = {**measured, "files": written, "spikes": fitted.spikes, "seconds": spent}
+    if session.run.grows:
+        known["data_sha256"] = session.run.data_hash()
     files.write_json(session.run.evaluation(plan.index), known)
     session.run.checkpoint(plan.index).unlink(missing_ok=True)
 
