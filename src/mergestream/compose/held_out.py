@@ -17,6 +17,7 @@ from mergestream.compose import checks
 from mergestream.compose.encoder import EncoderSettings, encoder_settings
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import HELD_OUT_KEYS, require_read
+from mergestream.compose.run import resolve
 from mergestream.evaluation import Evaluator
 from mergestream.models.clip import Clip
 from mergestream.runs.identity import content_hash
@@ -117,7 +118,7 @@ def held_out_settings(cfg: DictConfig, shared: dict[str, Any]) -> HeldOutSetting
         UserError: if a value breaks its rule.
     """
     require_read(cfg)
-    OmegaConf.resolve(cfg)
+    resolve(cfg)
     encoder = encoder_settings(cfg, HELD_OUT_KEYS)
     sets = held_out_sets(cfg)
     return HeldOutSettings(encoder, sets, Loaded(Inputs(cfg), shared, _shared_key(cfg, sets)))
