@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import save
 from helpers import Outcome, command, config, files_below, forked
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+from mergestream.compose.held_out import held_out_settings
 from mergestream.compose.prediction import prediction_settings
 from mergestream.data.sources.digits import digits
 from mergestream.models import tiny
 from mergestream.models.clip import text_head
 from mergestream.prediction import run as prediction
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Stopped
 
@@ -163,6 +166,50 @@ def test_standard_input_and_pictures_that_cannot_be_read(predict, pictures, tmp_
     assert rows[2][3] == "No such file or directory"
     assert re.search(r"^gone.png +not readable: No such file or directory$", outcome.out, re.MULTILINE)
     assert "strange\\x1b,\\udcff.png" in outcome.out
+
+
+def test_a_run_that_grows_needs_no_images_and_answers_while_a_task_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    for label, name in enumerate(("ant", "bee")):
+        for number in range(10):
+            save(data / "1" / ("test" if number < 2 else "train") / name / f"{number}.png", label, number)
+    stream = (f"root={tmp_path}/runs", "dataset=folder", "stream=folders", f"dataset.path={data}", "model=tiny")
+    outcome = command("train.py", *stream, "epochs=1", "batch_size=8", "merge_every_task=true")
+    assert outcome.code == 0, outcome.err
+    shutil.copytree(data / "1/test", tmp_path / "new")
+    shutil.rmtree(data)
+    words = (*stream, f"images={tmp_path}/new", "out=a.csv")
+    before = command("predict.py", *words)
+    assert before.code == 0, before.err
+    answers = (tmp_path / "a.csv").read_bytes()
+
+    (path,) = tmp_path.rglob("images.json")
+    kept, begun = (files.read_json(file) for file in (path, path.with_name("stream.json")))
+    later = {"name": "2", "classes": [1, 2], "class_names": ["bee", "cat"]}
+    files.write_json(path.with_name("stream.json"), {**begun, "tasks": [*begun["tasks"], later]})
+    texts = {"class_names": ["ant", "bee", "cat"], "prompts": [*kept["prompts"], ["a photo of a cat."]]}
+    files.write_json(path, {**kept, **texts})
+    for encoder in ("merge", "last"):
+        during = command("predict.py", *words, f"encoder={encoder}")
+        assert during.code == 0, during.err
+        assert re.fullmatch(r"using the first 1 tasks of .*; not merged yet: 2\n", during.err)
+        assert "2 classes" in during.out
+        assert ((tmp_path / "a.csv").read_bytes() == answers) == (encoder == "merge")
+    outcome = command("predict.py", *words, "encoder=2")
+    assert "or a task of the run, from 1 to 1; got encoder=2" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "settings"),
+    [
+        ("predict", ["images=x"], lambda cfg: prediction_settings(cfg).source[0]),
+        ("evaluate", ["on=[glyphs]"], lambda cfg: held_out_settings(cfg, {}).encoder),
+    ],
+)
+def test_increments_name_the_run(name, words, settings, monkeypatch):
+    monkeypatch.setattr("mergestream.compose.held_out.held_out_sets", lambda cfg: [])
+    assert settings(config(name, "stream.increments=[4,3,3]", *words)).run.tasks == 3
 
 
 BAD = [
