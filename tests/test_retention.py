@@ -137,7 +137,7 @@ def test_what_cannot_be_a_list_of_data_sets(on, options, message):
     ("overrides", "message"),
     [
         (["on=[]"], "on must be different data sets, at least one, such as on=[cifar10,dtd]; got on=[]"),
-        (["on=[cifar11]"], "on must be options of the dataset group: cars, cifar10, cifar100, "),
+        (["on=[cifar11]"], "on must be options of the dataset group: aircraft, caltech101, cars, cifar10, "),
         (["on=[eight_datasets]"], "on takes single data sets; eight_datasets is several: write on=[cars,mnist,"),
         (["on=[digits]"], "got digits, which is not held out: it is part of dataset=digits. The run's metrics.json"),
         (["on=[dtd]"], "dataset=dtd needs "),

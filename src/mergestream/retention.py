@@ -30,9 +30,12 @@ def measure(settings: HeldOutSettings) -> None:
     What is measured already is shown again. θ₀ is measured once for all runs of a root.
 
     Raises:
-        UserError: if the run or the encoder is missing, damaged or does not fit the command, or a data set is missing.
+        UserError: if the run or the encoder is missing, damaged or does not fit the command, or a data set is missing
+            or not held out.
     """
     chosen = chosen_encoder(settings.encoder)
+    for held_out in settings.sets:
+        settings.loaded.require_held_out(held_out, settings.encoder.run)
     work = _Work(settings, chosen)
     known = [work.known(held_out) for held_out in settings.sets]
     if None not in known:
@@ -78,7 +81,14 @@ class _Work:
 
     def known(self, held_out: HeldOut) -> Measurement | None:
         """Return what an earlier command has measured of this encoder; None if there is nothing, or it is damaged."""
-        return _earlier(self.path(held_out), self.chosen.sha256, self.config(held_out))
+        return self._earlier(held_out, self.path(held_out), self.chosen.sha256)
+
+    def _earlier(self, held_out: HeldOut, path: Path, sha256: str) -> Measurement | None:
+        found = _earlier(path, sha256, self.config(held_out))
+        if found is None or (images := found["provenance"].get("images", "unknown")) is None:
+            return found  # nothing, or of images in memory
+        now = self.settings.loaded.fingerprint(held_out)
+        return found if now in (None, images) else None
 
     def measure(self, held_out: HeldOut) -> Measurement:
         """Measure the encoder, and θ₀ if that has not been done with the same data, and write the files."""
@@ -86,8 +96,8 @@ class _Work:
         evaluator = self.settings.loaded.evaluator(held_out, run.decided("eval_precision"))
         run.require_preprocessing(evaluator.clip.preprocessing)
         data = _data_hash(evaluator)
-        config, path = self.config(held_out), self.base_path(held_out)
-        base = _earlier(path, self.base_sha256, config)
+        path = self.base_path(held_out)
+        base = self._earlier(held_out, path, self.base_sha256)
         if base is None or base["data_sha256"] != data:
             theta = files.read_tensors(run.base_file())
             base = self._result(held_out, evaluator, theta, self.base_sha256, data)
@@ -130,7 +140,12 @@ class _Work:
             "config": self.config(held_out),
             "environment": now["environment"],
             "git": now["git"],
-            "provenance": {"command": now["command"], "finished": now["at"], "encoder": self.chosen.name},
+            "provenance": {
+                "command": now["command"],
+                "finished": now["at"],
+                "encoder": self.chosen.name,
+                "images": self.settings.loaded.fingerprint(held_out),
+            },
         }
 
 

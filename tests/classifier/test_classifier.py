@@ -116,26 +116,30 @@ def test_a_folder_is_replaced_whole_or_not_at_all(classifier, folder, monkeypatc
     assert len(files_below(folder.parent)) == 3
 
 
-def flip_a_bit(path):
+def flip_a_bit(path, at=-2):
     content = bytearray(path.read_bytes())
-    content[-2] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
 
 
 def of_version_2(folder):
     facts = files.read_json(folder / "classifier.json")
-    files.write_json(folder / "classifier.json", {**facts, "format": 2, "version": "9.0"})
+    (folder / "classifier.json").write_text(json.dumps({**facts, "format": 2, "version": "9.0", "checksum": "0"}))
 
 
 def with_another_head(folder):
     files.write_tensors(folder / "head.safetensors", {"weight": torch.zeros(3, 128)})
 
 
+DAMAGED = r"is damaged \(its checksum differs\)"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: flip_a_bit(f / "encoder.safetensors"), "encoder.safetensors was altered .* Write it again with"),
-        (lambda f: flip_a_bit(f / "head.safetensors"), "head.safetensors was altered"),
+        (lambda f: flip_a_bit(f / "encoder.safetensors"), rf"encoder.safetensors {DAMAGED}. Write it again with"),
+        (lambda f: flip_a_bit(f / "head.safetensors"), rf"head.safetensors {DAMAGED}. W"),
+        (lambda f: flip_a_bit(f / "head.safetensors", 9), rf"head.safetensors {DAMAGED}. W"),
         (lambda f: flip_a_bit(f / "classifier.json"), "classifier.json (was altered|must be a JSON file)"),
         (lambda f: (f / "head.safetensors").unlink(), "head.safetensors is missing"),
         (with_another_head, "head.safetensors is not the file that was written with classifier.json"),

@@ -126,9 +126,20 @@ def test_errors_for_wrong_rows(labels):
             [("./x/0.png", "7", "10", "train")],
             "lines 3, 7: a path must have one label; x/0.png has 'red_fox' and '7'",
         ),
+        (
+            [("x/0.png", "red_fox", "10", "test")],
+            "lines 3, 7: a path must have one split; x/0.png has 'train' and 'test'",
+        ),
     ):
         write(labels, [*ROWS, *rows])
         assert refusal(labels) == f"labels.csv, {said}"
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_a_value_of_blanks_is_missing(labels, kind):
+    place = "row 6" if kind == ".parquet" else "line 6"
+    path = write(labels.with_suffix(kind), [*ROWS, ("x/0.png", "  ", "10", "train")])
+    assert refusal(path) == f"labels{kind}, {place} has no label. Correct or remove it"
 
 
 def test_errors_for_splits_that_cannot_be_used(labels):
@@ -161,6 +172,11 @@ def test_errors_for_tables_that_cannot_be_read(tmp_path, monkeypatch):
         ("a.tsv", b'path\tlabel\n"x\ty\n', "a.tsv must be a table; it cannot be read: unexpected end of data"),
         ("a.jsonl", b'{"path": "x", "label": 1}\n{"path"\n', "a.jsonl, line 2 must be a JSON object; "),
         ("a.json", b"[1]\n", 'a.json, line 1 must be a JSON object such as {"path": …}; got [1]'),
+        (
+            "a.json",
+            b"[%s1]" % (b"1," * 50),
+            f'a.json, line 1 must be a JSON object such as {{"path": …}}; got [{"1," * 29}1…',
+        ),
         (
             "a.json",
             b'{"path": "x", "label": true}',

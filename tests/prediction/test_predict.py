@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import save
 from helpers import Outcome, command, config, files_below, forked
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+from mergestream.compose.held_out import held_out_settings
 from mergestream.compose.prediction import prediction_settings
 from mergestream.data.sources.digits import digits
 from mergestream.models import tiny
 from mergestream.models.clip import text_head
 from mergestream.prediction import run as prediction
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Stopped
 
@@ -148,20 +151,65 @@ def test_standard_input_and_pictures_that_cannot_be_read(predict, pictures, tmp_
     strange = tmp_path / "strange\x1b,\udcff.png"
     shutil.copy(pictures / "1.png", strange)
     (tmp_path / "broken.jpg").write_text("no")
-    lines = [f"{pictures}/2.png", "", "broken.jpg", "gone.png", str(strange)]
+    lines = [f"{pictures}/2.png", " ", "broken.jpg", "gone.png", str(strange), " a.png ", f"  {pictures}/1.png"]
+    shutil.copy(pictures / "1.png", tmp_path / " a.png ")
     typed = "\n".join(lines).encode(errors="surrogateescape")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
     outcome = predict("images=-", "out=a.csv", "top=1")
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
-    assert line.startswith("error: images must be pictures that can be read; 2 of 4 cannot")
+    assert line.startswith("error: images must be pictures that can be read; 2 of 6 cannot")
     rows = rows_of(tmp_path / "a.csv")[1:]
-    assert [row[0] for row in rows] == [lines[0], *lines[2:]]
-    assert [bool(row[1]) for row in rows] == [True, False, False, True]
+    assert [row[0] for row in rows] == [lines[0], *lines[2:6], f"{pictures}/1.png"]
+    assert [bool(row[1]) for row in rows] == [True, False, False, True, True, True]
     assert rows[1][3].startswith("cannot identify image file")
     assert rows[2][3] == "No such file or directory"
     assert re.search(r"^gone.png +not readable: No such file or directory$", outcome.out, re.MULTILINE)
     assert "strange\\x1b,\\udcff.png" in outcome.out
+
+
+def test_a_run_that_grows_needs_no_images_and_answers_while_a_task_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    for label, name in enumerate(("ant", "bee")):
+        for number in range(10):
+            save(data / "1" / ("test" if number < 2 else "train") / name / f"{number}.png", label, number)
+    stream = (f"root={tmp_path}/runs", "dataset=folder", "stream=folders", f"dataset.path={data}", "model=tiny")
+    outcome = command("train.py", *stream, "epochs=1", "batch_size=8", "merge_every_task=true")
+    assert outcome.code == 0, outcome.err
+    shutil.copytree(data / "1/test", tmp_path / "new")
+    shutil.rmtree(data)
+    words = (*stream, f"images={tmp_path}/new", "out=a.csv")
+    before = command("predict.py", *words)
+    assert before.code == 0, before.err
+    answers = (tmp_path / "a.csv").read_bytes()
+
+    (path,) = tmp_path.rglob("images.json")
+    kept, begun = (files.read_json(file) for file in (path, path.with_name("stream.json")))
+    later = {"name": "2", "classes": [1, 2], "class_names": ["bee", "cat"]}
+    files.write_json(path.with_name("stream.json"), {**begun, "tasks": [*begun["tasks"], later]})
+    texts = {"class_names": ["ant", "bee", "cat"], "prompts": [*kept["prompts"], ["a photo of a cat."]]}
+    files.write_json(path, {**kept, **texts})
+    for encoder in ("merge", "last"):
+        during = command("predict.py", *words, f"encoder={encoder}")
+        assert during.code == 0, during.err
+        assert re.fullmatch(r"using the first 1 tasks of .*; not merged yet: 2\n", during.err)
+        assert "2 classes" in during.out
+        assert ((tmp_path / "a.csv").read_bytes() == answers) == (encoder == "merge")
+    outcome = command("predict.py", *words, "encoder=2")
+    assert "or a task of the run, from 1 to 1; got encoder=2" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "settings"),
+    [
+        ("predict", ["images=x"], lambda cfg: prediction_settings(cfg).source[0]),
+        ("evaluate", ["on=[glyphs]"], lambda cfg: held_out_settings(cfg, {}).encoder),
+    ],
+)
+def test_increments_name_the_run(name, words, settings, monkeypatch):
+    monkeypatch.setattr("mergestream.compose.held_out.held_out_sets", lambda cfg: [])
+    assert settings(config(name, "stream.increments=[4,3,3]", *words)).run.tasks == 3
 
 
 BAD = [
@@ -174,13 +222,13 @@ BAD = [
     (["images=HERE", "out=a.txt"], "out must be a file that ends in .csv or .jsonl; got out=a.txt"),
     (["images=HERE", "classes=[]"], r"classes must be a list of texts, .*; got classes=\[\]"),
     (["images=HERE", "classes=wolf"], "classes must be a list of texts, .*; got classes=wolf"),
-    (["images=HERE", "classes=[a,a]"], r"classes must be different texts; got classes="),
+    (["images=HERE", "classes=['a fox','a  fox ']"], r"classes must be different texts; got classes="),
     (
         ["images=HERE", f"classes=[a,{'b' * 63}]"],
         "classes must be texts that the CLIP can read: a prompt for model=tiny",
     ),
-    (["images=HERE", "encoder=4"], "encoder must be merge, base, or a task of the run, from 1 to 3; got encoder=4"),
-    (["images=HERE", "seed=6"], "a finished run is needed; .* Type: python train.py .* seed=6"),
+    (["images=HERE", "encoder=4"], "encoder must be merge, base, last, or a task of the run, from 1 to 3; got enc"),
+    (["images=HERE", "seed=6"], "a finished run is needed; .* Type: .*train.* seed=6"),
     (["images=HERE", "classifier=.", "classes=[a,b]"], "classes needs the text tower of a run"),
 ]
 

@@ -190,8 +190,13 @@ def _texts(key: str, value: Any) -> None:
     texts = value if isinstance(value, list) else []
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f'{key} must be a list of texts, such as ["a red fox","a wolf"]; got {key}={value}')
-    if len(set(texts)) < len(texts):
+    if len({one_blank(text) for text in texts}) < len(texts):
         raise UserError(f"{key} must be different texts; got {key}={value}")
+
+
+def one_blank(text: str) -> str:
+    """Return a text without blanks around it, and with one blank for each run of them, as CLIP reads it."""
+    return " ".join(text.split())
 
 
 def _answers(key: str, value: Any) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -17,13 +20,34 @@ from mergestream.compose import checks
 from mergestream.compose.encoder import EncoderSettings, encoder_settings
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import HELD_OUT_KEYS, require_read
+from mergestream.compose.run import resolve
+from mergestream.data.images import image_paths
+from mergestream.data.integrity import fingerprint
+from mergestream.data.inventory import Inventory
 from mergestream.evaluation import Evaluator
 from mergestream.models.clip import Clip
+from mergestream.runs.directory import Run
 from mergestream.runs.identity import content_hash
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.precision import require_possible
 
 ELSEWHERE = ("root", "download", "order", "domains")  # keys of a dataset that do not decide what is measured
+
+
+class Listing(Inputs):
+    """The inputs of a config, with a list of its image files."""
+
+    @property
+    def path(self) -> Path | None:
+        """The folder or the table of the user's own that has the images; None for other data sets."""
+        path = self._cfg.dataset.get("path")
+        return None if path is None else Path(os.path.realpath(Path(str(path)).expanduser()))
+
+    def image_files(self) -> tuple[list[str], list[str]]:
+        """Return the image files of the training and of the test split, none of them opened; memory has none."""
+        source = self._read()
+        train, test = ([path for _, path in image_paths(split.images)] for split in (source.train, source.test))
+        return train, test
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ class HeldOut:
     option: str
     name: str
     config: Mapping[str, Any]
-    inputs: Inputs
+    inputs: Listing
 
     def evaluator(self, clip: Clip) -> Evaluator:
         """Return an evaluator of `clip` among all classes of the data set, as a stream with a single task.
@@ -48,8 +72,23 @@ class HeldOut:
         Raises:
             UserError: if the data set is missing, or has no test images.
         """
-        try:
+        with self._own_keys():
             return self.inputs.evaluator_of_test(clip, self.name)
+
+    def image_files(self) -> tuple[list[str], list[str]]:
+        """Return its image files; see `Listing`.
+
+        Raises:
+            UserError: if the data set is missing.
+        """
+        with self._own_keys():
+            return self.inputs.image_files()
+
+    @contextmanager
+    def _own_keys(self) -> Iterator[None]:
+        """Name the keys in errors as they are typed for this data set."""
+        try:
+            yield
         except UserError as error:
             raise UserError(re.sub(r"\bdataset\.(?=\w)", f"+options.{self.option}.", str(error))) from error
 
@@ -78,7 +117,7 @@ class Loaded:
         key: equal for jobs that can share them.
     """
 
-    def __init__(self, inputs: Inputs, shared: dict[str, Any], key: str):
+    def __init__(self, inputs: Listing, shared: dict[str, Any], key: str):
         if shared.get("held out") != key:
             shared.clear()  # before others are loaded
             shared["held out"] = key
@@ -91,6 +130,46 @@ class Loaded:
             clip.model.to(self.inputs.device())
             self.shared["clip"] = clip
         return self.shared["clip"]
+
+    def image_files(self, held_out: HeldOut) -> tuple[list[str], list[str]]:
+        """Return the image files of a data set; see `Listing`.
+
+        Raises:
+            UserError: if it is missing.
+        """
+        key = f"files of {held_out.name}"
+        if key not in self.shared:
+            self.shared[key] = held_out.image_files()
+        return self.shared[key]
+
+    def fingerprint(self, held_out: HeldOut) -> str | None:
+        """Return what changes with the test images of a data set: a hash of their files; None if they have none.
+
+        Raises:
+            UserError: if the data set is missing.
+        """
+        _, test = self.image_files(held_out)
+        return fingerprint([test]) if test else None
+
+    def require_held_out(self, held_out: HeldOut, run: Run) -> None:
+        """Check that a data set has no images that the run was trained or evaluated on.
+
+        Raises:
+            UserError: if image files are in both, or the data set is missing.
+        """
+        if self.inputs.path is None or held_out.inputs.path is None:
+            return
+        if (kept := run.images()) is not None:
+            parts = [part for task in Inventory.read(kept).tasks for part in (task.train.paths, task.test.paths)]
+        else:
+            parts = [*self.inputs.image_files()] if self.inputs.path.exists() else []
+        known = {os.path.realpath(path) for part in parts for path in part}
+        both = [path for part in self.image_files(held_out) for path in part if os.path.realpath(path) in known]
+        if both:
+            raise UserError(
+                f"on must be data sets that the run was not trained on; got {held_out.option}, which is not held out: "
+                f"{len(both)} of its images are part of dataset={run.dataset}, such as {both[0]}"
+            )
 
     def evaluator(self, held_out: HeldOut, precision: str) -> Evaluator:
         """Return the evaluator of a data set.
@@ -117,10 +196,10 @@ def held_out_settings(cfg: DictConfig, shared: dict[str, Any]) -> HeldOutSetting
         UserError: if a value breaks its rule.
     """
     require_read(cfg)
-    OmegaConf.resolve(cfg)
+    resolve(cfg)
     encoder = encoder_settings(cfg, HELD_OUT_KEYS)
     sets = held_out_sets(cfg)
-    return HeldOutSettings(encoder, sets, Loaded(Inputs(cfg), shared, _shared_key(cfg, sets)))
+    return HeldOutSettings(encoder, sets, Loaded(Listing(cfg), shared, _shared_key(cfg, sets)))
 
 
 def held_out_sets(cfg: DictConfig) -> list[HeldOut]:
@@ -169,18 +248,28 @@ def _held_out(cfg: DictConfig, option: str, changes: Mapping[str, Any], count: i
     OmegaConf.set_struct(node, False)
     node.merge_with(changes)
     checks.folder_name(f"options.{option}.name", node.name)
-    if node.get("_target_") in _targets(cfg.dataset) and node.get("path") == cfg.dataset.get("path"):
-        raise UserError(
-            f"on must be data sets that the run was not trained on; got {option}, which is not held out: it is part "
-            f"of dataset={cfg.dataset.name}. The run's metrics.json has its accuracy"
-        )
     own = cfg.copy()
     OmegaConf.set_struct(own, False)
     own.dataset = node
     own.data.keep_mb = cfg.data.keep_mb / count
+    inputs = Listing(own)
+    one, other = inputs.path, Listing(cfg).path
+    if node.get("_target_") in _targets(cfg.dataset) if one is other is None else _nested(one, other):
+        raise UserError(
+            f"on must be data sets that the run was not trained on; got {option}, which is not held out: it is part "
+            f"of dataset={cfg.dataset.name}. The run's metrics.json has its accuracy"
+        )
     plain: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     config = {key: value for key, value in plain.items() if key not in ELSEWHERE}
-    return HeldOut(option, str(node.name), config, Inputs(own))
+    return HeldOut(option, str(node.name), config, inputs)
+
+
+def _nested(one: Path | None, other: Path | None) -> bool:
+    """Return whether two paths are the same, or one folder is in the other."""
+    if one is None or other is None:
+        return False
+    folders = one.is_dir() and other.is_dir()
+    return one == other or (folders and (one in other.parents or other in one.parents))
 
 
 def _node(cfg: DictConfig, option: str) -> DictConfig:

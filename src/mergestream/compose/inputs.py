@@ -92,9 +92,10 @@ class Inputs:
 
     def classes(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """Return the names and the prompts of the classes of the dataset, in the order of the class ids."""
-        # Without corrupt files, there can be fewer classes; a stream that grows numbers them by arrival.
-        known = self._cfg.data.skip_corrupt or run_of(self._cfg).grows
-        source = self.source() if known else self._read()
+        if (kept := run_of(self._cfg).images()) is not None:  # a stream that grows numbers classes by arrival
+            return kept["class_names"], kept["prompts"]
+        # Without corrupt files, there can be fewer classes.
+        source = self.source() if self._cfg.data.skip_corrupt else self._read()
         return source.class_names, source.prompts
 
     def _read(self, trained: Sequence[str] = ()) -> Source:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose import checks
 from mergestream.compose.build import device_of
 from mergestream.compose.encoder import EncoderSettings, encoder_settings
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import PREDICTION_KEYS, require_read, typed
+from mergestream.compose.run import resolve
 from mergestream.runtime.errors import UserError
 
 ANYWHERE = (*PREDICTION_KEYS, "accelerator", "allow_targets")  # keys that classifier=FOLDER goes with
@@ -48,7 +49,7 @@ def prediction_settings(cfg: DictConfig) -> PredictionSettings:
         UserError: if a value breaks its rule.
     """
     require_read(cfg)
-    OmegaConf.resolve(cfg)
+    resolve(cfg)
     checks.check_prediction(cfg)
     if cfg.classifier is not None:
         _require_alone(cfg)
@@ -60,7 +61,7 @@ def prediction_settings(cfg: DictConfig) -> PredictionSettings:
         images=None if images == [checks.STANDARD_INPUT] else images,
         top=cfg.top,
         out=None if cfg.out is None else Path(cfg.out).expanduser(),
-        classes=None if cfg.classes is None else list(cfg.classes),
+        classes=None if cfg.classes is None else [checks.one_blank(text) for text in cfg.classes],
         source=source,
         device=device_of(cfg.accelerator),
         allowed=tuple(cfg.allow_targets),

@@ -77,7 +77,7 @@ def _read_json(path: Path) -> Table:
     numbers, rows = [], []
     for number, row in _json_lines(path):
         numbers.append(number)
-        rows.append({name: str(value) for name, value in row.items() if value not in (None, "")})
+        rows.append({name: str(value) for name, value in row.items() if value is not None and str(value).strip()})
         if strange := [name for name, value in row.items() if isinstance(value, (bool, list, dict)) and name in TEXTS]:
             raise UserError(f"{path}, line {number} must have text or a number as {strange[0]}; it has another value")
     return Table(list(dict.fromkeys(name for row in rows for name in row)), "line", numbers, rows)
@@ -94,9 +94,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as error:
                 raise UserError(f"{path}, line {number} must be a JSON object; {first_line(error)}") from error
             if not isinstance(row, dict):
-                raise UserError(
-                    f'{path}, line {number} must be a JSON object such as {{"path": …}}; got {line.strip()}'
-                )
+                got = line.strip() if len(line) <= 60 else f"{line.strip()[:60]}…"
+                raise UserError(f'{path}, line {number} must be a JSON object such as {{"path": …}}; got {got}')
             yield number, row
 
 
@@ -111,7 +110,10 @@ def _read_parquet(path: Path) -> Table:
         for name, column in columns.items()
         if name in TEXTS
     }
-    rows = [{name: text for name, values in texts.items() if (text := values[i])} for i in range(len(frame))]
+    rows = [
+        {name: text for name, values in texts.items() if (text := values[i]) and text.strip()}
+        for i in range(len(frame))
+    ]
     return Table(list(columns), "row", list(range(1, len(frame) + 1)), rows)
 
 

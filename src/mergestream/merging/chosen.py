@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mergestream.compose.checks import BASE, LAST, MERGE_OF_ALL
 from mergestream.compose.encoder import EncoderSettings
-from mergestream.runs.directory import readable
-from mergestream.runtime import files
+from mergestream.runs.directory import Run, readable
+from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
 
 
@@ -26,6 +26,7 @@ class Chosen:
         sha256: the checksum of the file.
         seen: how many tasks it has seen.
         metrics: what is known of a merge, its metrics.json; empty for θ₀ and the encoder of a task.
+        num_classes: how many classes the run had when it finished last; those of later tasks come later.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Chosen:
     sha256: str
     seen: int
     metrics: Mapping[str, Any]
+    num_classes: int
 
     def weights(self) -> dict[str, Tensor]:
         """Return its weights."""
@@ -42,28 +44,42 @@ class Chosen:
 def chosen_encoder(settings: EncoderSettings) -> Chosen:
     """Check and return the encoder that `settings` name; its weights are not read yet.
 
+    While a task that has arrived is being trained, it is one of those that the run finished with before.
+
     Raises:
         UserError: if the run is missing, unfinished or has another config, or the encoder is missing or was altered;
             says what to type.
     """
     run = settings.run
-    run.require_finished()
+    tasks = _finished_tasks(run)
+    num_classes = 1 + max(c for task in run.stream()["tasks"][:tasks] for c in task["classes"])
     run.require_same(settings.config, settings.compared)
     untrained = settings.method.data == "none"
     if settings.encoder == BASE or (untrained and settings.encoder == LAST):
         path = run.base_file()
-        return Chosen("θ₀", path, path.stem, 0, {})
+        return Chosen("θ₀", path, path.stem, 0, {}, num_classes)
     if untrained:
         raise UserError(
             f"encoder={settings.encoder} needs trained encoders; method={settings.method.id} trains none. Write "
             f"encoder={BASE}"
         )
-    return _merge(settings) if settings.encoder == MERGE_OF_ALL else _of_task(settings)
+    of = _merge if settings.encoder == MERGE_OF_ALL else _of_task
+    return of(settings, tasks, num_classes)
 
 
-def _of_task(settings: EncoderSettings) -> Chosen:
-    run, tasks = settings.run, len(settings.run.stream()["tasks"])
-    joint = settings.method.data == "all"
+def _finished_tasks(run: Run) -> int:
+    """Return with how many tasks a run has finished; says so if others have arrived since."""
+    if run.finished() or not (run.grows and run.metrics.is_file()):
+        run.require_finished()
+        return len(run.stream()["tasks"])
+    finished = len(run.result()["test_samples"])
+    names = [task["name"] for task in run.stream()["tasks"][finished:]]
+    processes.say(f"using the first {finished} tasks of {readable(run.path)}; not merged yet: {', '.join(names)}")
+    return finished
+
+
+def _of_task(settings: EncoderSettings, tasks: int, num_classes: int) -> Chosen:
+    run, joint = settings.run, settings.method.data == "all"
     trained = 1 if joint else tasks
     task = trained if settings.encoder == LAST else settings.encoder
     assert isinstance(task, int)
@@ -78,10 +94,10 @@ def _of_task(settings: EncoderSettings) -> Chosen:
             f"encoder={task}. Write encoder={trained} or encoder={MERGE_OF_ALL}"
         )
     path = run.trained_encoder(task - 1)
-    return Chosen(f"encoder of task {task}", path, files.verify(path), tasks if joint else task, {})
+    return Chosen(f"encoder of task {task}", path, files.verify(path), tasks if joint else task, {}, num_classes)
 
 
-def _merge(settings: EncoderSettings) -> Chosen:
+def _merge(settings: EncoderSettings, tasks: int, num_classes: int) -> Chosen:
     run, folder = settings.run, settings.merge
     path, advice = folder / "merged.safetensors", f"Type: {settings.merge_command}"
     if not path.is_file() or not (folder / "metrics.json").is_file():
@@ -95,7 +111,7 @@ def _merge(settings: EncoderSettings) -> Chosen:
     same = all(metrics["provenance"].get(key) == trained.get(key) for key in ("base_sha256", "data_sha256"))
     if not same or _is_older(settings, path):
         raise UserError(f"a merge must be of the encoders of its run; {readable(folder)} is of earlier ones. {advice}")
-    return Chosen(folder.name, path, checksum, len(run.stream()["tasks"]), metrics)
+    return Chosen(folder.name, path, checksum, tasks, metrics, num_classes)
 
 
 def _is_older(settings: EncoderSettings, merged: Path) -> bool:

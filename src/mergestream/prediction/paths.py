@@ -26,7 +26,8 @@ def picture_paths(images: Sequence[str] | None) -> list[str]:
     """
     if images is None:
         lines = (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)
-        if not (paths := [line for line in lines if line]):
+        # Blanks can belong to a name.
+        if not (paths := [line if os.path.lexists(line) else line.strip() for line in lines if line.strip()]):
             raise UserError("images=- must get a path on each line of standard input; there was none")
         return paths
     paths = [path for text in images for path in _meant(os.path.expanduser(text))]

@@ -68,7 +68,10 @@ def _of_run(
     chosen = chosen_encoder(settings)
     if texts is None:
         names, prompts = inputs.classes()
-        settings.run.require_classes(names)
+        if settings.run.grows:  # these are the run's own, with those of tasks that are not merged yet
+            names, prompts = names[: chosen.num_classes], prompts[: chosen.num_classes]
+        else:
+            settings.run.require_classes(names)
         temperature = (chosen.metrics.get("calibration") or {}).get("temperature") or 1.0
     else:  # a temperature is for the classes that it was chosen with
         names, prompts, temperature = texts, [[text] for text in texts], 1.0

@@ -18,7 +18,8 @@ class Measurement(TypedDict):
     """The content of a file; all accuracies are fractions in [0, 1], among all classes of the data set.
 
     `config` holds what decides the measurement besides the encoder and the data: the keys of the data set and of the
-    model, and the precision. `data_sha256` is of classes, prompts and labels.
+    model, and the precision. `data_sha256` is of classes, prompts and labels. In `provenance`, `images` is
+    a hash of names, sizes and times of the image files, or null for images in memory.
     """
 
     schema_version: int

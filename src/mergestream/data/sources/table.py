@@ -113,7 +113,7 @@ def _rows(file: Path, content: Table, trained: Collection[str]) -> list[Row]:
         trained: names of tasks whose files may be missing.
 
     Raises:
-        UserError: if a column or a value is missing or wrong, a file is missing, or a path has two labels.
+        UserError: if a column or a value is missing or wrong, a file is missing, or a path has two labels or splits.
     """
     if missing := [name for name in ("path", "label") if name not in content.columns]:
         columns = ", ".join(content.columns) or "none"
@@ -139,20 +139,23 @@ def _rows(file: Path, content: Table, trained: Collection[str]) -> list[Row]:
     _refuse(file, content, [row.index for row in found if not row.task.isprintable()], "a task that is not readable")
     lost = [row for row in found if row.task not in trained and not os.path.isfile(row.path)]
     _refuse(file, content, [row.index for row in lost], f"a path that is no file, {lost[0].path}" if lost else "")
-    _require_one_label(file, content, found)
+    for key in ("label", "split"):
+        _require_one(key, file, content, found)
     if repeated := len(content.rows) - len(found):
         processes.say(f"{file}: left out {repeated} rows that repeat others")
     return found
 
 
-def _require_one_label(file: Path, content: Table, rows: Sequence[Row]) -> None:
+def _require_one(key: str, file: Path, content: Table, rows: Sequence[Row]) -> None:
+    """Check that no path has two labels, or two splits."""
     first: dict[str, Row] = {}
     for row in rows:
         other = first.setdefault(row.path, row)
-        if other.label != row.label:
+        one, two = getattr(other, key), getattr(row, key)
+        if one != two:
             raise UserError(
-                f"{file}, {content.place([other.index, row.index])}: a path must have one label; {row.name} has "
-                f"{other.label!r} and {row.label!r}"
+                f"{file}, {content.place([other.index, row.index])}: a path must have one {key}; {row.name} has "
+                f"{one!r} and {two!r}"
             )
 
 
