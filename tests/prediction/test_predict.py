@@ -22,6 +22,8 @@ from sklearn.datasets import load_digits
 
 from mergestream.compose.held_out import held_out_settings
 from mergestream.compose.prediction import prediction_settings
+from mergestream.data.images import ImageFiles
+from mergestream.data.source import Source, Split
 from mergestream.data.sources.digits import digits
 from mergestream.models import tiny
 from mergestream.models.clip import text_head
@@ -266,7 +268,8 @@ def test_empty_input_and_folders_that_are_no_classifiers(pictures, tmp_path, mon
 
 def test_a_dataset_with_other_classes_is_refused(predict, pictures, monkeypatch):
     def classes(self):
-        return ["zero", "owl"], [["zero"], ["owl"]]
+        nothing = Split(ImageFiles([]), np.zeros(0, np.int64))
+        return Source(["zero", "owl"], [["zero"], ["owl"]], nothing, nothing)
 
     monkeypatch.setattr("mergestream.compose.inputs.Inputs.classes", classes)
     outcome = predict(f"images={pictures}")

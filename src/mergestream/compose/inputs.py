@@ -90,13 +90,11 @@ class Inputs:
         others = self._checked(listed.without_domains(trained))
         return extended(Inventory.read(known), listed, others, trained, forget=cfg.data.forget)
 
-    def classes(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-        """Return the names and the prompts of the classes of the dataset, in the order of the class ids."""
+    def classes(self) -> Source:
+        """Return the dataset for its classes alone: no image is checked, unless corrupt ones decide the classes."""
         if (kept := run_of(self._cfg).images()) is not None:  # a stream that grows numbers classes by arrival
-            return kept["class_names"], kept["prompts"]
-        # Without corrupt files, there can be fewer classes.
-        source = self.source() if self._cfg.data.skip_corrupt else self._read()
-        return source.class_names, source.prompts
+            return Inventory.read(kept).source()
+        return self.source() if self._cfg.data.skip_corrupt else self._read()
 
     def _read(self, trained: Sequence[str] = ()) -> Source:
         """Return the dataset as it is now.

@@ -360,9 +360,10 @@ def _labels(settings: RunMerge, form: str, clip: Clip) -> _Labels:
     """Return the classes of a finished run; its data set is opened only for their prompts."""
     if form not in CLASSIFIERS:
         return _Labels(settings.run.class_names(), (), None)
-    names, prompts = settings.inputs.classes()
-    settings.run.require_classes(names)
-    return _Labels(names, prompts, text_head(clip, prompts))
+    source = settings.inputs.classes()
+    settings.run.require_classes(source.class_names)
+    head = text_head(clip, source.prompts, source.class_groups)
+    return _Labels(source.class_names, source.prompts, head)
 
 
 def _export_merge(

@@ -67,7 +67,8 @@ def _of_run(
 ) -> tuple[str, Classifier]:
     chosen = chosen_encoder(settings)
     if texts is None:
-        names, prompts = inputs.classes()
+        source = inputs.classes()
+        names, prompts = source.class_names, source.prompts
         if settings.run.grows:  # these are the run's own, with those of tasks that are not merged yet
             names, prompts = names[: chosen.num_classes], prompts[: chosen.num_classes]
         else:
