@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import save
 from helpers import accuracy_of, command, config, noise
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mergestream.compose.held_out import held_out_sets
+from mergestream.compose.held_out import HeldOut, Listing, Loaded, held_out_sets
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.run import run_of
 from mergestream.data.images import ImageArray
@@ -116,6 +117,67 @@ def test_what_is_measured_is_skipped_unless_it_is_of_something_else(root, words,
     assert other.code == 0, other.err
     assert "already measured" not in other.out
     assert len(list(root.glob("_zero_shot/*/*.json"))) == 2
+
+
+@pytest.mark.usefixtures("clean")
+def test_pictures_that_changed_are_measured_again(root, words, tmp_path):
+    shutil.copytree(words[3].partition("=")[2], tmp_path / "noise")
+    arguments = (*words[:3], f"+options.folder.path={tmp_path}/noise", "+options.folder.name=other")
+    assert command("evaluate.py", *arguments).code == 0
+    paths = [*root.glob("**/magmax-0.5/retention/other.json"), *root.glob("_zero_shot/*/other-*.json")]
+    before = [retention.read(path)["provenance"]["images"] for path in paths]
+    one, two = (tmp_path / "noise/test" / name for name in ("one", "two"))
+    shutil.rmtree(one)
+    shutil.copytree(two, one)  # as many pictures, and other ones
+    outcome = command("evaluate.py", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "already measured" not in outcome.out
+    after = [retention.read(path)["provenance"]["images"] for path in paths]
+    assert len(before) == len(after) == 2
+    assert not set(before) & set(after)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A folder of pictures, a link to it, and another one, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for part, number in (("train", 0), ("test", 1)):
+        for name in ("ant", "bee"):
+            save(tmp_path / "pictures" / part / name / f"{number}.png", 0, number)
+            save(tmp_path / "others" / part / name / f"{number}.png", 0, number)
+    Path("linked").symlink_to("pictures")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_folder_of_the_run_is_not_held_out_by_another_name(monkeypatch):
+    def sets(path):
+        node = {"_target_": "mergestream.data.sources.folder.folder", "name": "other", "path": path}
+        monkeypatch.setattr("mergestream.compose.held_out._node", lambda *_: OmegaConf.create(node))
+        return held_out_sets(OmegaConf.merge(cfg, {"on": "folder"}))
+
+    cfg = config("evaluate", "dataset=folder", "dataset.path=pictures")
+    for path in ("./pictures", str(Path("pictures").absolute()), "linked", "pictures/train", "."):
+        with pytest.raises(UserError, match="got folder, which is not held out: it is part of dataset=folder"):
+            sets(path)
+    assert sets("others")[0].inputs.image_files()[1] == ["others/test/ant/1.png", "others/test/bee/1.png"]
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_table_of_images_of_the_run_is_not_held_out():
+    rows = [f"{top}/{part}/{name}/{n}.png,{name},{part}" for top in ("linked", "others") for name in ("ant", "bee")
+            for n, part in enumerate(("train", "test"))]  # fmt: skip
+    cfg = config("evaluate", "dataset=folder", "dataset.path=pictures")
+    for listed, refused in ((rows, True), (rows[4:], False)):
+        Path("labels.csv").write_text("\n".join(["path,label,split", *listed]) + "\n")
+        inputs = Listing(config("evaluate", "dataset=table", "dataset.path=labels.csv"))
+        loaded, held_out = Loaded(Listing(cfg), {}, "key"), HeldOut("table", "other", {}, inputs)
+        if refused:
+            with pytest.raises(
+                UserError, match=r"4 of its images are part of dataset=folder, such as linked/train/ant"
+            ):
+                loaded.require_held_out(held_out, run_of(cfg))
+        else:
+            loaded.require_held_out(held_out, run_of(cfg))
 
 
 @pytest.mark.parametrize(
