@@ -15,7 +15,7 @@ PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(fo
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test fuzz lint check wheel lock weights clean docs
+.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test test-slurm fuzz lint check wheel lock weights clean docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -76,6 +76,12 @@ $(PARTS): embedded/%:
 # One process more than there are cores, since some tests wait for other processes.
 test: setup ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($(JOBS) + 1)) --dist worksteal
+
+# The launcher for submitit has a folder of its own, since it is in no lock.
+test-slurm: setup ## start a SLURM of two nodes here (as root, with Debian's packages), and try on it what docs/clusters.md lists
+	test -d .venv/slurm || $(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --target .venv/slurm \
+		hydra-submitit-launcher==1.2.0 submitit==1.5.4 cloudpickle==3.1.3
+	scripts/slurm/test.sh $(BIN)/python
 
 fuzz: setup ## try 500 random pictures, checkpoints and command lines of each kind, where the suite tries 25
 	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto tests -k "fuzz or any_override"

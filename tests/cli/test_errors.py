@@ -140,6 +140,17 @@ def test_bad_input(script, arguments, message, tmp_path, monkeypatch):
     assert not files_below(tmp_path)
 
 
+@pytest.mark.parametrize("script", ["merge.py", "report.py", "analyze.py"])
+def test_what_runs_in_one_process_is_not_started_twice(script, monkeypatch):
+    started = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_LOCALID": "0"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    for rank, said in (("0", f"error: python {script} runs in one process; srun started 2. Start one.\n"), ("1", "")):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        outcome = command(script)
+        assert (outcome.code, outcome.err) == (1, said)
+
+
 def test_damaged_data_root(tmp_path):
     folder = tmp_path / "data/cifar-100-python"
     folder.mkdir(parents=True)

@@ -124,8 +124,8 @@ def test_cores_that_are_left_become_workers(monkeypatch):
     assert [spare_workers(sources[name], cpu, False) for name in "fa"] == [0, 0]
     assert [spare_workers(sources[name], gpu, True) for name in "fa"] == [7, 0]
     assert spare_workers(sources["a"], gpu, False) == 7
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, value in {"LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     assert spare_workers(sources["f"], gpu, True) == 0
 
 

@@ -39,6 +39,7 @@ STANDING |= {
     "images=DIR": "images=photos",
     "analysis=glob(*)": "analysis=cosine",
     "hydra/launcher=submitit_slurm": "hydra/launcher=basic",
+    "$@": "dataset=cars",
 }
 # The page that names every option of a group.
 OPTIONS = dict.fromkeys(("model", "method", "strategy", "stream", "schedule", "logger"), "README.md")

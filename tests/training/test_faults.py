@@ -29,6 +29,7 @@ from mergestream.runtime.errors import UserError
 from mergestream.training.callbacks.checkpoint import Checkpointing, SafetensorsIO
 from mergestream.training.callbacks.health import Health
 from mergestream.training.callbacks.progress import StreamProgress
+from mergestream.training.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -183,20 +184,62 @@ def test_a_checkpoint_is_no_pickle_and_belongs_to_its_task(tmp_path):
         io.save_checkpoint({"function": print}, tmp_path / "d.safetensors")
 
 
-def test_slurm_is_asked_to_start_the_job_again(train_until, tmp_path, monkeypatch):
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """The file in which a `scontrol` notes what it was asked, within job 77."""
     (tmp_path / "bin").mkdir()
-    scontrol = tmp_path / "bin/scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
-    scontrol.chmod(0o755)
+    program = tmp_path / "bin/scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    code, err = train_until(
-        after_batch(2, lambda: os.kill(os.getpid(), signal.SIGUSR1)), f"root={tmp_path}/runs", "method=seq"
-    )
-    assert code == 138
+    return tmp_path / "asked"
+
+
+@pytest.mark.parametrize("act", ["SIGUSR1", "SIGUSR2"])
+def test_slurm_is_asked_to_start_the_job_again(train_until, tmp_path, monkeypatch, scontrol, act):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    stop = after_batch(2, lambda: os.kill(os.getpid(), getattr(signal, act)))
+    code, err = train_until(stop, f"root={tmp_path}/runs", "method=seq")
+    assert code == 128 + getattr(signal, act)
     assert "SLURM has requeued job 77" in err
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert scontrol.read_text() == "requeue 77\n"
     assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
+
+
+def signalled_before_the_training() -> None:
+    Session.open = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)  # type: ignore[method-assign]
+
+
+def test_a_job_that_does_not_get_on_is_requeued_once(train_until, tmp_path, monkeypatch, scontrol):
+    arguments = (signalled_before_the_training, f"root={tmp_path}/runs", "method=seq")
+    assert "SLURM has requeued job 77" in train_until(*arguments)[1]
+    scontrol.unlink()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, err = train_until(*arguments)
+    assert code == 138
+    assert "error: nothing new was saved since SLURM started job 77 again, so it is not requeued. Give it" in err
+    assert not scontrol.exists()
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("requeue", 3), ("no more", 1)])
+def test_what_submitit_does_at_a_signal_follows_the_save(train_until, tmp_path, scontrol, answer, expected):
+    def submitit(number, frame):
+        assert list((tmp_path / "runs").rglob("checkpoint.safetensors"))
+        if answer == "requeue":
+            sys.exit(3)
+        raise RuntimeError("Job not requeued because: timed-out too many times.")
+
+    def prepare() -> None:
+        signal.signal(signal.SIGUSR2, submitit)
+        after_batch(2, lambda: os.kill(os.getpid(), signal.SIGUSR2))()
+
+    code, err = train_until(prepare, f"root={tmp_path}/runs", "method=seq")
+    assert code == expected
+    assert err.startswith("stopped by SIGUSR2 at task 1 of 2")
+    assert ("error: Job not requeued because: timed-out too many times." in err) == (expected == 1)
+    assert "Traceback" not in err
+    assert not scontrol.exists()
 
 
 def test_a_full_disk_leaves_the_last_good_state(whole, train_until, run_of, tmp_path):
@@ -367,6 +410,28 @@ def test_a_dead_writer_is_replaced(tmp_path):
         mine.path.write_text(json.dumps({**left, "host": "elsewhere"}))
         with pytest.raises(UserError, match="was taken over by process"):
             mine.check()
+
+
+def test_a_job_that_was_started_again_waits_for_the_lock_of_its_killed_process(tmp_path, monkeypatch, capsys):
+    path = tmp_path / f"{lock.NAME}-0"
+    monkeypatch.setattr(lock, "STALE", 0.1)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    path.write_text(json.dumps({"machine": "another", "host": "n1", "pid": 5, "since": "ten", "job": 77, "start": 0}))
+    with pytest.raises(UserError, match="on n1"), lock.held(tmp_path):  # the same start, from another node
+        pass
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    path.touch()
+    with lock.held(tmp_path) as mine:
+        content = json.loads(mine.path.read_text())
+        assert (content["job"], content["start"]) == (77, 1)
+    assert (
+        capsys.readouterr().err == "waiting for the lock of process 5 on n1 since ten, an earlier start of this job\n"
+    )
+    path.write_text(json.dumps({"machine": "another", "host": "n1", "job": 77, "start": 0}))
+    monkeypatch.setattr(lock, "STALE", 100)
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    with pytest.raises(UserError, match="on n1"), lock.held(tmp_path):  # it goes on touching its lock
+        pass
 
 
 def test_only_one_of_many_takes_a_stale_lock_over(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -195,6 +196,18 @@ def test_two_processes_equal_one(method, tmp_path):
     assert ours["zero_shot"] == theirs["zero_shot"]
     assert ours["per_class"]["total"] == theirs["per_class"]["total"] == [6] * 6
     assert (ours["environment"]["processes"], theirs["environment"]["processes"]) == (1, 2)
+
+
+@pytest.mark.parametrize("variables", [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}])
+def test_an_srun_that_is_not_used(tmp_path, monkeypatch, variables):
+    """On a login node, and in a batch script that asked for two tasks: one process, and no warning."""
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    outcome = command("train.py", f"root={tmp_path}/runs", *noise(), "epochs=1", "tasks=1", "logger=none")
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_a_sweep_runs_in_two_processes_too(tmp_path):

@@ -6,12 +6,12 @@ Imports no torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import omegaconf
@@ -22,9 +22,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.runtime import interrupt
-from mergestream.runtime.errors import UserError, one_line
+from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line, program
 from mergestream.runtime.interrupt import Signals, Stopped
-from mergestream.runtime.processes import environment, rank
+from mergestream.runtime.processes import environment, placement, rank
 
 DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
@@ -42,12 +42,16 @@ class Command:
     Args:
         name: the name of its config.
         work: ``work(cfg, signals, shared)``, called for each job; `shared` is a dict that the jobs of a sweep share.
+        parallel: whether several processes may work together on a job.
     """
 
-    def __init__(self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None]):
-        self.name, self.work = name, work
+    def __init__(
+        self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None], *, parallel: bool = False
+    ):
+        self.name, self.work, self.parallel = name, work, parallel
         self.one_line_errors = False
         self.failed: list[str] = []
+        self.saved = False
         self.shared: dict[str, Any] = {}
 
     def __call__(self) -> None:
@@ -55,6 +59,10 @@ class Command:
 
         With ``HYDRA_FULL_ERROR=1`` in the environment, errors show their traceback instead.
         """
+        here = placement()
+        if here.size > 1 and not self.parallel:
+            rule = f"{program(self.name)} runs in one process; {here.launcher} started {here.size}. Start one."
+            _exit_with(UserError(rule))
         main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=self.name)(self.run_job)
         self.one_line_errors = os.environ.get(DEBUG, "0") in ("", "0")
         if not self.one_line_errors:
@@ -65,6 +73,7 @@ class Command:
                 self._run(main)
         finally:
             self.shared.clear()
+            self.saved = False
         if self.failed:
             self.failed.clear()
             sys.exit(1)
@@ -77,32 +86,55 @@ class Command:
         try:
             with interrupt.watching() as signals:
                 self.work(cfg, signals, self.shared)
+            self.saved |= signals.saved
+        except Stopped as stopped:
+            _leave(stopped, stopped.saved or self.saved, signals.inherited.get(stopped.signum))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):
                 raise
             context = HydraConfig.get()
-            if context.mode != RunMode.MULTIRUN:
+            if context.mode != RunMode.MULTIRUN or isinstance(error, ProcessError):
                 _exit_with(error)
-            print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
+            if rank() == 0:
+                print_error(f"job {context.job.num} ({context.job.override_dirname}): {_explain(error)}")
             self.failed.append(context.job.override_dirname)
 
     def _run(self, main: Callable[[], None]) -> None:
         try:
-            main()
+            with interrupt.watching():
+                main()
         except (HydraException, OmegaConfBaseException) as error:
             _exit_with(error)
         except Exception as error:
             if one_line(error) is None and not _raised_by_hydra(error):
                 raise
             _exit_with(error)
-        except KeyboardInterrupt:  # before or after the job
-            sys.exit(130)
-        except Stopped as stopped:
-            if rank() == 0:
-                print(stopped.message, file=sys.stderr)
-                if stopped.signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
-                    print(interrupt.requeue(), file=sys.stderr)
-            sys.exit(stopped.code)
+        except Stopped as stopped:  # before or after the job
+            _leave(stopped, self.saved, None)
+
+
+def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
+    """Say what became of the work, have the job started again if its time was up, and exit.
+
+    Args:
+        stopped: why the job stopped.
+        saved: whether anything new was saved.
+        inherited: what somebody else does when this signal arrives; submitit requeues its jobs.
+    """
+    if rank() == 0:
+        print(stopped.message, file=sys.stderr)
+    if inherited is not None:
+        try:
+            inherited(stopped.signum, None)
+        except Exception as error:  # submitit's, of a job that has used up its time-outs
+            print_error(first_line(error))
+            sys.exit(1)
+    elif stopped.signum in interrupt.TIME_IS_UP and "SLURM_JOB_ID" in os.environ:
+        if rank() == 0:
+            print(interrupt.requeue(saved), file=sys.stderr)
+        else:
+            time.sleep(10)  # srun may end all processes with the first that fails, and process 0 is asking SLURM
+    sys.exit(stopped.code)
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
@@ -132,8 +164,9 @@ def _explain(error: BaseException) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
 
 
-def _exit_with(error: BaseException) -> None:
-    print_error(_explain(error))
+def _exit_with(error: BaseException) -> NoReturn:
+    if rank() == 0 or isinstance(error, ProcessError):  # all others meet the error of the first
+        print_error(_explain(error))
     sys.exit(1)
 
 

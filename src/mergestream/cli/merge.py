@@ -18,7 +18,7 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     if isinstance(settings, FileMerge):
         merge_files(settings)
     else:
-        merge_run(settings)
+        signals.saved |= merge_run(settings)
 
 
 main = Command("merge", _work)

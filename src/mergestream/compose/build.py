@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 
 from mergestream.compose import targets
 from mergestream.methods.method import Method
+from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError, first_line
+from mergestream.runtime.processes import Placement
 
 
 def build(
@@ -54,13 +56,24 @@ def method_of(config: Mapping[str, Any]) -> Method:
     return build(DictConfig(config["method"]), config.get("allow_targets", ()))
 
 
-def device_of(accelerator: str, local_rank: int = 0) -> torch.device:
+def device_of(accelerator: str) -> torch.device:
     """Return the device of this process: its GPU, or the CPU.
 
     Raises:
-        UserError: if ``accelerator=gpu`` and there is no GPU.
+        UserError: if ``accelerator=gpu`` and there is no GPU, or the processes on this node see too few.
     """
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu needs a GPU that torch can use; there is none. Write accelerator=auto or cpu.")
     use_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    return torch.device("cuda", _gpu_of(processes.placement())) if use_gpu else torch.device("cpu")
+
+
+def _gpu_of(here: Placement) -> int:
+    """Return which of the GPUs that a process sees is its own: each sees those of its whole node, or one alone."""
+    visible = torch.cuda.device_count()
+    if visible > 1 and here.local_rank >= visible:
+        raise UserError(
+            f"every process needs a GPU of its own; {here.launcher} started {here.local_size} on this node, which see "
+            f"{visible}. Start {visible} on each node, or write accelerator=cpu."
+        )
+    return 0 if visible == 1 else here.local_rank

@@ -48,9 +48,9 @@ class Inputs:
         self._cfg = cfg
         self._shared = {} if shared is None else shared
 
-    def device(self, local_rank: int = 0) -> torch.device:
-        """Return the device of the process with this rank on its node."""
-        return device_of(self._cfg.accelerator, local_rank)
+    def device(self) -> torch.device:
+        """Return the device of this process."""
+        return device_of(self._cfg.accelerator)
 
     def clip(self) -> Clip:
         """Return the CLIP of the ``model`` group."""

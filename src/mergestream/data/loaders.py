@@ -63,7 +63,7 @@ def spare_workers(source: Source, device: torch.device, on_device: bool) -> int:
     in_memory = next(chain(image_paths(source.train.images), image_paths(source.test.images)), None) is None
     if device.type == "cpu" or (in_memory and on_device):
         return 0
-    return max(0, min(MOST_WORKERS, processes.cores() // processes.world()[0] - 1))
+    return max(0, min(MOST_WORKERS, processes.share() - 1))
 
 
 def ahead(batches: Iterable[T]) -> Iterator[T]:

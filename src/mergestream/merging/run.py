@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +48,9 @@ def merge_files(settings: FileMerge) -> None:
     try:
         _merge_files(settings)
     except Stopped as stopped:
-        interrupt.leave_threads(stopped.code, 30 if stopped.signum == signal.SIGUSR1 else 1)  # SLURM may need longer
+        interrupt.leave_threads(
+            stopped.code, 30 if stopped.signum in interrupt.TIME_IS_UP else 1
+        )  # SLURM may need longer
         raise Stopped(
             stopped.signum,
             f"stopped by {stopped.signum.name}; the unfinished merge was removed. Repeat the command to start again.",
@@ -83,8 +84,11 @@ def _merge_files(settings: FileMerge) -> None:
         print(f"exported to {readable(path)}")
 
 
-def merge_run(settings: RunMerge) -> None:
+def merge_run(settings: RunMerge) -> bool:
     """Merge the encoders of a run, evaluate the result, and write both to the run's ``merges`` folder.
+
+    Returns:
+        Whether a merge was written that was not there before.
 
     Raises:
         UserError: if the run is missing, unfinished or damaged, or does not fit the command.
@@ -100,7 +104,7 @@ def merge_run(settings: RunMerge) -> None:
     folders = [run.path / "merges" / name for name in names]
     if all(_is_done(settings, folder) for folder in folders):
         _show_again(settings, trained, folders)
-        return
+        return False
     merging = _Merging(settings, trained)
     tried = {} if settings.scales else merging.select()
     # Of equally good candidates, the first is the smallest.
@@ -108,6 +112,7 @@ def merge_run(settings: RunMerge) -> None:
     evaluated = merging.evaluate(found)
     for scale, folder in zip(found, folders, strict=True):
         _show(trained, folder, merging.write(folder, scale, evaluated, tried))
+    return True
 
 
 @dataclass(frozen=True)

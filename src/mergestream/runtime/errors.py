@@ -12,6 +12,14 @@ class UserError(Exception):
     """An error that the user can fix. Its message is one line: the rule, what arrived, what to type, the config key."""
 
 
+class AgreedError(UserError):
+    """An error that all processes of a run know of, so that the first says it and a sweep goes on."""
+
+
+class ProcessError(UserError):
+    """An error that one process of several met. It says so itself, and ends the sweep: the others may be elsewhere."""
+
+
 def program(name: str) -> str:
     """Return how the user starts a command: ``python train.py`` in a checkout, ``mergestream-train`` if installed."""
     in_checkout = sys.argv and sys.argv[0].endswith(".py")

@@ -1,19 +1,23 @@
-"""What Ctrl-C, SIGTERM and SLURM's SIGUSR1 do: stop at once, or as soon as the work is saved.
+"""What Ctrl-C, SIGTERM and a cluster's signals do: stop at once, or as soon as the work is saved.
 
 Imports no torch, since the commands import this module before anything else.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill and pre-emption; SLURM before its time limit
+TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)  # what SLURM is asked to send before its time limit; submitit asks for 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *TIME_IS_UP)  # Ctrl-C; kill and pre-emption
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(BaseException):
@@ -22,10 +26,11 @@ class Stopped(BaseException):
     Args:
         signum: the signal.
         message: says what happened to the work.
+        saved: whether the process that it stopped had saved something new.
     """
 
-    def __init__(self, signum: int, message: str = ""):
-        self.signum = signal.Signals(signum)
+    def __init__(self, signum: int, message: str = "", saved: bool = False):
+        self.signum, self.saved = signal.Signals(signum), saved
         self.message = message or (
             f"stopped by {self.signum.name}; type the same command again to continue from what is saved"
         )
@@ -38,9 +43,16 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """Receives the signals that ask to stop: raises `Stopped`, or remembers the request while `deferred`."""
+    """Receives the signals that ask to stop: raises `Stopped`, or remembers the request while `deferred`.
+
+    Attributes:
+        saved: whether the job has saved something new, which a repeated command would not do again.
+        inherited: the handlers that somebody else, such as submitit, had installed before.
+    """
 
     def __init__(self) -> None:
+        self.saved = False
+        self.inherited: dict[int, Handler] = {}
         self._requested: signal.Signals | None = None
         self._deferring = False
 
@@ -64,14 +76,14 @@ class Signals:
         finally:
             self._deferring = False
         if self._requested is not None:
-            raise Stopped(self._requested)
+            raise Stopped(self._requested, saved=self.saved)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         repeated, self._requested = self._requested is not None, signal.Signals(number)
         # A second Ctrl-C stops at once. A worker gets each signal twice: from its launcher and from the terminal.
         impatient = repeated and number == signal.SIGINT and "LOCAL_RANK" not in os.environ
         if not self._deferring or impatient:
-            raise Stopped(number)
+            raise Stopped(number, saved=self.saved)
 
 
 @contextmanager
@@ -79,6 +91,7 @@ def watching() -> Iterator[Signals]:
     """Receive signals within the block, and restore the handlers afterwards."""
     signals = Signals()
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signals.inherited = {number: found for number, found in before.items() if callable(found) and _is_foreign(found)}
     signals.listen()
     try:
         yield signals
@@ -86,6 +99,20 @@ def watching() -> Iterator[Signals]:
         if _in_main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _is_foreign(handler: Any) -> bool:
+    """Return whether neither Python nor `Signals` has installed the handler."""
+    return handler is not signal.default_int_handler and not isinstance(getattr(handler, "__self__", None), Signals)
+
+
+def _work_is_done() -> None:
+    """Ignore that the time is up while the process ends, which would have SLURM call the job failed."""
+    for number in TIME_IS_UP:
+        signal.signal(number, signal.SIG_IGN)
+
+
+atexit.register(_work_is_done)
 
 
 def leave_threads(code: int, seconds: float) -> None:
@@ -107,14 +134,22 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def requeue() -> str:
-    """Ask SLURM to run this job again, and return SLURM's answer.
+def requeue(saved: bool) -> str:
+    """Ask SLURM to run this job again, and return SLURM's answer. A job that no longer gets on is not asked for.
 
     Lightning's SLURM plugin would do the same, but it saves a checkpoint in the middle of a step.
+
+    Args:
+        saved: whether the job has saved something new since SLURM started it.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) and not saved:
+        return (
+            f"error: nothing new was saved since SLURM started job {job} again, so it is not requeued. "
+            "Give it more time (sbatch --time), or save more often (checkpoint.every_minutes)"
+        )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     except OSError as error:

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -25,6 +26,7 @@ from mergestream.runtime.errors import UserError
 NAME = ".lock"
 HEARTBEAT = 10.0  # seconds between two touches of the file
 STALE = 60.0  # seconds without a touch, after which a holder on another machine counts as dead
+PATIENCE = STALE + HEARTBEAT  # seconds that a job started again waits for the process that it replaces
 
 
 class Lock:
@@ -71,6 +73,8 @@ class Lock:
 def held(folder: Path) -> Iterator[Lock]:
     """Be the only writer of `folder` within the block. Creates the folder, and removes it if it stays empty.
 
+    A job that SLURM has started again waits until the lock of its killed process counts as dead.
+
     Raises:
         UserError: if another process holds the lock; the message names it.
     """
@@ -89,11 +93,19 @@ def _acquire(folder: Path) -> Lock:
     """Create the lock with the next free number, if no live process holds one. Only one process can link a number."""
     token = uuid.uuid4().hex
     content = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid())}
-    content |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token}
+    content |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": token, **_job()}
+    until = time.monotonic() + PATIENCE
+    waiting = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)  # its last writer may just have removed it
         found = _locks(folder)
         if alive := [other for path, other in found.items() if _alive(other, path)]:
+            if all(_replaced(other) for other in alive) and time.monotonic() < until:
+                if not waiting:
+                    print(f"waiting for the lock of {_holder(alive[0])}, an earlier start of this job", file=sys.stderr)
+                waiting = True
+                time.sleep(min(1.0, STALE / 10))
+                continue
             raise UserError(
                 f"a run directory has one writer; {folder} is being written by {_holder(alive[0])}. Wait for it, or "
                 "write tag=NAME to start a second run beside it."
@@ -117,6 +129,18 @@ def _acquire(folder: Path) -> Lock:
         for other in others:  # dead; no process creates a number below ours
             other.unlink(missing_ok=True)
         return Lock(path, token)
+
+
+def _job() -> dict[str, int]:
+    """Return the job of SLURM that this process belongs to, and how often that was started before; {} outside."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {} if job is None else {"job": int(job), "start": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+
+
+def _replaced(content: dict) -> bool:
+    """Return whether the holder belongs to an earlier start of this job: SLURM ends its processes before the next."""
+    own = _job()
+    return bool(own) and content.get("job") == own["job"] and content.get("start", 0) < own["start"]
 
 
 def _locks(folder: Path) -> dict[Path, dict]:

@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from mergestream.runtime.errors import UserError
+from mergestream.runtime.errors import AgreedError, UserError, one_line
 
 T = TypeVar("T")
 
 
-def cores() -> int:
-    """Return the number of CPU cores that this process may use; on a cluster that can be a share of the node."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@dataclass(frozen=True)
+class Placement:
+    """Which process this is, among all that its launcher started.
+
+    Args:
+        launcher: ``torchrun``, whose variables `launch` sets too; ``srun``; or None, which is a process of its own.
+        rank: number of the process.
+        size: number of processes.
+        local_rank: number of the process on its node.
+        local_size: number of processes on its node.
+    """
+
+    launcher: str | None = None
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def placement() -> Placement:
+    """Return the placement that the variables of the launcher say.
+
+    Of SLURM's variables only those of a step count. A batch script, and a shell of salloc, have SLURM_NTASKS,
+    SLURM_PROCID and SLURM_LOCALID as well, and run one process all the same.
+    """
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return Placement("torchrun", *(int(env[name]) for name in names))
+    if (size := int(env.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        node = int(env["SLURM_NODEID"])
+        local_size = _tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[node]
+        return Placement("srun", int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size)
+    return Placement()
 
 
 def rank() -> int:
     """Return the number of this process among all that its launcher started; 0 without a launcher."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    return placement().rank
 
 
 def say(message: str) -> None:
@@ -30,22 +63,26 @@ def say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-def local_rank() -> int:
-    """Return the number of this process on its node."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+def cores() -> int:
+    """Return the number of CPU cores that this process and its neighbours may use; in a job, those of the job."""
+    return min(_affinity(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize)))
 
 
-def world() -> tuple[int, int]:
-    """Return (processes per node, nodes) as the launcher of this process says; (1, 1) without a launcher."""
-    env = os.environ
-    if "LOCAL_WORLD_SIZE" in env:  # elastic launch, torchrun
-        local = int(env["LOCAL_WORLD_SIZE"])
-        return local, int(env["WORLD_SIZE"]) // local
-    # Lightning, too, takes an interactive shell for no launcher.
-    if "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        nodes = int(env.get("SLURM_NNODES", 1))
-        return int(env.get("SLURM_NTASKS", 1)) // nodes, nodes
-    return 1, 1
+def share() -> int:
+    """Return the number of CPU cores that this process may use, beside the others of its launcher on the node."""
+    here, all_here = placement(), cores()
+    bound = here.launcher == "srun" and _affinity() < int(os.environ.get("SLURM_CPUS_ON_NODE", 0))
+    return all_here if bound else max(1, all_here // here.local_size)  # srun may have bound each process to its own
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Return how many tasks each node has, which SLURM writes as ``2(x3),1``."""
+    parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    return [int(part[1]) for part in parts if part for _ in range(int(part[2] or 1))]
 
 
 @contextmanager
@@ -124,7 +161,7 @@ def from_first(work: Callable[[], T]) -> T:
     """Return on every process what `work` returns on the first, which alone calls it.
 
     Raises:
-        UserError: on every process, if `work` raises one.
+        AgreedError: on every process, if `work` raises a `UserError`.
     """
     import torch.distributed as dist
 
@@ -132,13 +169,43 @@ def from_first(work: Callable[[], T]) -> T:
         return work()
     group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
     found: list[Any] = [None, None]
-    error: UserError | None = None
     if is_first():
         try:
             found[0] = work()
-        except UserError as raised:
-            error, found[1] = raised, str(raised)
+        except UserError as error:
+            found[1] = str(error)
     dist.broadcast_object_list(found, src=0, group=group)
     if found[1] is not None:
-        raise error or UserError(found[1])
+        raise AgreedError(found[1])
     return found[0]
+
+
+def gathered(value: str | None) -> list[str | None]:
+    """Return the texts of all processes, in their order. Works before a device is touched."""
+    import torch.distributed as dist
+
+    if not grouped():
+        return [value]
+    group: Any = dist.new_group(backend="gloo")
+    values: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    dist.destroy_process_group(group)
+    return values
+
+
+def together(work: Callable[[], T]) -> T:
+    """Return the result of `work`, which every process calls.
+
+    Raises:
+        AgreedError: on every process, if `work` raised an error on any that the user can fix.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        if not grouped() or (failure := one_line(error)) is None:
+            raise
+    for text in gathered(failure):
+        if text is not None:
+            raise AgreedError(text)
+    return cast("T", result)

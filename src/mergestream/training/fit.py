@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -15,6 +16,7 @@ from mergestream.data.stream import TaskStream
 from mergestream.runtime import processes
 from mergestream.runtime.seeding import key
 from mergestream.training.callbacks.checkpoint import Checkpointing, SafetensorsIO
+from mergestream.training.environment import OneDeviceEach
 from mergestream.training.learner import Learner
 
 
@@ -22,6 +24,7 @@ def fit_task(
     learner: Learner,
     stream: TaskStream,
     settings: FitSettings,
+    device: torch.device,
     epochs: int,
     callbacks: Sequence[pl.Callback],
     saving: Checkpointing,
@@ -34,21 +37,22 @@ def fit_task(
         learner: encoder, head, optimizer and method.
         stream: the data, at the task.
         settings: how to train.
+        device: of this process.
         epochs: of this task.
         callbacks: called at every step.
         saving: saves the task in progress; called after the other callbacks.
         marks: metadata that the checkpoint must carry; see `Run.stamp`.
         logger: of the curves; None on all processes but the first.
     """
-    local_size, nodes = processes.world()
+    size = processes.placement().size
     pl.seed_everything(key(settings.seed, stream.current) % 2**32, workers=True, verbose=False)
     trainer = pl.Trainer(  # a new one for each task: a second `fit` on one Trainer would train 0 steps
-        accelerator=settings.accelerator,
-        devices=local_size,
-        num_nodes=nodes,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1 if device.index is None else [device.index],
+        num_nodes=size,
         # The only buffers are the frozen head, equal on all ranks; broadcasting them would wait on uneven shards.
-        strategy=DDPStrategy(forward_sync_buffers=False) if local_size * nodes > 1 else "auto",
-        plugins=[SafetensorsIO(marks)],
+        strategy=DDPStrategy(forward_sync_buffers=False) if size > 1 else "auto",
+        plugins=[SafetensorsIO(marks), OneDeviceEach()],
         default_root_dir=saving.path.parent,  # where Lightning looks for a checkpoint of SLURM's
         max_epochs=epochs,
         precision=settings.precision,  # type: ignore[arg-type]
@@ -71,6 +75,7 @@ def silence_lightning() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
+        r".*`srun` command is available.*",  # on every login node; `OneDeviceEach` says what started this process
         r".*does not have many workers.*",  # data.num_workers is the user's choice
         r".*have no `val_dataloader`.*|.*across ranks is zero.*",  # stream.validation=0
         r".*The number of training batches.*",  # small tasks are normal here

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,13 +27,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from mergestream.runtime import interrupt, processes
-from mergestream.runtime.errors import UserError, first_line, one_line
+from mergestream.runtime.errors import AgreedError, ProcessError, UserError, first_line, one_line
 from mergestream.runtime.interrupt import Signals, Stopped
-from mergestream.runtime.processes import cores, world
+from mergestream.runtime.processes import cores, placement
 from mergestream.training import fork_server
+from mergestream.training.environment import meeting_point
 
 # The agent must leave the other signals to us.
 AGENT_SIGNALS = "SIGHUP,SIGQUIT"
@@ -46,17 +47,19 @@ class Failure:
         kind: ``user`` for a `UserError`, ``stopped`` by a signal, ``lost`` contact with another process, or ``bug``.
         text: the message, or the traceback of a bug.
         signum: the signal, if one stopped the process.
+        saved: whether the process had saved something new.
     """
 
     kind: str
     text: str
     signum: int = 0
+    saved: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Return the failure that an exception of a worker means."""
         if isinstance(error, Stopped):
-            return cls("stopped", error.message, int(error.signum))
+            return cls("stopped", error.message, int(error.signum), error.saved)
         if (line := one_line(error)) is not None:
             return cls("user", line)
         if _lost_contact(error):
@@ -76,8 +79,17 @@ def device_count(devices: int | str, accelerator: str) -> int:
     """Return the number of processes that ``devices`` means on this machine.
 
     Raises:
-        UserError: if there are not that many devices, or the value is not a positive number.
+        UserError: if there are not that many devices, the value is not a positive number, or a launcher has started
+            another number of processes.
     """
+    here = placement()
+    if here.size > 1:
+        if isinstance(devices, bool) or devices not in ("auto", here.size, here.local_size):
+            raise UserError(
+                f"devices must be the number of processes that {here.launcher} started, {here.size} "
+                f"({here.local_size} on this node); got devices={devices}. Leave it out, or start that many."
+            )
+        return here.local_size
     gpus = torch.cuda.device_count()
     if accelerator == "gpu" and not gpus:
         raise UserError("accelerator=gpu needs a GPU that PyTorch sees, and there is none. Write accelerator=cpu.")
@@ -111,14 +123,17 @@ def launch(
         Stopped: if a signal arrived.
         RuntimeError: if a process failed in another way.
     """
-    if devices == 1 or world() != (1, 1):
+    if placement().size > 1:
+        _join_in(function, arguments, signals)
+        return
+    if devices == 1:
         function(*arguments, signals)
         return
     # Failures are raised below, with the message of the process; the agent would print its own report as well.
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for restarts in range(max_restarts + 1):
-        lost = _attempt(function, arguments, devices)
+        lost = _attempt(function, arguments, devices, signals)
         if lost is None:
             return
         if restarts < max_restarts:
@@ -132,21 +147,54 @@ def join(device: torch.device, timeout_minutes: float) -> None:
     Args:
         device: of this process.
         timeout_minutes: how long a process may keep the others waiting before it counts as hung.
+
+    Raises:
+        UserError: if those of srun do not find each other.
     """
-    local, nodes = world()
-    if local * nodes == 1 or dist.is_initialized():
+    here = placement()
+    if here.size == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "MASTER_ADDR" not in os.environ:  # srun sets none, and Lightning knows how to derive one
-        slurm = SLURMEnvironment()
-        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    os.environ |= meeting_point() if here.launcher == "srun" else {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    dist.init_process_group(backend, rank=processes.rank(), world_size=local * nodes, timeout=timeout)
+    try:
+        dist.init_process_group(backend, rank=here.rank, world_size=here.size, timeout=timeout)
+    except dist.DistError as error:
+        if here.launcher != "srun":  # `launch` starts lost processes again
+            raise
+        raise UserError(
+            f"{here.size} processes cannot meet at {os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']} "
+            f"({first_line(error)}). If another program uses the port, set MASTER_PORT to a free one."
+        ) from error
 
 
-def _attempt(function: Callable[..., None], arguments: tuple[Any, ...], devices: int) -> str | None:
+def _join_in(function: Callable[..., None], arguments: tuple[Any, ...], signals: Signals) -> None:
+    """Call `function` in this process, which a launcher has started beside others.
+
+    Raises:
+        AgreedError: if all processes know the error.
+        ProcessError: if this one met an error that the others may not know, or lost contact with them.
+    """
+    here = placement()
+    if here.launcher == "srun" and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
+        torch.set_num_threads(processes.share())
+    try:
+        function(*arguments, signals)
+    except AgreedError:
+        raise
+    except Exception as error:
+        line = one_line(error)
+        if line is None and _lost_contact(error):
+            line = f"lost contact with another process, which may say why ({first_line(error)}). Saved work is kept."
+        if line is None:
+            raise
+        name = f"process {here.rank} of {here.size}, on {socket.gethostname()}: "
+        raise ProcessError(name * bool(here.rank) + line) from None
+
+
+def _attempt(function: Callable[..., None], arguments: tuple[Any, ...], devices: int, signals: Signals) -> str | None:
     """Start all processes once. Return None if they succeeded, or what happened if one was lost.
 
     Each attempt is a new launch, since a restart by the agent would meet the addresses of dead processes.
@@ -171,7 +219,8 @@ def _attempt(function: Callable[..., None], arguments: tuple[Any, ...], devices:
     fork_server.start(["mergestream.training.run", function.__module__])
     try:
         with _forwarding() as received:
-            elastic_launch(config, _worker)(function, arguments, cores() // devices, dict(os.environ))
+            saved = elastic_launch(config, _worker)(function, arguments, cores() // devices, dict(os.environ))
+        signals.saved |= any(saved.values())
         return None
     except ChildFailedError as error:
         failures = [(rank, f.exitcode, Failure.read(str(f.message))) for rank, f in error.failures.items()]
@@ -193,7 +242,7 @@ def _explain(failures: list[tuple[int, int, Failure]], received: list[int], devi
             raise UserError(failure.text) from None
     for _, _, failure in failures:
         if failure.kind == "stopped":
-            raise Stopped(failure.signum, failure.text) from None
+            raise Stopped(failure.signum, failure.text, failure.saved) from None
     if received:  # while the processes were still starting
         raise Stopped(received[-1]) from None
     for rank, code, _ in failures:
@@ -239,13 +288,18 @@ def _forwarding() -> Iterator[list[int]]:
 
 def _worker(
     function: Callable[..., None], arguments: tuple[Any, ...], threads: int, environment: dict[str, str]
-) -> None:
-    """Run `function` in a new process, and leave a `Failure` for the parent if it raises."""
+) -> bool:
+    """Run `function` in a new process, and leave a `Failure` for the parent if it raises.
+
+    Returns:
+        Whether it saved something new.
+    """
     torch.set_num_threads(max(1, threads))
     try:
         with interrupt.watching() as signals:
             fork_server.enter(environment)
             function(*arguments, signals)
+        return signals.saved
     except BaseException as error:
         failure = Failure.of(error)
         if failure.kind == "lost":  # the agent reports the process that ends first: let that be the one that was lost

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -16,10 +17,12 @@ from mergestream.runs.results import TaskRecord, assemble, counts_of
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.interrupt import Signals
-from mergestream.runtime.lock import held
+from mergestream.runtime.lock import Lock, held
+from mergestream.runtime.shared import require_shared
 from mergestream.training import loggers
 from mergestream.training.arithmetic import adopt
 from mergestream.training.callbacks.progress import StreamProgress
+from mergestream.training.environment import require_own_devices
 from mergestream.training.fit import silence_lightning
 from mergestream.training.launcher import join
 from mergestream.training.session import Session
@@ -40,16 +43,15 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
     silence_lightning()
     if settings.fit.threads is not None:
         torch.set_num_threads(settings.fit.threads)
-    device = settings.inputs.device(processes.local_rank())
+    device = settings.inputs.device()
     join(device, settings.fit.timeout_minutes)
     if device.type == "cuda":  # its fastest kernels add up in another order every time
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     run = settings.run
-    with held(run.path) if processes.is_first() else nullcontext() as lock:
-        if lock is not None:
-            _check_directory(settings)
-        processes.barrier()
+    _check_place(run.root, device)
+    with ExitStack() as stack:
+        lock = processes.together(lambda: _begin(settings, stack) if processes.is_first() else None)
         inventory = processes.from_first(settings.inputs.arrivals) if run.grows else None
         if run.finished() and (inventory is None or inventory.content() == run.images()):
             if lock is not None:
@@ -60,6 +62,21 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
         session = Session.open(adopt(settings), signals, device, lock, inventory)
         records = _train_tasks(session)
         session.on_first(_finish, session, records)
+
+
+def _check_place(root: Path, device: torch.device) -> None:
+    """Check that each process has a device of its own, and that all see the same files."""
+    require_own_devices(device)
+    here = processes.placement()
+    if here.local_size < here.size:
+        require_shared(root)
+
+
+def _begin(settings: TrainingSettings, stack: ExitStack) -> Lock:
+    """Return the lock of the run directory, which is as it must be; leaving `stack` releases it."""
+    lock = stack.enter_context(held(settings.run.path))
+    _check_directory(settings)
+    return lock
 
 
 def _train_tasks(session: Session) -> list[TaskRecord]:
@@ -83,6 +100,7 @@ def _train_tasks(session: Session) -> list[TaskRecord]:
                 written = session.on_first(save, session, plan, fitted)
                 counts, seconds = evaluate(session, plan)
                 session.on_first(record, session, plan, fitted, written, counts, seconds)
+                session.signals.saved = True
                 progress.finish(sum(counts["agnostic"]) / sum(counts["total"]) if counts else None)
                 processes.barrier()
             records.append(session.run.record(plan.index))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mergestream.compose.training import TrainingSettings
 from mergestream.data.inventory import Inventory
+from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
 from mergestream.evaluation import evaluate
@@ -119,7 +120,11 @@ class Session:
         """
         began = time.monotonic()
         run, inputs = settings.run, settings.inputs
-        source = inventory.source() if inventory else processes.first_alone(inputs.source)  # downloads what is new
+
+        def load() -> Source:  # downloads and decodes what is new
+            return inventory.source() if inventory else processes.first_alone(inputs.source)
+
+        source = processes.together(load)
         clip = inputs.clip()
         settings, said = decide(settings, device, clip.encoder)
         logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None

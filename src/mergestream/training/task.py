@@ -84,7 +84,8 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
     processes.barrier()
     callbacks = [progress, health, settings.method]
     with activation_checkpointing(session.encoder, settings.fit.activation_checkpointing):
-        fit_task(learner, session.training, settings.fit, plan.epochs, callbacks, saving, marks, session.logger)
+        device, epochs = session.device, plan.epochs
+        fit_task(learner, session.training, settings.fit, device, epochs, callbacks, saving, marks, session.logger)
     return Fitted(label, marks, saving.seconds, health.spikes)
 
 

@@ -102,12 +102,12 @@ class Checkpointing(pl.Callback):
             if self.lock is not None:
                 self.lock.check()
             trainer.save_checkpoint(self.path)
-            self.saved = time.monotonic()
+            self.saved, self.signals.saved = time.monotonic(), True
             self.cost = self.saved - started
         if stop:
             where = f"{self.task}, epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
             name = signal.Signals(stop).name
-            raise Stopped(stop, f"stopped by {name} at {where}; type the same command again to continue there")
+            raise Stopped(stop, f"stopped by {name} at {where}; type the same command again to continue there", True)
 
 
 class SafetensorsIO(CheckpointIO):
