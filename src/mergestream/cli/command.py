@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,13 +43,22 @@ class Command:
         name: the name of its config.
         work: ``work(cfg, signals, shared)``, called for each job; `shared` is a dict that the jobs of a sweep share.
         parallel: whether several processes may work together on a job.
+        modules: what `work` imports, for processes that import it before they start to work.
+
+    Attributes:
+        is_guest: whether another process has started this one to run jobs of its sweep, and hears of signals.
     """
 
     def __init__(
-        self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None], *, parallel: bool = False
+        self,
+        name: str,
+        work: Callable[[DictConfig, Signals, dict[str, Any]], None],
+        *,
+        parallel: bool = False,
+        modules: Sequence[str] = (),
     ):
-        self.name, self.work, self.parallel = name, work, parallel
-        self.one_line_errors = False
+        self.name, self.work, self.parallel, self.modules = name, work, parallel, modules
+        self.one_line_errors, self.is_guest = False, False
         self.failed: list[str] = []
         self.saved = False
         self.shared: dict[str, Any] = {}
@@ -78,6 +87,12 @@ class Command:
             self.failed.clear()
             sys.exit(1)
 
+    def guest(self) -> Command:
+        """Return this command for another process, which runs jobs of its sweep and tells it of signals."""
+        guest = Command(self.name, self.work, parallel=self.parallel, modules=self.modules)
+        guest.one_line_errors, guest.is_guest = self.one_line_errors, True
+        return guest
+
     def run_job(self, cfg: DictConfig) -> None:
         """Run one job. A `UserError` ends a single run; in a sweep it is printed and the other jobs go on.
 
@@ -88,6 +103,8 @@ class Command:
                 self.work(cfg, signals, self.shared)
             self.saved |= signals.saved
         except Stopped as stopped:
+            if self.is_guest:
+                raise
             _leave(stopped, stopped.saved or self.saved, signals.inherited.get(stopped.signum))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):

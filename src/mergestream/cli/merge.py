@@ -21,4 +21,4 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
         signals.saved |= merge_run(settings)
 
 
-main = Command("merge", _work)
+main = Command("merge", _work, modules=("mergestream.compose.merging", "mergestream.merging.run"))

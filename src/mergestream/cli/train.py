@@ -72,4 +72,4 @@ def _train_here(config: dict[str, Any], run: Run, signals: Signals) -> None:
     train(training_settings(DictConfig(config), run), signals)
 
 
-main = Command("train", _work, parallel=True)
+main = Command("train", _work, parallel=True, modules=("mergestream.training.run", "mergestream.merging.run"))
