@@ -12,4 +12,5 @@ unshare --uts --mount true 2>/dev/null || skip "this machine cannot make namespa
 trap '"$here/cluster.sh" stop' EXIT
 SLURM_CONF=$("$here/cluster.sh" start)
 export SLURM_CONF MERGESTREAM_SLURM=1 OMP_NUM_THREADS=1
-"$python" -m pytest -n 2 --dist loadfile --verbosity=1 tests/slurm "$@"
+# A folder of its own, which the other pytest sessions of this machine do not tidy away.
+"$python" -m pytest -n 2 --dist loadfile --verbosity=1 --basetemp="$(dirname "$SLURM_CONF")/tests" tests/slurm "$@"

@@ -78,7 +78,7 @@ def test_no_progress(cluster):
 
 
 def test_pre_emption(cluster, one):
-    """a job that another pre-empts | saved, requeued; the bytes of one start"""
+    """`train.sh`, pre-empted by another job | saved, requeued; the bytes of one start"""
     slow(cluster)
     job = cluster.submit(script("train.sh"), *TRAIN, "root=runs", options=("--partition=low",))
     in_training(cluster, job)

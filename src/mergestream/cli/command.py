@@ -140,13 +140,14 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
     """
     if rank() == 0:
         print(stopped.message, file=sys.stderr)
-    if inherited is not None:
+    time_is_up = stopped.signum in interrupt.TIME_IS_UP
+    if inherited is not None and time_is_up:
         try:
             inherited(stopped.signum, None)
         except Exception as error:  # submitit's, of a job that has used up its time-outs
             print_error(first_line(error))
             sys.exit(1)
-    elif stopped.signum in interrupt.TIME_IS_UP and "SLURM_JOB_ID" in os.environ:
+    elif time_is_up and "SLURM_JOB_ID" in os.environ:
         if rank() == 0:
             print(interrupt.requeue(saved), file=sys.stderr)
         else:

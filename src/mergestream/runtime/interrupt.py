@@ -91,7 +91,8 @@ def watching() -> Iterator[Signals]:
     """Receive signals within the block, and restore the handlers afterwards."""
     signals = Signals()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signals.inherited = {number: found for number, found in before.items() if callable(found) and _is_foreign(found)}
+    found = {number: _inherited(number, handler) for number, handler in before.items()}
+    signals.inherited = {number: handler for number, handler in found.items() if handler is not None}
     signals.listen()
     try:
         yield signals
@@ -101,9 +102,12 @@ def watching() -> Iterator[Signals]:
                 signal.signal(number, handler)
 
 
-def _is_foreign(handler: Any) -> bool:
-    """Return whether neither Python nor `Signals` has installed the handler."""
-    return handler is not signal.default_int_handler and not isinstance(getattr(handler, "__self__", None), Signals)
+def _inherited(number: int, handler: Any) -> Handler | None:
+    """Return the handler of somebody else, which a block around this one may have replaced; None for Python's own."""
+    owner = getattr(handler, "__self__", None)
+    if isinstance(owner, Signals):
+        return owner.inherited.get(number)
+    return handler if callable(handler) and handler is not signal.default_int_handler else None
 
 
 def _work_is_done() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
-from mergestream.runtime.errors import AgreedError, UserError, one_line
+from mergestream.runtime.errors import AgreedError, one_line
 
 T = TypeVar("T")
 
@@ -166,29 +166,6 @@ def first_alone(work: Callable[[], T]) -> T:
             dist.barrier(group)
 
 
-def from_first(work: Callable[[], T]) -> T:
-    """Return on every process what `work` returns on the first, which alone calls it.
-
-    Raises:
-        AgreedError: on every process, if `work` raises a `UserError`.
-    """
-    import torch.distributed as dist
-
-    if not grouped():
-        return work()
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=2))
-    found: list[Any] = [None, None]
-    if is_first():
-        try:
-            found[0] = work()
-        except UserError as error:
-            found[1] = str(error)
-    dist.broadcast_object_list(found, src=0, group=group)
-    if found[1] is not None:
-        raise AgreedError(found[1])
-    return found[0]
-
-
 def gathered(value: str | None) -> list[str | None]:
     """Return the texts of all processes, in their order. Works before a device is touched."""
     import torch.distributed as dist
@@ -218,3 +195,19 @@ def together(work: Callable[[], T]) -> T:
         if text is not None:
             raise AgreedError(text)
     return cast("T", result)
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Return on every process what `work` returns on the first, which alone calls it.
+
+    Raises:
+        AgreedError: on every process, if `work` raised an error that the user can fix.
+    """
+    import torch.distributed as dist
+
+    found = [together(lambda: work() if is_first() else None)]
+    if grouped():
+        group: Any = dist.new_group(backend="gloo")
+        dist.broadcast_object_list(found, src=0, group=group)
+        dist.destroy_process_group(group)
+    return cast("T", found[0])

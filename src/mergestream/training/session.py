@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mergestream.compose.training import TrainingSettings
 from mergestream.data.inventory import Inventory
-from mergestream.data.source import Source
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
 from mergestream.evaluation import evaluate
@@ -120,11 +119,8 @@ class Session:
         """
         began = time.monotonic()
         run, inputs = settings.run, settings.inputs
-
-        def load() -> Source:  # downloads and decodes what is new
-            return inventory.source() if inventory else processes.first_alone(inputs.source)
-
-        source = processes.together(load)
+        # Downloads and decodes what is new, unless the images are listed.
+        source = processes.together(lambda: inventory.source() if inventory else processes.first_alone(inputs.source))
         clip = inputs.clip()
         settings, said = decide(settings, device, clip.encoder)
         logger = settings.logger(path=run.path, config=settings.config) if lock is not None else None
