@@ -5,6 +5,7 @@ Hydra loads sweepers only from this namespace.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ class Grids(BasicSweeper):
     Args:
         max_batch_size, params: as in Hydra's sweeper; `params` apply to every grid.
         train, merge: grids of train.py and merge.py by name, each a dict of overrides such as ``tasks: 5,10,20``.
+        listed: a file with jobs to run instead, their overrides and the number of the first.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class Grids(BasicSweeper):
         params: dict[str, str] | None = None,
         train: Mapping[str, Mapping[str, Any]] | None = None,
         merge: Mapping[str, Mapping[str, Any]] | None = None,
+        listed: str | None = None,
     ):
         super().__init__(max_batch_size, params)
+        self.listed = listed
         self.grids = {"train": train or {}, "merge": merge or {}}
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -41,13 +45,15 @@ class Grids(BasicSweeper):
         assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        if self.listed is None:
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         results: list[Any] = []
         with self._composed_once():
-            jobs = self._jobs(arguments)
+            listed = json.loads(Path(self.listed).read_text()) if self.listed is not None else {}
+            jobs, first = listed.get("jobs") or self._jobs(arguments), listed.get("first", 0)
             self.validate_batch_is_legal(jobs)
             for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size):
-                results += self.launcher.launch(batch, initial_job_idx=len(results))
+                results += self.launcher.launch(batch, initial_job_idx=first + len(results))
                 for result in results:
                     _ = result.return_value  # raises the error of a job that met a bug
         return results

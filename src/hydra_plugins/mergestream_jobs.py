@@ -31,18 +31,70 @@ class Jobs(BasicLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs. One that fails is shown on a line; the others run all the same."""
         assert self.config is not None  # Hydra calls `setup` first
-        count = jobs_at_once(self.config, job_overrides)
-        if count == 1:
+        cluster: dict[str, Any] = OmegaConf.to_container(self.config.cluster, resolve=True)  # type: ignore[assignment]
+        jobs = list(enumerate(job_overrides, start=initial_job_idx))
+        if cluster["name"] == "slurm":
+            self._slurm(jobs, cluster)
+        elif cluster["dry_run"]:
+            self._look(jobs, "They run here, one after the other or side by side.", 0)
+        elif (count := jobs_at_once(self.config, job_overrides)) > 1:
+            self._side_by_side(jobs, count)
+        else:
             return super().launch(job_overrides, initial_job_idx)
-        self._side_by_side(list(enumerate(job_overrides, start=initial_job_idx)), count)
         return [_done()] * len(job_overrides)
 
+    def _slurm(self, jobs: Sequence[tuple[int, Sequence[str]]], cluster: dict[str, Any]) -> None:
+        from mergestream.cli import slurm
+        from mergestream.cli.command import print_error
+
+        assert self.config is not None
+        words = [[word for word in job if not word.lstrip("+~").startswith("cluster")] for _, job in jobs]
+        asked = slurm.asked(cluster, are_small(self.config, words))
+        if cluster["dry_run"]:
+            named = ", ".join(f"{key}={value}" for key, value in asked.options.items())
+            self._look(jobs, f"Each job of SLURM runs {asked.each} and asks for {named}.", cluster["gpus"])
+            return
+        own = ("hydra.mode", "hydra.sweep.", "hydra.sweeper.", "hydra/launcher", "hydra/sweeper")
+        common = [word for word in self.config.hydra.overrides.hydra if not word.lstrip("+~").startswith(own)]
+        folder = Path(self.config.hydra.sweep.dir) / self.command.name
+        submitted = slurm.submit(self.command.name, words, common, asked, folder)
+        print(f"submitted {len(jobs)} jobs of {self.command.name} as {submitted.ids}; logs in {submitted.folder}")
+        if not cluster["wait"]:
+            return
+        for lines in slurm.wait(submitted).values():
+            for line in lines:
+                print_error(line)
+                self.command.failed.append(line)
+
+    def _look(self, jobs: Sequence[tuple[int, Sequence[str]]], asked: str, gpus: int) -> None:
+        """Show what the jobs would do."""
+        from mergestream.cli.dry_run import Look, show
+        from mergestream.runtime.errors import UserError
+
+        looks: dict[int, Look | str] = {}
+        for number, overrides in jobs:
+            config = self._composed(number, overrides)
+            if self.command.look is None:
+                looks[number] = Look(None, ())
+                continue
+            assert self.hydra_context is not None
+            job = run_job(self.command.look, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context)
+            if isinstance(job._return_value, UserError):
+                looks[number] = str(job._return_value)
+            else:
+                looks[number] = job.return_value
+        show(dict(jobs), looks, asked, gpus)
+
+    @property
+    def command(self) -> Any:
+        """The command whose sweep this is."""
+        return self.task_function.__self__  # type: ignore[union-attr]
+
     def _side_by_side(self, jobs: Sequence[tuple[int, Sequence[str]]], count: int) -> None:
-        from mergestream.cli.command import Command, print_error
+        from mergestream.cli.command import print_error
         from mergestream.runtime.side_by_side import SideBySide
 
-        command: Command = self.task_function.__self__  # type: ignore[union-attr]
-        words = dict(jobs)
+        command, words = self.command, dict(jobs)
         pool = SideBySide(partial(run_here, command.guest()), count, command.modules)
         for ended in pool.run((number, self._composed(number, overrides)) for number, overrides in jobs):
             if ended.lost:

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mergestream.cli.dry_run import Look
 from mergestream.runtime import interrupt
 from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line, program
 from mergestream.runtime.interrupt import Signals, Stopped
@@ -44,6 +45,7 @@ class Command:
         work: ``work(cfg, signals, shared)``, called for each job; `shared` is a dict that the jobs of a sweep share.
         parallel: whether several processes may work together on a job.
         modules: what `work` imports, for processes that import it before they start to work.
+        look: cfg → whether a job is finished and how long it took, without working on it; None if nobody can say.
 
     Attributes:
         is_guest: whether another process has started this one to run jobs of its sweep, and hears of signals.
@@ -56,8 +58,9 @@ class Command:
         *,
         parallel: bool = False,
         modules: Sequence[str] = (),
+        look: Callable[[DictConfig], Look] | None = None,
     ):
-        self.name, self.work, self.parallel, self.modules = name, work, parallel, modules
+        self.name, self.work, self.parallel, self.modules, self.look = name, work, parallel, modules, look
         self.one_line_errors, self.is_guest = False, False
         self.failed: list[str] = []
         self.saved = False
@@ -127,7 +130,7 @@ class Command:
                 raise
             _exit_with(error)
         except Stopped as stopped:  # before or after the job
-            _leave(stopped, self.saved, None)
+            _leave(stopped, stopped.saved or self.saved, None)
 
 
 def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
