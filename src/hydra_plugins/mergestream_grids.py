@@ -71,9 +71,17 @@ class Grids(BasicSweeper):
         return list(jobs.values())
 
     def _grids(self, arguments: list[str]) -> list[Mapping[str, Any]]:
-        """Return the grids of the command; evaluate.py has those of merge.py, or of train.py if an encoder is typed."""
+        """Return the grids of the command; evaluate.py has those of merge.py, or of train.py if an encoder is typed.
+
+        fetch.py has the data sets and models of train.py.
+        """
         assert self.config is not None
         command = self.config.hydra.job.config_name
+        if command == "fetch":
+            parts = ("dataset", "model", "data")
+            return [
+                {k: v for k, v in grid.items() if k.split(".")[0] in parts} for grid in self.grids["train"].values()
+            ]
         if command != "evaluate":
             return list(self.grids.get(command, {}).values())
         unmerged = any(word.startswith("encoder=") and word != "encoder=merge" for word in arguments)

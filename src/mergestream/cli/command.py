@@ -90,6 +90,10 @@ class Command:
             self.failed.clear()
             sys.exit(1)
 
+    def compose_and_run(self, main: Callable[[], None]) -> None:
+        """Run Hydra's `main`, which composes the config and calls `run_job`."""
+        main()
+
     def guest(self) -> Command:
         """Return this command for another process, which runs jobs of its sweep and tells it of signals."""
         guest = Command(self.name, self.work, parallel=self.parallel, modules=self.modules)
@@ -102,6 +106,7 @@ class Command:
         A signal ends the run or the whole sweep, after the work is saved.
         """
         try:
+            _require_sweep(cfg)
             with interrupt.watching() as signals:
                 self.work(cfg, signals, self.shared)
             self.saved |= signals.saved
@@ -122,7 +127,7 @@ class Command:
     def _run(self, main: Callable[[], None]) -> None:
         try:
             with interrupt.watching():
-                main()
+                self.compose_and_run(main)
         except (HydraException, OmegaConfBaseException) as error:
             _exit_with(error)
         except Exception as error:
@@ -156,6 +161,13 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
         else:
             time.sleep(10)  # srun may end all processes with the first that fails, and process 0 is asking SLURM
     sys.exit(stopped.code)
+
+
+def _require_sweep(cfg: DictConfig) -> None:
+    """Check that a single run is not asked to run elsewhere."""
+    place = omegaconf.OmegaConf.select(cfg, "cluster.name", default="local")
+    if place != "local" and HydraConfig.get().mode != RunMode.MULTIRUN:
+        raise UserError(f"cluster={place} is for sweeps, and for experiments; write -m for a single run, too")
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

@@ -182,25 +182,41 @@ def submit(command: str, jobs: Sequence[Sequence[str]], common: Sequence[str], a
     return Submitted(folder, arrays, numbers)
 
 
+def submit_command(name: str, words: Sequence[str], asked: Asked, folder: Path) -> tuple[str, Path]:
+    """Submit one command, and return the id of its job and the log."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    log, script = folder / f"{stem}.log", folder / f"{stem}.sh"
+    lines = [*_head(name, asked, {"output": str(log).replace("%", "%%")}), f"exec {shlex.join(words)}", ""]
+    script.write_text("\n".join(lines))
+    return _ask("sbatch", "--parsable", str(script)).strip().split(";")[0], log
+
+
 def _script(command: str, asked: Asked, folder: Path, words: Sequence[str], first: int, count: int) -> str:
-    options = {"job-name": f"mergestream-{command}", **asked.options, "array": f"0-{count - 1}"}
     # The numbers of a second array begin at LARGEST, and those of its jobs at 0.
     log = f"{folder}/".replace("%", "%%") + (f"{first // LARGEST}%3a.log" if first else "%a.log")
-    options |= {"signal": "B:USR1@120", "open-mode": "append", "output": log}
+    lines = [
+        *_head(command, asked, {"array": f"0-{count - 1}", "output": log}),
+        f"number=$(({first} + SLURM_ARRAY_TASK_ID)) folder={shlex.quote(str(folder))}",
+        f"exec {shlex.join(words)} \"hydra.sweeper.listed='$folder/$number.json'\"",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _head(name: str, asked: Asked, more: Mapping[str, str]) -> list[str]:
+    """Return the first lines of a batch script, up to the command."""
+    options = {
+        "job-name": f"mergestream-{name}",
+        **asked.options,
+        **more,
+        "signal": "B:USR1@120",
+        "open-mode": "append",
+    }
     lines = [f"#SBATCH {shlex.quote(f'--{key}={value}')}" for key, value in options.items()]
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *lines,
-            "#SBATCH --requeue",
-            *asked.setup,
-            f"cd {shlex.quote(os.getcwd())}",
-            f"number=$(({first} + SLURM_ARRAY_TASK_ID)) folder={shlex.quote(str(folder))}",
-            f"export MERGESTREAM_TIMEOUTS={asked.timeouts}",
-            f"exec {shlex.join(words)} \"hydra.sweeper.listed='$folder/$number.json'\"",
-            "",
-        ]
-    )
+    place = [f"cd {shlex.quote(os.getcwd())}", f"export MERGESTREAM_TIMEOUTS={asked.timeouts}"]
+    return ["#!/bin/bash", *lines, "#SBATCH --requeue", *asked.setup, *place]
 
 
 def wait(submitted: Submitted) -> dict[int, list[str]]:

@@ -24,7 +24,7 @@ PREDICTION_KEYS = ("images", "top", "out", "classes", "classifier")
 ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
 HELD_OUT_KEYS = ("on", "options")  # besides these, of evaluate.py
 CLUSTER = "cluster"  # the node that says where jobs run
-COMMANDS = ("train", "merge", "predict", "evaluate", "analyze", "report")
+COMMANDS = ("train", "merge", "predict", "evaluate", "analyze", "report", "fetch")
 NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 
 
