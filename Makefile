@@ -7,13 +7,13 @@ DEMO := runs/demo
 SEEDS ?= 5
 STRATEGIES ?= magmax,average
 STREAM := dataset=digits tasks=5 epochs=5 seed=$(SEEDS) root=$(DEMO)
-# The embedded benchmark: a part for each stream and seed, the longest first.
-PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
+# The streams of the embedded benchmark.
+PARTS := glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5
 
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo benchmark results $(PARTS) test test-slurm fuzz lint check wheel lock weights clean docs
+.PHONY: help setup demo benchmark results test test-slurm fuzz lint check wheel lock weights clean docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -37,7 +37,11 @@ demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='
 	@echo "next: make demo STRATEGIES='glob(*)' merges with every strategy; docs/getting-started.md explains the commands"
 
 benchmark: setup ## every method and strategy on the embedded streams, five seeds, and their report; continues where it stopped
-	$(MAKE) --no-print-directory --jobs=$(JOBS) $(PARTS)
+	$(BIN)/python pipeline.py +experiment=embedded 'stages=[train,merge]' > /dev/null
+	# Retention of every merge and of every last encoder: the digits after the glyphs streams, and the other way round.
+	for part in $(PARTS); do for encoder in merge last; do \
+		$(BIN)/python evaluate.py +experiment=embedded_$$part encoder=$$encoder \
+			on=[$$(case $$part in (digits*) echo glyphs;; (*) echo digits;; esac)] > /dev/null || exit 1; done; done
 	$(BIN)/python report.py root=runs/embedded
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=10 seed=1 'analysis=glob(*)'
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=5,10,20 seed=1 'analysis.seeds=[1,2,3,4,5]'
@@ -58,15 +62,6 @@ results: ## publish the report of the embedded benchmark, its figures and their 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## build the documentation into site/; warnings are errors
 	$(BIN)/mkdocs build --strict
-
-# Retention: the digits after the glyphs streams, and the other way round; of every merge and of every last encoder.
-$(PARTS): HELD_OUT = on=[$(if $(findstring digits,$(*D)),glyphs,digits)]
-$(PARTS): embedded/%:
-	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python merge.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python evaluate.py +experiment=embedded_$(*D) seed=$(*F) $(HELD_OUT) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python evaluate.py +experiment=embedded_$(*D) seed=$(*F) $(HELD_OUT) encoder=last > /dev/null
-	@echo "$(*D), seed $(*F): done"
 
 # One process more than there are cores, since some tests wait for other processes.
 test: setup ## run the test suite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,7 +21,9 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     resolve(cfg)
     check_stream(cfg)
     inputs = Inputs(cfg)
-    for name, load in {f"dataset={cfg.dataset.name}": inputs.source, f"model={cfg.model.name}": inputs.clip}.items():
+    loads: dict[str, Callable[[], Any]] = {f"dataset={cfg.dataset.name}": inputs.source}
+    loads[f"model={cfg.model.name}"] = inputs.clip
+    for name, load in loads.items():
         if name not in shared:
             load()
             shared[name] = True

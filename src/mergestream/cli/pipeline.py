@@ -1,4 +1,4 @@
-"""``pipeline.py``, ``mergestream-pipeline``: train, merge and report, here or as jobs of SLURM that wait for each other."""
+"""``pipeline.py``, ``mergestream-pipeline``: train, merge and report, here or as dependent jobs of SLURM."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergestream.cli import slurm
 from mergestream.cli.command import Command, config_dir
+from mergestream.compose.overrides import MERGE_KEYS
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.rules import require_bool
@@ -78,6 +79,8 @@ def _words_of(stage: str, words: Sequence[str], cfg: DictConfig) -> list[str]:
     if stage == "report":
         return [f"root='{cfg.root}'"]
     known = {*_composed(stage, []), *ANYWHERE}
+    if stage == "train" and not cfg.merge_every_task:
+        known -= {*MERGE_KEYS}  # two strategies do not make two trainings
     own = [word for word in words if _first(word) not in OWN]
     return ["--multirun", *(word for word in own if _first(word) in known)]
 
