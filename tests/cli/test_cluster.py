@@ -218,7 +218,7 @@ def test_one_process_at_a_time_fetches(tmp_path, capsys, monkeypatch):
         "with turn(Path(sys.argv[1]), 'x'): print('mine', flush=True); sys.stdin.read(); Path(sys.argv[2]).touch()"
     )
     words = [sys.executable, "-c", holder, tmp_path / "lock", tmp_path / "done"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as first:
         first.stdout.readline()
         monkeypatch.setattr(lock.time, "sleep", lambda seconds: first.stdin.close())
