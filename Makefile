@@ -2,20 +2,18 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Trainings of the tiny CLIP run side by side, one thread each: 1.6 times as fast as one after the other on two cores.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 DEMO := runs/demo
 SEEDS ?= 5
 STRATEGIES ?= magmax,average
 STREAM := dataset=digits tasks=5 epochs=5 seed=$(SEEDS) root=$(DEMO)
-TRAININGS := seq,ind joint,zeroshot
-# The embedded benchmark: a part for each stream and seed, the longest first.
-PARTS := $(foreach part,glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5,$(foreach seed,1 2 3 4 5,embedded/$(part)/$(seed)))
+# The streams of the embedded benchmark.
+PARTS := glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5
 
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo $(TRAININGS:%=demo/%) benchmark results $(PARTS) test test-slurm fuzz lint check wheel lock weights clean docs
+.PHONY: help setup demo benchmark results test test-slurm fuzz lint check wheel lock weights clean docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -32,17 +30,18 @@ setup: .venv/.ready ## make .venv with the locked versions
 
 demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='glob(*)' for all of them, SEEDS=1,2,3 for error bars)
 	@echo "training: sequential, independent and joint, five tasks of two digits, five epochs each; about a minute"
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) $(TRAININGS:%=demo/%)
+	@$(BIN)/python train.py -m $(STREAM) method=seq,ind,joint,zeroshot logger=none > /dev/null
 	@$(BIN)/python merge.py -m $(STREAM) method=seq,ind strategy='$(STRATEGIES)' prefixes=true > /dev/null
 	@$(BIN)/python report.py root=$(DEMO)
 	@echo "picture in $(DEMO)/_report/digits-class-5-tiny-curves.png: accuracy and forgetting after each task"
 	@echo "next: make demo STRATEGIES='glob(*)' merges with every strategy; docs/getting-started.md explains the commands"
 
-$(TRAININGS:%=demo/%): demo/%:
-	@OMP_NUM_THREADS=1 $(BIN)/python train.py -m $(STREAM) method=$* logger=none > /dev/null
-
 benchmark: setup ## every method and strategy on the embedded streams, five seeds, and their report; continues where it stopped
-	$(MAKE) --no-print-directory --jobs=$(JOBS) $(PARTS)
+	$(BIN)/python pipeline.py +experiment=embedded 'stages=[train,merge]' > /dev/null
+	# Retention of every merge and of every last encoder: the digits after the glyphs streams, and the other way round.
+	for part in $(PARTS); do for encoder in merge last; do \
+		$(BIN)/python evaluate.py +experiment=embedded_$$part encoder=$$encoder \
+			on=[$$(case $$part in (digits*) echo glyphs;; (*) echo digits;; esac)] > /dev/null || exit 1; done; done
 	$(BIN)/python report.py root=runs/embedded
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=10 seed=1 'analysis=glob(*)'
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=5,10,20 seed=1 'analysis.seeds=[1,2,3,4,5]'
@@ -63,15 +62,6 @@ results: ## publish the report of the embedded benchmark, its figures and their 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## build the documentation into site/; warnings are errors
 	$(BIN)/mkdocs build --strict
-
-# Retention: the digits after the glyphs streams, and the other way round; of every merge and of every last encoder.
-$(PARTS): HELD_OUT = on=[$(if $(findstring digits,$(*D)),glyphs,digits)]
-$(PARTS): embedded/%:
-	@OMP_NUM_THREADS=1 $(BIN)/python train.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python merge.py +experiment=embedded_$(*D) seed=$(*F) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python evaluate.py +experiment=embedded_$(*D) seed=$(*F) $(HELD_OUT) > /dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python evaluate.py +experiment=embedded_$(*D) seed=$(*F) $(HELD_OUT) encoder=last > /dev/null
-	@echo "$(*D), seed $(*F): done"
 
 # One process more than there are cores, since some tests wait for other processes.
 test: setup ## run the test suite

@@ -29,10 +29,12 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from hydra_plugins import mergestream_jobs
 from mergestream.models import tiny
 from mergestream.models.clip import text_head
 
@@ -138,6 +140,11 @@ def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> object
 
 GET_MODE = Hydra.get_mode
 Hydra.get_mode = _mode  # type: ignore[method-assign]
+
+# Side by side, jobs would run in processes that import torch anew, and that no monkeypatch reaches.
+Plugins.instance()  # which loads the launcher again
+ARE_SMALL = mergestream_jobs.are_small
+mergestream_jobs.are_small = lambda config, jobs: False
 
 # A quarter of composing is PyYAML's parser in Python; the one in C builds the same values.
 SLOW = vars(omegaconf._utils.get_yaml_loader())

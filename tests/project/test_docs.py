@@ -32,18 +32,22 @@ SITE = sorted(DOCS.rglob("*.md"))
 WRITTEN = [ROOT / "README.md", *(page for page in SITE if DOCS / "results" not in page.parents)]  # by hand
 BLOB = "https://github.com/mergestream/mergestream/blob/main/"
 RAW = "https://raw.githubusercontent.com/mergestream/mergestream/main/"
-COMMAND = re.compile(r"\bpython (train|merge|predict|evaluate|report|analyze)\.py\b([^`#\n]*)")
+COMMAND = re.compile(r"\bpython (train|merge|predict|evaluate|report|analyze|pipeline|fetch)\.py\b([^`#\n]*)")
 # What stands for a value of the reader's.
 STANDING = {"dataset=D": "dataset=cars", "tasks=T": "tasks=5", "analysis=NAME": "analysis=pruning"}
 STANDING |= {
     "images=DIR": "images=photos",
     "analysis=glob(*)": "analysis=cosine",
-    "hydra/launcher=submitit_slurm": "hydra/launcher=basic",
+    "$@": "dataset=cars",
 }
-STANDING |= {"$@": "dataset=cars"}
 # The page that names every option of a group.
 OPTIONS = dict.fromkeys(("model", "method", "strategy", "stream", "schedule", "logger"), "README.md")
-OPTIONS |= {"dataset": "docs/data.md", "analysis": "docs/reports.md", "experiment": "docs/paper.md"}
+OPTIONS |= {
+    "dataset": "docs/data.md",
+    "analysis": "docs/reports.md",
+    "experiment": "docs/paper.md",
+    "cluster": "docs/clusters.md",
+}
 
 
 def options(group: str) -> list[str]:

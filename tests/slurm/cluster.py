@@ -31,7 +31,7 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "SLOW": str(folder / "slow"),
         }
-        for script in ("train.py", "merge.py"):
+        for script in ("train.py", "merge.py", "report.py", "pipeline.py"):
             (folder / script).symlink_to(ROOT / script)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:

@@ -17,4 +17,4 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     analyze(analysis_settings(cfg, shared))
 
 
-main = Command("analyze", _work)
+main = Command("analyze", _work, modules=("mergestream.compose.analysis", "mergestream.analysis.run"))

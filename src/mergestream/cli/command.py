@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mergestream.cli.dry_run import Look
 from mergestream.runtime import interrupt
 from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line, program
 from mergestream.runtime.interrupt import Signals, Stopped
@@ -43,13 +44,24 @@ class Command:
         name: the name of its config.
         work: ``work(cfg, signals, shared)``, called for each job; `shared` is a dict that the jobs of a sweep share.
         parallel: whether several processes may work together on a job.
+        modules: what `work` imports, for processes that import it before they start to work.
+        look: cfg → whether a job is finished and how long it took, without working on it; None if nobody can say.
+
+    Attributes:
+        is_guest: whether another process has started this one to run jobs of its sweep, and hears of signals.
     """
 
     def __init__(
-        self, name: str, work: Callable[[DictConfig, Signals, dict[str, Any]], None], *, parallel: bool = False
+        self,
+        name: str,
+        work: Callable[[DictConfig, Signals, dict[str, Any]], None],
+        *,
+        parallel: bool = False,
+        modules: Sequence[str] = (),
+        look: Callable[[DictConfig], Look] | None = None,
     ):
-        self.name, self.work, self.parallel = name, work, parallel
-        self.one_line_errors = False
+        self.name, self.work, self.parallel, self.modules, self.look = name, work, parallel, modules, look
+        self.one_line_errors, self.is_guest = False, False
         self.failed: list[str] = []
         self.saved = False
         self.shared: dict[str, Any] = {}
@@ -78,16 +90,29 @@ class Command:
             self.failed.clear()
             sys.exit(1)
 
+    def compose_and_run(self, main: Callable[[], None]) -> None:
+        """Run Hydra's `main`, which composes the config and calls `run_job`."""
+        main()
+
+    def guest(self) -> Command:
+        """Return this command for another process, which runs jobs of its sweep and tells it of signals."""
+        guest = Command(self.name, self.work, parallel=self.parallel, modules=self.modules)
+        guest.one_line_errors, guest.is_guest = self.one_line_errors, True
+        return guest
+
     def run_job(self, cfg: DictConfig) -> None:
         """Run one job. A `UserError` ends a single run; in a sweep it is printed and the other jobs go on.
 
         A signal ends the run or the whole sweep, after the work is saved.
         """
         try:
+            _require_sweep(cfg)
             with interrupt.watching() as signals:
                 self.work(cfg, signals, self.shared)
             self.saved |= signals.saved
         except Stopped as stopped:
+            if self.is_guest:
+                raise
             _leave(stopped, stopped.saved or self.saved, signals.inherited.get(stopped.signum))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):
@@ -102,7 +127,7 @@ class Command:
     def _run(self, main: Callable[[], None]) -> None:
         try:
             with interrupt.watching():
-                main()
+                self.compose_and_run(main)
         except (HydraException, OmegaConfBaseException) as error:
             _exit_with(error)
         except Exception as error:
@@ -110,7 +135,7 @@ class Command:
                 raise
             _exit_with(error)
         except Stopped as stopped:  # before or after the job
-            _leave(stopped, self.saved, None)
+            _leave(stopped, stopped.saved or self.saved, None)
 
 
 def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
@@ -136,6 +161,13 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
         else:
             time.sleep(10)  # srun may end all processes with the first that fails, and process 0 is asking SLURM
     sys.exit(stopped.code)
+
+
+def _require_sweep(cfg: DictConfig) -> None:
+    """Check that a single run is not asked to run elsewhere."""
+    place = omegaconf.OmegaConf.select(cfg, "cluster.name", default="local")
+    if place != "local" and HydraConfig.get().mode != RunMode.MULTIRUN:
+        raise UserError(f"cluster={place} is for sweeps, and for experiments; write -m for a single run, too")
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

@@ -17,4 +17,4 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     measure(held_out_settings(cfg, shared))
 
 
-main = Command("evaluate", _work)
+main = Command("evaluate", _work, modules=("mergestream.compose.held_out", "mergestream.retention"))

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mergestream.cli.command import Command
+from mergestream.cli.dry_run import Look
 from mergestream.runtime.interrupt import Signals
 
 
@@ -21,4 +22,15 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
         signals.saved |= merge_run(settings)
 
 
-main = Command("merge", _work)
+def _look(cfg: DictConfig) -> Look:
+    from mergestream.compose.merging import FileMerge, merge_settings
+    from mergestream.merging.run import seconds_of
+
+    settings = merge_settings(cfg, {})
+    if isinstance(settings, FileMerge):
+        return Look(None, ())
+    kind = (settings.run.dataset, settings.run.model, settings.bound.strategy.name)
+    return Look(seconds_of(settings), kind)
+
+
+main = Command("merge", _work, modules=("mergestream.compose.merging", "mergestream.merging.run"), look=_look)

@@ -17,4 +17,4 @@ def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     predict(prediction_settings(cfg))
 
 
-main = Command("predict", _work)
+main = Command("predict", _work, modules=("mergestream.compose.prediction", "mergestream.prediction.run"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream.cli.command import Command, print_error
+from mergestream.cli.dry_run import Look
 from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Signals
@@ -72,4 +73,13 @@ def _train_here(config: dict[str, Any], run: Run, signals: Signals) -> None:
     train(training_settings(DictConfig(config), run), signals)
 
 
-main = Command("train", _work, parallel=True)
+def _look(cfg: DictConfig) -> Look:
+    from mergestream.compose.training import training_settings
+
+    run = training_settings(cfg).run
+    return Look(run.result()["timing"]["total"] if run.finished() else None, (run.dataset, run.model, run.method))
+
+
+main = Command(
+    "train", _work, parallel=True, modules=("mergestream.training.run", "mergestream.merging.run"), look=_look
+)

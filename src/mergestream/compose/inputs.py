@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from mergestream.models.transforms import Transforms
 from mergestream.runs.identity import content_hash
 from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.lock import turn
 from mergestream.runtime.precision import require_possible
 
 # Configs that agree in these parts are evaluated alike.
@@ -110,7 +113,12 @@ class Inputs:
         # `domains` and `order` are for the stream, and `version` for the config hash.
         without = ("name", "domains", "order", "version", *suite)
         kept = {"trained": list(trained)} if trained else {}
-        return build(node, cfg.allow_targets, without=without, **suite, **kept)
+        with ExitStack() as stack:
+            root = Path(str(node.get("root", "")))
+            if node.get("download") and (not root.exists() or os.access(root, os.W_OK)):
+                for name in sorted(suite.get("datasets") or [str(node.name)]):
+                    stack.enter_context(turn(root / "_fetching" / name, f"dataset={name}"))
+            return build(node, cfg.allow_targets, without=without, **suite, **kept)
 
     def _checked(self, source: Source) -> Source:
         return check_images(source, Path(self._cfg.root) / "_data", skip_corrupt=self._cfg.data.skip_corrupt)

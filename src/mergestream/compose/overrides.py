@@ -23,12 +23,15 @@ ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
 PREDICTION_KEYS = ("images", "top", "out", "classes", "classifier")
 ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
 HELD_OUT_KEYS = ("on", "options")  # besides these, of evaluate.py
-COMMANDS = ("train", "merge", "predict", "evaluate", "analyze", "report")
+CLUSTER = "cluster"  # the node that says where jobs run
+COMMANDS = ("train", "merge", "predict", "evaluate", "analyze", "report", "fetch")
 NODES = ("data", "launcher", "checkpoint")  # parts of a config whose keys the commands read one by one
 
 
 def typed(*, without: Iterable[str] = (), without_keys: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """Return (key, override) of everything typed on the command line; nothing in a process without one.
+    """Return (key, override) of what was typed for the job on the command line; nothing in a process without one.
+
+    What says where it runs is left out.
 
     Args:
         without: first parts of keys to leave out.
@@ -36,7 +39,7 @@ def typed(*, without: Iterable[str] = (), without_keys: Iterable[str] = ()) -> l
     """
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     pairs = [(word.lstrip("+~").split("=")[0], word) for word in words]
-    return [(k, word) for k, word in pairs if k.split(".")[0] not in set(without) and k not in set(without_keys)]
+    return [(k, word) for k, word in pairs if k.split(".")[0] not in {*without, CLUSTER} and k not in set(without_keys)]
 
 
 def chosen(group: str, default: str) -> str:

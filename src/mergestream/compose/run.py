@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from mergestream.compose.overrides import NAMING_KEYS, chosen, typed
+from mergestream.compose.overrides import CLUSTER, NAMING_KEYS, chosen, typed
 from mergestream.runs.directory import Run
 
 # What a merge and its run must agree in, besides what was typed.
@@ -16,7 +16,12 @@ COMPARED = ("dataset", "stream", "model", "method", "tasks", "seed")
 
 
 def resolve(cfg: DictConfig) -> None:
-    """Resolve the interpolations of a config, and let ``stream.increments`` decide the tasks that nobody typed."""
+    """Resolve the interpolations of a config, and let ``stream.increments`` decide the tasks that nobody typed.
+
+    Where jobs run is taken out, since it changes nothing about them.
+    """
+    with open_dict(cfg):
+        cfg.pop(CLUSTER, None)
     increments = OmegaConf.select(cfg, "stream.increments")
     if isinstance(increments, ListConfig) and "tasks" not in dict(typed()):
         cfg.tasks = len(increments)

@@ -100,9 +100,7 @@ def merge_run(settings: RunMerge) -> bool:
     trained = run.result()
     if settings.method.data == "none":
         raise UserError(f"a merge needs trained encoders; method={settings.method.id} trains none. Try method=seq.")
-    scales: list[float | str] = [*settings.scales] or [SELECT]
-    names = [settings.bound.folder(scale, settings.changed) for scale in scales]
-    folders = [run.path / "merges" / name for name in names]
+    folders = _folders(settings)
     if all(_is_done(settings, folder) for folder in folders):
         _show_again(settings, trained, folders)
         return False
@@ -114,6 +112,20 @@ def merge_run(settings: RunMerge) -> bool:
     for scale, folder in zip(found, folders, strict=True):
         _show(trained, folder, merging.write(folder, scale, evaluated, tried))
     return True
+
+
+def seconds_of(settings: RunMerge) -> float | None:
+    """Return how long a merge that is finished took; None if it is not."""
+    folders = _folders(settings)
+    if not settings.run.finished() or not all(_is_done(settings, folder) for folder in folders):
+        return None
+    return files.read_json(folders[0] / "metrics.json", "timing", own=True)["timing"]["total"]
+
+
+def _folders(settings: RunMerge) -> list[Path]:
+    """Return the folder of the merge with each λ."""
+    scales: list[float | str] = [*settings.scales] or [SELECT]
+    return [settings.run.path / "merges" / settings.bound.folder(scale, settings.changed) for scale in scales]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import atexit
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 
 TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)  # what SLURM is asked to send before its time limit; submitit asks for 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *TIME_IS_UP)  # Ctrl-C; kill and pre-emption
+TIMEOUTS = "MERGESTREAM_TIMEOUTS"  # the environment variable with the number of times that a job may be started again
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -153,6 +155,10 @@ def requeue(saved: bool) -> str:
         return (
             f"error: nothing new was saved since SLURM started job {job} again, so it is not requeued. "
             "Give it more time (sbatch --time), or save more often (checkpoint.every_minutes)"
+        )
+    if (starts := int(os.environ.get("SLURM_RESTART_COUNT", 0))) >= int(os.environ.get(TIMEOUTS, sys.maxsize)):
+        return (
+            f"error: job {job} was started again {starts} times, cluster.timeouts allows no more; type the same command"
         )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

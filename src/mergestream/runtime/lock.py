@@ -29,6 +29,10 @@ STALE = 60.0  # seconds without a touch, after which a holder on another machine
 PATIENCE = STALE + HEARTBEAT  # seconds that a job started again waits for the process that it replaces
 
 
+class HeldError(UserError):
+    """Another process holds the lock."""
+
+
 class Lock:
     """A held lock. A thread touches its file until it is released.
 
@@ -76,7 +80,7 @@ def held(folder: Path) -> Iterator[Lock]:
     A job that SLURM has started again waits until the lock of its killed process counts as dead.
 
     Raises:
-        UserError: if another process holds the lock; the message names it.
+        HeldError: if another process holds the lock; the message names it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = _acquire(folder)
@@ -87,6 +91,32 @@ def held(folder: Path) -> Iterator[Lock]:
         for path in made:  # innermost first
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def turn(folder: Path, what: str) -> Iterator[Lock]:
+    """Wait until no other process holds the lock of `folder`, and hold it within the block.
+
+    Args:
+        folder: see `held`.
+        what: what this process waits for, in words.
+    """
+    waiting = False
+    while True:
+        try:
+            lock = _acquire(folder)
+            break
+        except HeldError:
+            if not waiting:
+                print(f"waiting for another process, which fetches {what}", file=sys.stderr)
+            waiting = True
+            time.sleep(min(1.0, STALE / 10))
+    try:
+        yield lock
+    finally:
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _acquire(folder: Path) -> Lock:
@@ -106,7 +136,7 @@ def _acquire(folder: Path) -> Lock:
                 waiting = True
                 time.sleep(min(1.0, STALE / 10))
                 continue
-            raise UserError(
+            raise HeldError(
                 f"a run directory has one writer; {folder} is being written by {_holder(alive[0])}. Wait for it, or "
                 "write tag=NAME to start a second run beside it."
             )

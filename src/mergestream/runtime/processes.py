@@ -63,9 +63,18 @@ def say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
+_side_by_side = 1  # jobs of a sweep, of which this process runs one
+
+
+def share_cores(jobs: int) -> None:
+    """Let this process count its share of the cores alone, beside those of other jobs of its sweep."""
+    global _side_by_side
+    _side_by_side = jobs
+
+
 def cores() -> int:
     """Return the number of CPU cores that this process and its neighbours may use; in a job, those of the job."""
-    return min(_affinity(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize)))
+    return max(1, min(_affinity(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize))) // _side_by_side)
 
 
 def share() -> int:

@@ -28,11 +28,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mergestream.runtime import interrupt, processes
+from mergestream.runtime import fork_server, interrupt, processes
 from mergestream.runtime.errors import AgreedError, ProcessError, UserError, first_line, one_line
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import cores, placement
-from mergestream.training import fork_server
 from mergestream.training.environment import meeting_point
 
 # The agent must leave the other signals to us.

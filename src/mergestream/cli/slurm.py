@@ -1,0 +1,290 @@
+"""Jobs of SLURM: one array for the jobs of a sweep, with sbatch and squeue alone, so that no accounting is needed.
+
+Each job of the array is the same command again, with a file that lists the jobs of the sweep that it runs. Signals,
+errors and exit codes are therefore those of any run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergestream.runtime.errors import UserError
+from mergestream.runtime.interrupt import Stopped
+from mergestream.runtime.rules import is_whole, require_bool, require_whole
+
+AUTO = "auto"
+LARGEST = 1000  # jobs of an array, one less than SLURM allows unless told otherwise
+PATIENCE = 600.0  # seconds without an answer of SLURM
+FORGETFUL = "Invalid job id"  # SLURM's word for jobs that ended minutes ago
+OVER = (
+    "COMPLETED",
+    "FAILED",
+    "TIMEOUT",
+    "CANCELLED",
+    "OUT_OF_MEMORY",
+    "NODE_FAIL",
+    "DEADLINE",
+    "BOOT_FAIL",
+    "PREEMPTED",
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What each job asks for.
+
+    Args:
+        options: of sbatch.
+        each: jobs of the sweep in a job of SLURM.
+        setup: lines of the script before the command.
+        timeouts: how often it is started again.
+    """
+
+    options: dict[str, str]
+    each: int
+    setup: list[str]
+    timeouts: int
+
+
+def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
+    """Check the config group and the partition, and return what each job asks for.
+
+    Args:
+        cluster: the config group.
+        small: whether the jobs are those of small models, which share a job of SLURM unless they have a GPU.
+
+    Raises:
+        UserError: if there is no SLURM here, or the partition is missing or has less.
+    """
+    for program in ("sbatch", "squeue", "sinfo"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"cluster=slurm needs {program} on the PATH, and there is none. Log in where jobs are submitted."
+            )
+    for key, least in {"gpus": 0, "minutes": 1, "timeouts": 0}.items():
+        require_whole(f"cluster.{key}", cluster[key], least)
+    for key in ("wait", "dry_run"):
+        require_bool(f"cluster.{key}", cluster[key])
+    for key in ("cpus", "jobs_per_node"):
+        if (value := cluster[key]) != AUTO and (not is_whole(value) or value < 1):
+            raise UserError(f"cluster.{key} must be a whole number, 1 or more, or auto; got cluster.{key}={value}")
+    each = cluster["jobs_per_node"]
+    if each == AUTO:
+        each = cluster["cpus"] if small and not cluster["gpus"] and cluster["cpus"] != AUTO else 1
+    cores, megabytes, gpus = _node(cluster["partition"], cluster["gpus"])
+    share = cluster["gpus"] / gpus if gpus else 0.0
+    cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, int(cores * share), 1)
+    memory = cluster["memory"] if cluster["memory"] != AUTO else f"{int(megabytes * share)}M" if share else None
+    options = {"partition": cluster["partition"], "account": cluster["account"], "mem": memory}
+    options |= {"gres": f"gpu:{cluster['gpus']}" if cluster["gpus"] else None, "cpus-per-task": cpus}
+    options |= {"time": cluster["minutes"], "dependency": f"afterok:{cluster['after']}" if cluster["after"] else None}
+    options |= {"kill-on-invalid-dep": "yes" if cluster["after"] else None, **cluster["options"]}
+    named = {key: str(value) for key, value in options.items() if value is not None}
+    return Asked(named, each, [str(line) for line in cluster["setup"]], cluster["timeouts"])
+
+
+def _node(partition: str | None, wanted: int) -> tuple[int, int, int]:
+    """Return cores, MB and GPUs of the node of a partition with the most GPUs.
+
+    Raises:
+        UserError: if the partition does not exist, or none of its nodes has as many GPUs as wanted.
+    """
+    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%P|%c|%m|%G").splitlines()]
+    names = sorted({row[0] for row in rows})
+    own = [row for row in rows if (row[0] == partition if partition is not None else row[1].endswith("*"))]
+    if not own:
+        choice = f"got cluster.partition={partition}" if partition else "this cluster has no default; set it"
+        raise UserError(f"cluster.partition must be a partition of SLURM, one of {', '.join(names)}; {choice}")
+    nodes = [(_gpus(row[4]), int(re.sub(r"\D", "", row[2])), int(re.sub(r"\D", "", row[3]))) for row in own]
+    gpus, cores, megabytes = max(nodes)
+    if wanted > gpus:
+        raise UserError(
+            f"cluster.gpus must be at most {gpus}, which a node of partition {own[0][0]} has; got cluster.gpus={wanted}"
+            + (". Write cluster.gpus=0 to run on CPUs." if not gpus else "")
+        )
+    return cores, megabytes, gpus
+
+
+def _gpus(resources: str) -> int:
+    """Return the number of GPUs in SLURM's list of a node, such as ``gpu:a100:4(S:0-1),shard:8``."""
+    return sum(int(found) for found in re.findall(r"(?:^|,)gpu:(?:[^:,(]+:)?(\d+)", resources))
+
+
+def _ask(*words: str) -> str:
+    """Return what a command of SLURM prints.
+
+    Raises:
+        UserError: if it fails, with its own words.
+    """
+    # While a command runs, it has Hydra raise what jobs shall print on one line.
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise UserError(f"SLURM refuses: {' '.join(done.stderr.split()) or f'{words[0]} failed'}")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Arrays of jobs that SLURM has.
+
+    Args:
+        folder: of their files and logs.
+        arrays: the id of each array, and how many jobs it has.
+        numbers: for each job of SLURM, the numbers of its jobs of the sweep.
+    """
+
+    folder: Path
+    arrays: dict[str, int]
+    numbers: list[range]
+
+    @property
+    def ids(self) -> str:
+        """The ids, as SLURM's dependencies take them."""
+        return ":".join(self.arrays)
+
+
+def submit(command: str, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: Asked, folder: Path) -> Submitted:
+    """Submit the jobs of a sweep.
+
+    Args:
+        command: its name.
+        jobs: the overrides of each.
+        common: overrides of Hydra's own for all.
+        asked: what each job of SLURM asks for.
+        folder: where the files of the jobs and their logs are.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True)
+    numbers = [range(i, min(i + asked.each, len(jobs))) for i in range(0, len(jobs), asked.each)]
+    for number, chunk in enumerate(numbers):
+        listed = {"first": chunk.start, "jobs": [[*jobs[i]] for i in chunk]}
+        (folder / f"{number}.json").write_text(json.dumps(listed, indent=1))
+    arrays = {}
+    for first in range(0, len(numbers), LARGEST):
+        count = min(LARGEST, len(numbers) - first)
+        words = [sys.executable, os.path.abspath(sys.argv[0]), "--multirun", *common, "cluster=local"]
+        words += [f"cluster.jobs_per_node={asked.each}", f"hydra.sweep.dir='{folder}'"]
+        script = folder / ("array.sh" if not first else f"array-{first}.sh")
+        script.write_text(_script(command, asked, folder, words, first, count))
+        arrays[_ask("sbatch", "--parsable", str(script)).strip().split(";")[0]] = count
+    return Submitted(folder, arrays, numbers)
+
+
+def submit_command(name: str, words: Sequence[str], asked: Asked, folder: Path) -> tuple[str, Path]:
+    """Submit one command, and return the id of its job and the log."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    log, script = folder / f"{stem}.log", folder / f"{stem}.sh"
+    lines = [*_head(name, asked, {"output": str(log).replace("%", "%%")}), f"exec {shlex.join(words)}", ""]
+    script.write_text("\n".join(lines))
+    return _ask("sbatch", "--parsable", str(script)).strip().split(";")[0], log
+
+
+def _script(command: str, asked: Asked, folder: Path, words: Sequence[str], first: int, count: int) -> str:
+    # The numbers of a second array begin at LARGEST, and those of its jobs at 0.
+    log = f"{folder}/".replace("%", "%%") + (f"{first // LARGEST}%3a.log" if first else "%a.log")
+    lines = [
+        *_head(command, asked, {"array": f"0-{count - 1}", "output": log}),
+        f"number=$(({first} + SLURM_ARRAY_TASK_ID)) folder={shlex.quote(str(folder))}",
+        f"exec {shlex.join(words)} \"hydra.sweeper.listed='$folder/$number.json'\"",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _head(name: str, asked: Asked, more: Mapping[str, str]) -> list[str]:
+    """Return the first lines of a batch script, up to the command."""
+    options = {
+        "job-name": f"mergestream-{name}",
+        **asked.options,
+        **more,
+        "signal": "B:USR1@120",
+        "open-mode": "append",
+    }
+    lines = [f"#SBATCH {shlex.quote(f'--{key}={value}')}" for key, value in options.items()]
+    place = [f"cd {shlex.quote(os.getcwd())}", f"export MERGESTREAM_TIMEOUTS={asked.timeouts}"]
+    return ["#!/bin/bash", *lines, "#SBATCH --requeue", *asked.setup, *place]
+
+
+def wait(submitted: Submitted) -> dict[int, list[str]]:
+    """Wait for the end of all jobs.
+
+    Returns:
+        For each job of SLURM that failed, by its number, the lines that say why.
+
+    Raises:
+        Stopped: at a signal; the jobs go on.
+        UserError: if SLURM does not answer any more.
+    """
+    states: dict[int, str] = {}
+    heard, pause, before = time.monotonic(), 0.5, False
+    try:
+        while True:
+            done = subprocess.run(
+                [
+                    "squeue",
+                    "--noheader",
+                    "--array",
+                    "--states=all",
+                    f"--jobs={','.join(submitted.arrays)}",
+                    "--format=%F|%K|%T",
+                ],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode == 0 or FORGETFUL in done.stderr:
+                heard = time.monotonic()
+                over = _update(states, done.stdout, submitted)
+                if over and before:  # a job that is just started again may look ended for a moment
+                    break
+                before = over
+            elif time.monotonic() - heard > PATIENCE:
+                raise UserError(
+                    f"SLURM has not answered for {PATIENCE / 60:g} minutes ({' '.join(done.stderr.split())}); "
+                    f"the jobs may go on: squeue --jobs={','.join(submitted.arrays)}"
+                )
+            time.sleep(pause)
+            pause = min(1.5 * pause, 15.0)
+    except Stopped as stopped:
+        ids = " ".join(submitted.arrays)
+        raise Stopped(stopped.signum, f"stopped to wait; the jobs go on. scancel {ids} ends them") from None
+    return {number: _why(submitted, number, state) for number, state in states.items() if state != "COMPLETED"}
+
+
+def _update(states: dict[int, str], shown: str, submitted: Submitted) -> bool:
+    """Take over the states that SLURM shows, by the number of the job. Return whether all jobs are over."""
+    offsets = dict(zip(submitted.arrays, range(0, len(submitted.numbers), LARGEST), strict=False))
+    running = 0
+    for line in shown.splitlines():
+        array, task, state = line.split("|")
+        if task.isdecimal():
+            states[offsets[array] + int(task)] = state
+        running += state not in OVER
+    for number in range(len(submitted.numbers)):
+        known = states.get(number)
+        if not running and (known is None or known not in OVER):  # SLURM has forgotten it
+            states[number] = "of unknown end"
+    return not running
+
+
+def _why(submitted: Submitted, number: int, state: str) -> list[str]:
+    """Return the errors in the log of a job, or its state and the log."""
+    log = submitted.folder / f"{number}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    first, last = submitted.numbers[number].start, submitted.numbers[number][-1]
+    name = f"job {first}" if first == last else f"jobs {first} to {last}"
+    return list(dict.fromkeys(errors)) or [f"{name}: {state.lower()}; its log is {log}"]

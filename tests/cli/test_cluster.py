@@ -1,0 +1,228 @@
+"""Sweeps elsewhere, with made-up programs of SLURM; tests/slurm has real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, command, noise
+
+from mergestream.cli import pipeline, slurm
+from mergestream.runtime import interrupt, lock
+
+TRAIN = (*[word for word in noise() if not word.startswith("tasks=")], "epochs=1", "logger=none")
+SINFO = "work|work*|8|16000|gpu:a100:2(S:0-1)\ncpus|cpus|16|32000+|(null)\n"
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """(name, script): put a program of SLURM on the PATH, which has no others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: str(folder / name) if (folder / name).exists() else None)
+
+    def put(**scripts):
+        for name, script in scripts.items():
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+
+    return put
+
+
+def test_without_slurm(tmp_path, programs):
+    outcome = command("train.py", "-m", "seed=1", f"root={tmp_path}", "cluster=slurm")
+    rule = "error: cluster=slurm needs sbatch on the PATH, and there is none. Log in where jobs are submitted.\n"
+    assert (outcome.code, outcome.err) == (1, rule)
+
+
+def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
+    outcome = command("train.py", f"root={tmp_path}/runs", "cluster=slurm")
+    assert outcome.code == 1
+    assert outcome.err == "error: cluster=slurm is for sweeps, and for experiments; write -m for a single run, too\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {"mem": "8000M", "gres": "gpu:1", "cpus-per-task": "4", "time": "1440"}),
+        ({"gpus": 2, "cpus": 3}, {"mem": "16000M", "gres": "gpu:2", "cpus-per-task": "3", "time": "1440"}),
+        ({"gpus": 0, "partition": "cpus"}, {"partition": "cpus", "cpus-per-task": "1", "time": "1440"}),
+        ({"gpus": 0, "cpus": 6}, {"cpus-per-task": "6", "time": "1440"}),
+        ({"gpus": 0, "jobs_per_node": 3, "memory": "9G"}, {"mem": "9G", "cpus-per-task": "3", "time": "1440"}),
+        ({"partition": "none"}, "must be a partition of SLURM, one of cpus, work; got cluster.partition=none"),
+        ({"gpus": 3}, "cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3"),
+        ({"partition": "cpus"}, "must be at most 0, which .* Write cluster.gpus=0 to run on CPUs"),
+        ({"minutes": "soon"}, "cluster.minutes must be a whole number, 1 or more; got cluster.minutes=soon"),
+        ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto; got cluster.cpus=0"),
+    ],
+)
+def test_what_a_job_asks_for(values, expected, programs):
+    programs(sbatch="", squeue="", sinfo=f"printf '{SINFO}'")
+    cluster = {"partition": None, "account": None, "gpus": 1, "cpus": "auto", "memory": "auto", "minutes": 1440}
+    cluster |= {"timeouts": 8, "jobs_per_node": "auto", "options": {}, "setup": [], "after": None}
+    cluster |= {"wait": True, "dry_run": False, **values}
+    if isinstance(expected, dict):
+        asked = slurm.asked(cluster, small=True)
+        assert asked.options == expected
+        assert (
+            asked.each == {"6": 6, "3": 3}.get(expected["cpus-per-task"], 1)
+            if "gres" not in expected
+            else asked.each == 1
+        )
+    else:
+        with pytest.raises(slurm.UserError, match=expected):
+            slurm.asked(cluster, small=True)
+
+
+def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
+    """The first job says why it failed, the second completes, the third is lost, and SLURM forgets the fourth."""
+    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; echo 42'
+    shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|NODE_FAIL\\n"
+    programs(sbatch=log, squeue=f"printf '{shown}'", sinfo=f"printf '{SINFO}'")
+    outcome = command("train.py", "-m", "seed=1,2,3,4", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2")
+    (folder,) = tmp_path.glob("runs/_sweeps/*/train")
+    assert outcome.code == 1
+    assert f"submitted 4 jobs of train as 42; logs in {folder}" in outcome.out
+    assert outcome.err.splitlines() == [
+        "error: job 0 (seed=1): no",
+        f"error: job 2: node_fail; its log is {folder}/2.log",
+        f"error: job 3: of unknown end; its log is {folder}/3.log",
+    ]
+    assert json.loads((folder / "3.json").read_text()) == {"first": 3, "jobs": [["seed=4", f"root={tmp_path}/runs"]]}
+    script = (folder / "array.sh").read_text()
+    assert "#SBATCH --signal=B:USR1@120" in script
+    assert "export MERGESTREAM_TIMEOUTS=2" in script
+
+
+def test_slurm_that_does_not_answer(tmp_path, programs, monkeypatch):
+    programs(sbatch="echo 42", squeue="echo no controller >&2; exit 1", sinfo=f"printf '{SINFO}'")
+    monkeypatch.setattr(slurm, "PATIENCE", 0.0)
+    outcome = command("train.py", "-m", "seed=1", f"root={tmp_path}/runs", "cluster=slurm")
+    assert outcome.code == 1
+    assert outcome.err.startswith(
+        "error: SLURM has not answered for 0 minutes (no controller); the jobs may go on: squeue"
+    )
+
+
+def test_a_listed_job_is_that_of_the_sweep(tmp_path):
+    """What a job of the array runs."""
+    listed = {"first": 7, "jobs": [["tasks=0", f"root={tmp_path}/runs"], ["method=nope"]]}
+    (tmp_path / "0.json").write_text(json.dumps({**listed, "jobs": listed["jobs"][:1]}))
+    words = [f"hydra.sweep.dir={tmp_path}", f"hydra.sweeper.listed={tmp_path}/0.json", "cluster.jobs_per_node=1"]
+    outcome = command("train.py", "--multirun", *words)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: job 7 (")
+    assert outcome.err.endswith("tasks must be a whole number, 1 or more; got tasks=0\n")
+
+
+def test_time_outs_are_counted(monkeypatch):
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2", interrupt.TIMEOUTS: "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert interrupt.requeue(True).startswith("error: job 7 was started again 2 times, cluster.timeouts allows no more")
+
+
+def test_a_dry_run_knows_what_is_finished_and_what_the_rest_may_cost(trained):
+    words = ["tasks=3", "epochs=1", f"root={trained}", "cluster.dry_run=true"]
+    outcome = command("train.py", "-m", *words, "method=seq,ewc", "seed=5,6")
+    assert outcome.code == 0, outcome.err
+    lines = [line for line in outcome.out.splitlines() if line.startswith(("job", "4"))]
+    states = [line.split(": ")[1] for line in lines]
+    assert states[0] == "finished"
+    assert states[1].startswith("to run, about ")
+    assert states[2:4] == ["to run, cost unknown"] * 2
+    assert "4 jobs, 3 to run: about 0.0 hours; 2 more of unknown cost, since none like them has finished." in lines[4]
+    merges = command("merge.py", "-m", *words, "method=seq", "seed=5,0.5")
+    assert "job 1: error: seed must be a whole number" in merges.out
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """The commands that the pipeline runs; their exit codes and what they print are set by the test."""
+    ran, ends = [], {}
+
+    def call(words):
+        ran.append([os.path.basename(words[1]), *words[2:]])
+        return ends.get(ran[-1][0], (0, ""))
+
+    monkeypatch.setattr(pipeline, "_call", call)
+    return ran, ends
+
+
+def test_each_stage_gets_the_words_that_it_knows(stages, tmp_path):
+    words = ["seed=1,2", f"root={tmp_path}", "strategy=magmax,average", "devices=1", "prefixes=true"]
+    outcome = command("pipeline.py", *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert stages[0] == [
+        ["train.py", "--multirun", "seed=1,2", f"root={tmp_path}", "devices=1"],
+        ["merge.py", "--multirun", "seed=1,2", f"root={tmp_path}", "strategy=magmax,average", "prefixes=true"],
+        ["report.py", f"root='{tmp_path}'"],
+    ]
+
+
+def test_a_stage_that_fails_ends_the_pipeline(stages):
+    ran, ends = stages
+    ends["train.py"] = (1, "")
+    assert command("pipeline.py", "+experiment=smoke").code == 1
+    assert len(ran) == 1
+
+
+def test_stages_depend_on_each_other(stages, programs, tmp_path):
+    ran, ends = stages
+    programs(sbatch="cp $2 $2.seen; echo 44", squeue="", sinfo=f"printf '{SINFO}'")
+    ends |= {
+        "train.py": (0, "submitted 3 jobs of train as 42; logs in x\n"),
+        "merge.py": (0, "submitted 1 jobs of merge as 43; x"),
+    }
+    outcome = command("pipeline.py", f"root={tmp_path}", "cluster=slurm")
+    assert outcome.code == 0, outcome.err
+    assert ran[0][-1] == "cluster.wait=false"
+    assert ran[1][-2:] == ["cluster.wait=false", "cluster.after='42'"]
+    (script,) = tmp_path.glob("_sweeps/report-*.sh")
+    assert "#SBATCH --dependency=afterok:43" in script.read_text()
+    assert "#SBATCH --kill-on-invalid-dep=yes" in script.read_text()
+
+
+def test_a_stage_that_cannot_be_submitted(stages, tmp_path):
+    _, ends = stages
+    ends |= {"train.py": (0, "submitted 3 jobs of train as 42; logs in x\n"), "merge.py": (1, "")}
+    outcome = command("pipeline.py", f"root={tmp_path}", "cluster=slurm")
+    assert (outcome.code, outcome.err) == (1, "merge was not submitted; the jobs before it go on: scancel 42\n")
+
+
+@pytest.mark.parametrize("words", ["stages=[report,train]", "stages=[]", "stages=[bake]", "dry_run=maybe", "seeed=1"])
+def test_a_wrong_pipeline_is_one_line(words):
+    outcome = command("pipeline.py", words)
+    assert outcome.code == 1
+    assert outcome.err.startswith(
+        ("error: stages must be some of train, merge, report", "error: dry_run", "error: Could not")
+    )
+    assert outcome.err.count("\n") == 1
+
+
+def test_fetch_loads_each_data_set_and_model_once(tmp_path):
+    outcome = command("fetch.py", "+experiment=embedded", f"root={tmp_path}", "seed=1")
+    assert outcome.code == 0, outcome.err
+    found = [line for line in outcome.out.splitlines() if line.endswith("is here")]
+    assert found == ["dataset=digits is here", "model=tiny is here", "dataset=glyphs is here"]
+
+
+def test_one_process_at_a_time_fetches(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "STALE", 0.1)
+    holder = "import sys, time; from pathlib import Path; from mergestream.runtime.lock import turn\n"
+    holder += (
+        "with turn(Path(sys.argv[1]), 'x'): print('mine', flush=True); sys.stdin.read(); Path(sys.argv[2]).touch()"
+    )
+    words = [sys.executable, "-c", holder, tmp_path / "lock", tmp_path / "done"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as first:
+        first.stdout.readline()
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: first.stdin.close())
+        with lock.turn(tmp_path / "lock", "dataset=cars"):
+            assert (tmp_path / "done").exists()
+    assert capsys.readouterr().err == "waiting for another process, which fetches dataset=cars\n"
+    assert not (tmp_path / "lock").exists()

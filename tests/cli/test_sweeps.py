@@ -1,0 +1,57 @@
+"""Sweeps: what is the same wherever their jobs run."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import ARE_SMALL, command, files_below, noise
+from omegaconf import OmegaConf
+
+from hydra_plugins.mergestream_jobs import jobs_at_once
+from mergestream.runtime import processes
+
+TRAIN = [word for word in noise() if not word.startswith("tasks=")]
+
+
+def test_jobs_side_by_side_have_the_bytes_and_the_errors_of_jobs_in_turn(tmp_path):
+    words = ["train.py", "-m", *TRAIN, "logger=none", "epochs=1", "method=seq", "tasks=1,2,0"]
+    serial = command(*words, f"root={tmp_path}/serial")
+    beside = command(*words, f"root={tmp_path}/beside", "cluster.jobs_per_node=2")
+    assert serial.code == beside.code == 1
+    assert beside.err.replace("beside", "serial").replace("cluster.jobs_per_node=2,", "") == serial.err
+    assert beside.err.count("\n") == 1
+    assert "tasks" in beside.err
+    found = [
+        {path.relative_to(root): path.read_bytes() for path in files_below(root) if path.suffix == ".safetensors"}
+        for root in (tmp_path / "serial", tmp_path / "beside")
+    ]
+    assert len(found[0]) == 4  # θ₀, and the encoders of 1 + 2 tasks
+    assert found[0] == found[1]
+    again = command(*words, f"root={tmp_path}/beside")
+    assert again.out.count("already finished, nothing to do") == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words", "expected"),
+    [
+        ("auto", "seed=1 seed=2 seed=3 seed=4 seed=5", 4),
+        ("auto", "seed=1 seed=2", 2),
+        ("auto", "model=tiny model=vit_b_16", 1),
+        ("auto", "accelerator=gpu accelerator=cpu", 1),
+        ("auto", "devices=2 devices=1", 1),
+        (3, "devices=2 devices=1 model=vit_b_16 seed=2", 3),
+    ],
+)
+def test_how_many_jobs_run_side_by_side(wanted, words, expected, monkeypatch):
+    monkeypatch.setattr("hydra_plugins.mergestream_jobs.are_small", ARE_SMALL)
+    monkeypatch.setattr("hydra_plugins.mergestream_jobs.GPUS", ["/dev/null"])
+    monkeypatch.setattr(processes, "cores", lambda: 4)
+    config = {"cluster": {"jobs_per_node": wanted}, "accelerator": "auto", "devices": "auto", "model": {"name": "tiny"}}
+    jobs = [[word] if "accelerator" in word else [word, "accelerator=cpu"] for word in words.split()]
+    assert jobs_at_once(OmegaConf.create(config), jobs) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "many", "1.5", "null"])
+def test_a_wrong_number_of_jobs_is_one_line(value, tmp_path):
+    outcome = command("train.py", "-m", "seed=1,2", f"root={tmp_path}", f"cluster.jobs_per_node={value}")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: cluster.jobs_per_node must be a whole number, 1 or more, or auto; got ")
