@@ -164,6 +164,26 @@ def test_each_stage_gets_the_words_that_it_knows(stages, tmp_path):
     ]
 
 
+def test_either_key_makes_a_dry_run_which_reports_nothing(stages, tmp_path):
+    for word in ("dry_run=true", "cluster.dry_run=true"):
+        stages[0].clear()
+        assert command("pipeline.py", f"root={tmp_path}", word).code == 0
+        assert [(words[0], words[-1]) for words in stages[0]] == [
+            ("train.py", "cluster.dry_run=true"),
+            ("merge.py", "cluster.dry_run=true"),
+        ]
+
+
+def test_the_error_of_a_stage_is_one_line(monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(pipeline, "_call", lambda words: shown.append(os.environ["HYDRA_FULL_ERROR"]) or (0, ""))
+    for asked, passed_on in (("", "0"), ("1", "1")):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", asked)
+        shown.clear()
+        assert command("pipeline.py", f"root={tmp_path}").code == 0
+        assert set(shown) == {passed_on}
+
+
 def test_a_stage_that_fails_ends_the_pipeline(stages):
     ran, ends = stages
     ends["train.py"] = (1, "")

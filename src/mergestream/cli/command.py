@@ -78,7 +78,7 @@ class Command:
         main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=self.name)(self.run_job)
         self.one_line_errors = os.environ.get(DEBUG, "0") in ("", "0")
         if not self.one_line_errors:
-            main()
+            self.compose_and_run(main)
             return
         try:
             with environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them

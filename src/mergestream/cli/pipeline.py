@@ -16,10 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream.cli import slurm
-from mergestream.cli.command import Command, config_dir
+from mergestream.cli.command import DEBUG, Command, config_dir
 from mergestream.compose.overrides import MERGE_KEYS
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Signals, Stopped
+from mergestream.runtime.processes import environment
 from mergestream.runtime.rules import require_bool
 
 STAGES = ("train", "merge", "report")
@@ -38,7 +39,7 @@ def run(words: Sequence[str]) -> int:
     """
     words = [word for word in words if word not in ("-m", "--multirun")]
     cfg = _composed("pipeline", words)
-    stages, dry = list(cfg.stages), cfg.dry_run
+    stages, dry = list(cfg.stages), cfg.dry_run or cfg.cluster.dry_run
     if not stages or [stage for stage in STAGES if stage in stages] != stages:
         raise UserError(f"stages must be some of {', '.join(STAGES)}, in this order; got stages={stages}")
     require_bool("dry_run", dry)
@@ -136,7 +137,11 @@ class Pipeline(Command):
         """Run the stages, or answer ``--help`` and its like."""
         if any(word.startswith("-") and word not in ("-m", "--multirun") for word in sys.argv[1:]):
             main()
-        elif code := run(sys.argv[1:]):
+            return
+        # Each stage is a command of its own, and shows its errors as the user wants them.
+        with environment(DEBUG, "0" if self.one_line_errors else "1"):
+            code = run(sys.argv[1:])
+        if code:
             sys.exit(code)
 
 
