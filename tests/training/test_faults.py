@@ -120,6 +120,7 @@ def kill() -> None:
         (["method=seq"], 4, "SIGTERM", 143),  # inside the first epoch
         (["method=seq"], 33, "SIGINT", 130),  # the last step of an epoch, of the second task
         (["method=ewc"], 38, "SIGKILL", -9),  # from the last checkpoint of a few steps before
+        (["method=ewc"], 22, "SIGTERM", 143),  # after the last step of a task, whose gradient EWC still needs
         (["method=lwf", "accumulate=2", "activation_checkpointing=true"], 39, "SIGTERM", 143),
         (["method=ind"], 27, "SIGKILL", -9),
         (["method=joint"], 30, "SIGUSR1", 138),

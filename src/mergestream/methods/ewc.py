@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,10 +23,12 @@ from mergestream.runtime.seeding import key
 
 MICRO_BATCH = 32  # samples whose gradients are in memory at once
 CONSOLIDATIONS = ("ema", "online", "separate")
-ESTIMATORS = ("reference", "exact", "sample", "empirical", "max_pred", "batched")
+ESTIMATORS = ("reference", "reference_cleared", "exact", "sample", "empirical", "max_pred", "batched")
 
 
-def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> dict[str, Tensor]:
+def fisher_diagonal(
+    model: nn.Module, batches: Batches, *, estimator: str, gradient: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information of p(y | x, θ) = softmax(model(x)), by parameter name.
 
     The estimators, for N samples in B batches b:
@@ -35,21 +39,26 @@ def fisher_diagonal(model: nn.Module, batches: Batches, *, estimator: str) -> di
     - max_pred: the same with the most probable class for c
     - batched: 1/B Σ_b (∂ mean_{n∈b} log p_{y_n} / ∂θ)²; squares of batch means, smaller than the empirical Fisher
     - reference: as published with MagMax. It differs from max_pred in two ways: the gradients of batch means are never
-      zeroed, so batch b squares the sum over all batches up to b; and the sum of the squares, each times the size of
-      its batch, is divided by (⌊N/s⌋ + 1) · s, where s is the size of the first batch
+      zeroed, so batch b squares the sum of `gradient` and of all batches up to b; and the sum of the squares, each
+      times the size of its batch, is divided by (⌊N/s⌋ + 1) · s, where s is the size of the first batch
+    - reference_cleared: the same, but the sum starts at zero instead of at `gradient`
 
     Args:
         model: images → logits, in the mode (train or eval) that the caller has set. Only parameters that require a
             gradient are included.
         batches: (inputs, labels) of this process; together, the processes have each sample once.
         estimator: one of the above.
+        gradient: the gradient that the last training step left behind, by parameter name, the same on every process;
+            the published code does not zero it before this pass. Only ``reference`` uses it; None is zero.
 
     Raises:
         UserError: if the estimator is unknown.
     """
     require_choice("method.estimator", estimator, ESTIMATORS)
-    if estimator in ("reference", "batched"):
-        return _of_batch_means(model, batches, accumulate=estimator == "reference")
+    if estimator == "batched":
+        return _of_batch_means(model, batches)
+    if estimator in ("reference", "reference_cleared"):
+        return _of_sums(model, batches, (gradient or {}) if estimator == "reference" else {})
     return _of_samples(model, batches, estimator)
 
 
@@ -97,28 +106,55 @@ def _classes(probabilities: Tensor, inputs: Tensor, labels: Tensor, estimator: s
         yield (labels if estimator == "empirical" else probabilities.argmax(-1)), ones
 
 
-def _of_batch_means(model: nn.Module, batches: Batches, accumulate: bool) -> dict[str, Tensor]:
+def _of_batch_means(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
+    totals = _zeros(model)
+    number = 0
+    for _, gradients in _batch_means(model, batches, lambda logits, labels: labels):
+        number += 1
+        for name, gradient in gradients.items():
+            totals[name] += gradient.square()
+    return {name: total / number for name, total in totals.items()}
+
+
+def _of_sums(model: nn.Module, batches: Batches, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    totals, running = _zeros(model), _zeros(model)
+    for name, gradient in start.items():
+        running[name] += gradient.to(running[name].device)
+    samples = size = 0
+    for count, gradients in _batch_means(model, batches, lambda logits, labels: logits.argmax(-1)):
+        for name, gradient in gradients.items():
+            running[name] += gradient
+            totals[name] += running[name].square() * count
+        size, samples = size or count, samples + count
+    divisor = (samples // size + 1) * size
+    return {name: total / divisor for name, total in totals.items()}
+
+
+def _batch_means(
+    model: nn.Module, batches: Batches, targets: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield the size of each batch, over all processes, and the gradient of its mean cross-entropy by parameter name.
+
+    Args:
+        model: images → logits.
+        batches: (inputs, labels) of this process.
+        targets: (logits, labels) → the class of each sample.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    running = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    samples = size = number = 0
     for inputs, labels in batches:
-        gradients = [torch.zeros_like(p) for p in parameters.values()]
+        gradients = list(_zeros(model).values())
         if len(inputs):  # a process may have no samples of a small last batch
             with torch.enable_grad():
                 logits = model(inputs)
-                targets = logits.argmax(-1) if accumulate else labels
-                loss = F.cross_entropy(logits, targets, reduction="sum")
+                loss = F.cross_entropy(logits, targets(logits, labels), reduction="sum")
                 gradients = list(torch.autograd.grad(loss, list(parameters.values())))
-        # Means are over the global batch, so every process ends with the same totals.
+        # Means are over the global batch, so every process gets the same ones.
         count = int(_sum_over_processes(torch.tensor(float(len(inputs)))))
-        for name, gradient in zip(parameters, gradients, strict=True):
-            mean = _sum_over_processes(gradient) / count
-            running[name] = running[name] + mean if accumulate else mean
-            totals[name] += running[name].square() * (count if accumulate else 1)
-        size, samples, number = size or count, samples + count, number + 1
-    divisor = (samples // size + 1) * size if accumulate else number
-    return {name: total / divisor for name, total in totals.items()}
+        yield count, {n: _sum_over_processes(g) / count for n, g in zip(parameters, gradients, strict=True)}
+
+
+def _zeros(model: nn.Module) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:
@@ -183,6 +219,23 @@ class EWC(Method):
         self.decay, self.mode = decay, mode
         self.terms: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []  # (Fisher, anchor)
         self.samples: list[int] = []  # in the Fisher of each task
+        self.gradient: dict[str, Tensor] | None = None  # of the task's last training step, once that is done
+
+    def on_train_batch_end(self, trainer: pl.Trainer, learner: pl.LightningModule, *_: object) -> None:
+        """Keep the gradient of the last training step, summed over processes and clipped, for the Fisher pass."""
+        if self.estimator == "reference" and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
+            trained = {name.removeprefix("encoder."): p for name, p in learner.named_parameters()}
+            left = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+            # A step that 16-mixed skipped, because its gradient was not finite, leaves none.
+            self.gradient = left if all(bool(g.isfinite().all()) for g in left.values()) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint of a task in progress needs."""
+        return {} if self.gradient is None else {"gradient": self.gradient}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.gradient = state_dict["gradient"]
 
     def penalty(self, encoder: nn.Module, images: Tensor, features: Tensor, weights: Tensor) -> Tensor | None:
         """Return λ · Σ ½ F (θ − θ*)², which is the same on every process."""
@@ -204,9 +257,10 @@ class EWC(Method):
                 yield x, torch.tensor([columns[int(c)] for c in y], device=y.device)
 
         model = nn.Sequential(encoder, head.restrict(classes)).train(self.mode == "train")
-        fisher = {
-            k.removeprefix("0."): v for k, v in fisher_diagonal(model, counted(), estimator=self.estimator).items()
-        }
+        gradient = None if self.gradient is None else {f"0.{name}": g for name, g in self.gradient.items()}
+        found = fisher_diagonal(model, counted(), estimator=self.estimator, gradient=gradient)
+        self.gradient = None
+        fisher = {name.removeprefix("0."): f for name, f in found.items()}
         anchor = {name: p.detach().clone() for name, p in encoder.named_parameters()}
         if self.consolidation != "separate":
             old = self.terms[-1][0] if self.terms else {name: torch.zeros_like(f) for name, f in fisher.items()}
