@@ -89,6 +89,7 @@ def same_where_known(found: Any, expected: Any) -> bool:
         ("method=ewc",),
         ("method=lwf", "merge_every_task=true"),
         ("method=zeroshot",),
+        ("method=merged", "strategy=average"),
         ("method=seq", "merge_every_task=true", "keep_tasks=false"),
     ],
     ids=lambda words: "-".join(word.split("=")[-1] for word in words),

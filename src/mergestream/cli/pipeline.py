@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from mergestream.cli import slurm
 from mergestream.cli.command import DEBUG, Command, config_dir
 from mergestream.compose.overrides import MERGE_KEYS
+from mergestream.compose.run import merges_every_task
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import environment
@@ -80,7 +81,7 @@ def _words_of(stage: str, words: Sequence[str], cfg: DictConfig) -> list[str]:
     if stage == "report":
         return [f"root='{cfg.root}'"]
     known = {*_composed(stage, []), *ANYWHERE}
-    if stage == "train" and not cfg.merge_every_task:
+    if stage == "train" and not merges_every_task(cfg):
         known -= {*MERGE_KEYS}  # two strategies do not make two trainings
     own = [word for word in words if _first(word) not in OWN]
     return ["--multirun", *(word for word in own if _first(word) in known)]

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose.overrides import typed
-from mergestream.compose.run import data_decide_tasks
+from mergestream.compose.run import data_decide_tasks, merges_every_task
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
@@ -73,7 +73,7 @@ def check_training(cfg: DictConfig) -> None:
             f"watch needs a stream that grows, such as dataset=folder stream=folders; got watch={cfg.watch} with "
             f"stream={cfg.stream.name}"
         )
-    if not cfg.keep_tasks and not cfg.merge_every_task:
+    if not cfg.keep_tasks and not merges_every_task(cfg):
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
 
 

@@ -33,6 +33,11 @@ def data_decide_tasks(cfg: DictConfig) -> bool:
     return cfg.stream.name == "folders" or (cfg.stream.name == "domain" and "domains" not in cfg.dataset)
 
 
+def merges_every_task(cfg: DictConfig) -> bool:
+    """Return whether a training merges all tasks so far after every task: it is asked to, or the next starts there."""
+    return bool(cfg.merge_every_task) or cfg.method.get("start") == "merged"
+
+
 def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
     """Return the run that a config names.
 

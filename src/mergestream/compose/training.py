@@ -16,7 +16,7 @@ from mergestream.compose import checks
 from mergestream.compose.build import build
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
-from mergestream.compose.run import recorded, resolve, run_of
+from mergestream.compose.run import merges_every_task, recorded, resolve, run_of
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
 from mergestream.runs.directory import Run
@@ -161,7 +161,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         inputs=Inputs(cfg),
         method=method,
         fit=fit,
-        merge=_running_merge(cfg, method) if cfg.merge_every_task else None,
+        merge=_running_merge(cfg, method),
         repair=cfg.repair,
         logger=partial(build, cfg.logger, allowed),
         devices=cfg.devices,
@@ -171,11 +171,14 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
     )
 
 
-def _running_merge(cfg: DictConfig, method: Method) -> RunningMergeSettings:
+def _running_merge(cfg: DictConfig, method: Method) -> RunningMergeSettings | None:
+    if not merges_every_task(cfg):
+        if method.start == "merged":
+            raise UserError(f"a method that starts from the merge needs start: merged in its YAML; got {cfg.method}")
+        return None
     if method.data != "task":
-        raise UserError(
-            f"merge_every_task=true needs a method with an encoder for each task; got method={cfg.method.id}"
-        )
+        asked = "merge_every_task=true" if cfg.merge_every_task else "method.start=merged"
+        raise UserError(f"{asked} needs a method with an encoder for each task; got method={cfg.method.id}")
     bound = bound_strategy(cfg)
     bound.strategy.require_running()
     (scale,) = scales_of(cfg)

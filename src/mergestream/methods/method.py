@@ -12,7 +12,7 @@ from mergestream.runtime.rules import require_choice
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images, class ids)
 
-STARTS = ("previous", "base")
+STARTS = ("previous", "base", "merged")
 DATA = ("task", "all", "none")
 
 
@@ -23,7 +23,8 @@ class Method(pl.Callback):
 
     Args:
         id: name of the method in the run directory.
-        start: ``previous`` fine-tunes task t from θ_{t−1} (sequential), ``base`` from θ₀ (independent).
+        start: ``previous`` fine-tunes task t from θ_{t−1} (sequential), ``base`` from θ₀ (independent), ``merged`` from
+            the merge of the first t−1 tasks by the training's ``strategy`` and ``lambda`` (Dziadzio et al. 2025).
         data: ``task`` trains on one task after another, ``all`` on all data as a single task (joint), ``none`` does not
             train (zero-shot).
 

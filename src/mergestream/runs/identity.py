@@ -25,7 +25,8 @@ FORMER_PREPROCESSING |= {"augment": "pil", "short_side": None}
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the dotted keys and values of a resolved config that decide the result."""
     flat = {k: value for k, value in _flatten(dict(config)).items() if not (k in FORMER and FORMER[k] == value)}
-    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in NEUTRAL)}
+    neutral = [n for n in NEUTRAL if flat.get("method.start") != "merged" or n not in ("strategy", "lambda")]
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{n}.") for n in neutral)}
 
 
 def config_hash(config: Mapping[str, Any], preprocessing: Mapping[str, Any] | None = None) -> str:

@@ -13,6 +13,7 @@ from mergestream.merging.accumulate import RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.metrics import Counts, still_known
 from mergestream.runs.directory import Run, readable
+from mergestream.runs.identity import content_hash
 from mergestream.runs.results import COUNTED, assemble, counts_of
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
@@ -58,8 +59,9 @@ class RunningEvaluation:
         if record and (known is None or self.run.is_current(record)):
             self.rows.append(known)
         else:
+            checksum = record.get("merge_sha256") if record else None
             if processes.is_first() and record is None:
-                self._merge(index)
+                checksum = self._merge(index)
             processes.barrier()
             if known is not None and self.merge.tasks > index + 1:  # its encoders are gone
                 self.rows.append(still_known(known, index + 1, len(self.tasks)))
@@ -68,9 +70,20 @@ class RunningEvaluation:
                 self.rows.append(measure(files.read_tensors(merged), index + 1) if measure is not None else None)
             processes.barrier()
             if processes.is_first():
-                files.write_json(path, {**(self.rows[-1] or dict.fromkeys(Counts.__annotations__)), **self._stamp()})
+                measured = self.rows[-1] or dict.fromkeys(Counts.__annotations__)
+                files.write_json(path, {**measured, **self._stamp(), "merge_sha256": checksum})
+            processes.barrier()
         if processes.is_first() and not self.settings.keep_tasks and index:
             self.run.drop(index - 1)
+
+    def checksum(self, index: int) -> str:
+        """Return what identifies the merge of the first `index` + 1 tasks: the hash of all that it was made of."""
+        return str(files.read_json(self._row(index), "merge_sha256", own=True)["merge_sha256"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of the merge of all tasks so far."""
+        tau, _ = self.merge.task_vector()
+        return apply(files.read_tensors(self.run.base_file()), tau, self.settings.scale)
 
     def finish(self, zero_shot: Counts, timing: Mapping[str, float], devices: int, hashes: Mapping[str, str]) -> None:
         """Write metrics.json of the merge, as ``merge.py prefixes=true`` would.
@@ -102,7 +115,8 @@ class RunningEvaluation:
         """Return what tells whether a row is of all data that the run has now."""
         return {"data_sha256": self.run.data_hash()} if self.run.grows else {}
 
-    def _merge(self, index: int) -> None:
+    def _merge(self, index: int) -> str:
+        """Merge task `index` and write the result; return what identifies it."""
         base, bound, scale = self.run.base_file(), self.settings.bound, self.settings.scale
         self.merge.add(index, base, self.run.encoder(index))
         if self.merge.tasks != index + 1:
@@ -114,6 +128,7 @@ class RunningEvaluation:
         tau, inputs = self.merge.task_vector()
         theta = apply(files.read_tensors(base), tau, scale)
         write_merged(self.folder / "merged.safetensors", theta, bound, scale, inputs)
+        return content_hash([bound.strategy.name, bound.options, scale, inputs])
 
     def _row(self, index: int) -> Path:
         return self.run.task(index) / f"{self.folder.name}.json"

@@ -82,7 +82,7 @@ def _begin(settings: TrainingSettings, stack: ExitStack) -> Lock:
 def _train_tasks(session: Session) -> list[TaskRecord]:
     """Bring every task to its end, in order, and return the records of all."""
     records: list[TaskRecord] = []
-    parent = session.stamp["base_sha256"]  # checksum of the encoder that the next task starts from
+    parent = session.stamp["base_sha256"]  # checksum of what the next task starts from
     steps, epochs = session.steps_left(), [plan.epochs for plan in session.plans]
     with StreamProgress(steps, epochs, visible=session.is_first) as progress:
         for plan in session.plans:
@@ -104,9 +104,9 @@ def _train_tasks(session: Session) -> list[TaskRecord]:
                 progress.finish(sum(counts["agnostic"]) / sum(counts["total"]) if counts else None)
                 processes.barrier()
             records.append(session.run.record(plan.index))
-            parent = session.parent_of_next(records[-1], plan, parent)
             if session.merging:
                 session.merging.follow(plan.index, session.measure if plan.evaluated else None)
+            parent = session.parent_of_next(records[-1], plan, parent)
     return records
 
 

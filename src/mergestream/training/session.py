@@ -204,7 +204,10 @@ class Session:
         return self.run.parent(plan.index) in (None, parent)  # None: dropped, so that only its merge remains
 
     def parent_of_next(self, record: TaskRecord, plan: TaskPlan, parent: str) -> str:
-        """Return the checksum of the encoder that the task after `plan` starts from."""
+        """Return the checksum of what the task after `plan` starts from."""
+        if self.settings.method.start == "merged":
+            assert self.merging is not None
+            return self.merging.checksum(plan.index)
         return _next_parent(self.settings, record, plan.index, parent)
 
 
@@ -247,7 +250,9 @@ def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int,
                 evaluated=index + 1 == len(tasks) or _is_due(fit.evaluate, index + 1),
             )
         )
-        if settings.method.start == "previous":
+        if settings.method.start == "merged":
+            parent = None
+        elif settings.method.start == "previous":
             parent = _next_parent(settings, run.record(index), index, base_sha256) if finished else None
     return plans
 

@@ -58,12 +58,15 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
     Args:
         session: of the run.
         plan: the task.
-        parent: checksum of the encoder that it starts from.
+        parent: checksum of what it starts from.
         progress: shows every step.
     """
     settings, run, index = session.settings, session.run, plan.index
     if settings.method.start == "base":
         session.encoder.load_state_dict(session.base)
+    elif settings.method.start == "merged" and index:
+        assert session.merging is not None
+        session.encoder.load_state_dict(session.merging.weights())
     session.encoder.train()
     learner = Learner(
         session.encoder,
