@@ -13,7 +13,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 from safetensors.torch import save_file
 
-from mergestream.compose.build import build
+from mergestream.compose.build import build, method_of
 from mergestream.compose.checks import check_training
 from mergestream.compose.inputs import Inputs
 from mergestream.data.stream import TaskStream
@@ -114,7 +114,7 @@ def test_models(model, tmp_path):
 
 @pytest.mark.parametrize("method", options("method"))
 def test_methods(method, tmp_path):
-    assert isinstance(build(config("train", f"method={method}").method), Method)
+    assert isinstance(method_of(config("train", f"method={method}")), Method)
     outcome = command("train.py", f"root={tmp_path}", *noise(), f"method={method}", "epochs=1")
     assert outcome.code == 0, outcome.err
     (metrics,) = (path for path in tmp_path.rglob("metrics.json") if "merges" not in path.parts)

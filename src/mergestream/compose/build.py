@@ -17,6 +17,8 @@ from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.processes import Placement
 
+AVERAGING = ("average", "average_every", "average_decay")  # keys of `method` that every method has
+
 
 def build(
     node: Mapping[Any, Any], allowed: Iterable[str] = (), *, without: tuple[str, ...] = (), **arguments: Any
@@ -51,9 +53,9 @@ def build(
     return bound(**arguments)
 
 
-def method_of(config: Mapping[str, Any]) -> Method:
-    """Return the method of a finished run from its recorded config."""
-    return build(DictConfig(config["method"]), config.get("allow_targets", ()))
+def method_of(config: Mapping[Any, Any]) -> Method:
+    """Return the method that a config names, or a record of one."""
+    return build(DictConfig(config["method"]), config.get("allow_targets", ()), without=AVERAGING)
 
 
 def device_of(accelerator: str) -> torch.device:

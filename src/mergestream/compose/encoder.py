@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mergestream.compose import checks
-from mergestream.compose.build import build
+from mergestream.compose.build import method_of
 from mergestream.compose.overrides import ENCODER_KEYS, typed
 from mergestream.compose.run import recorded, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
@@ -72,7 +72,7 @@ def encoder_settings(cfg: DictConfig, own_keys: Iterable[str]) -> EncoderSetting
         run=run,
         config=recorded(cfg),
         compared=compared,
-        method=build(cfg.method, cfg.allow_targets),
+        method=method_of(cfg),
         encoder=cfg.encoder,
         bound=bound_strategy(cfg),
         scale=next(iter(scales_of(cfg)), checks.SELECT),

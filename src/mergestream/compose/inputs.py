@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import targets
-from mergestream.compose.build import build, device_of
+from mergestream.compose.build import build, device_of, method_of
 from mergestream.compose.run import run_of
 from mergestream.data.cache import cached
 from mergestream.data.images import ImageArray
@@ -84,7 +84,7 @@ class Inputs:
         """
         cfg, run = self._cfg, run_of(self._cfg)
         known, trained = run.images(), run.started()
-        by_tasks = build(cfg.method, cfg.allow_targets).data == "task"
+        by_tasks = method_of(cfg).data == "task"
         if known is not None and not by_tasks and (trained or run.metrics.is_file()):  # one task stands for all
             trained = [task["name"] for task in known["tasks"]]
         if known is None:

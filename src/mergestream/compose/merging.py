@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose import checks
-from mergestream.compose.build import build, device_of
+from mergestream.compose.build import device_of, method_of
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import MERGE_KEYS, require_read
 from mergestream.compose.run import recorded, resolve, trained_run
@@ -154,7 +154,7 @@ def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str,
         run=run,
         config=recorded(cfg),
         inputs=Inputs(cfg, shared),
-        method=build(cfg.method, cfg.allow_targets),
+        method=method_of(cfg),
         bound=bound,
         scales=scales_of(cfg),
         candidates=sorted(map(float, cfg.candidates)) if cfg["lambda"] == checks.SELECT else [],

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from torch.optim import Optimizer
 
 from mergestream.compose import checks
-from mergestream.compose.build import build
+from mergestream.compose.build import build, method_of
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
 from mergestream.compose.run import merges_every_task, recorded, resolve, run_of
@@ -22,6 +22,21 @@ from mergestream.methods.method import Method
 from mergestream.runs.directory import Run
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
+
+
+@dataclass(frozen=True)
+class AveragingSettings:
+    """How the weights of a task are averaged along its training.
+
+    Args:
+        kind: ``ema`` or ``swa``.
+        every: steps between two weights that are taken.
+        decay: of ``ema``.
+    """
+
+    kind: str
+    every: int
+    decay: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class FitSettings:
         warmup: warm-up steps if an integer, a fraction of all steps if a float.
         fused: whether one kernel updates all weights; None is where the arithmetic is not that of 32-true.
         gradient_clip: the largest norm of a gradient.
+        averaging: of the weights along a task; None keeps the last ones.
         precision, accelerator: as Lightning names them; ``auto`` is a precision until the run begins.
         eval_precision: of evaluation; ``auto`` until the run begins.
         compile: whether the encoder is compiled; ``auto`` until the run begins.
@@ -54,6 +70,7 @@ class FitSettings:
     fused: bool | None
     warmup: int | float
     gradient_clip: float
+    averaging: AveragingSettings | None
     precision: str
     eval_precision: str
     compile: bool | str
@@ -129,7 +146,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
     resolve(cfg)
     checks.check_training(cfg)
     allowed = cfg.allow_targets
-    method: Method = build(cfg.method, allowed)
+    method = method_of(cfg)
     if cfg.accumulate > 1 and not method.allows_parts:
         raise UserError(
             "accumulate needs a method whose class sets weighs_samples, or its penalty could count once for each part; "
@@ -143,6 +160,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         fused=cfg.optimizer.get("fused"),
         warmup=cfg.schedule.warmup,
         gradient_clip=cfg.gradient_clip,
+        averaging=_averaging(cfg.method),
         precision=cfg.precision,
         eval_precision=cfg.eval_precision,
         compile=cfg.compile,
@@ -169,6 +187,12 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         watch=cfg.watch,
         watched=Path(str(cfg.dataset.get("path", ""))).expanduser(),
     )
+
+
+def _averaging(method: DictConfig) -> AveragingSettings | None:
+    if method.average is None:
+        return None
+    return AveragingSettings(method.average, every=method.average_every, decay=method.average_decay)
 
 
 def _running_merge(cfg: DictConfig, method: Method) -> RunningMergeSettings | None:

@@ -15,6 +15,7 @@ NEUTRAL += ("activation_checkpointing", "threads", "evaluate")
 
 # Keys that came later, with the value that means what every run did before: there, they do not count.
 FORMER = {"eval_precision": "32-true", "accumulate": 1, "compile": False}
+FORMER |= {"method.average": None, "method.average_every": 1, "method.average_decay": 0.99}
 FORMER |= {"dataset.layout": "classes", "stream.layout": "tasks", "dataset.mtil": False}
 
 # How every model preprocessed images before base.json recorded it, besides the mean and std of its tag.

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from mergestream.compose.training import TrainingSettings
+from mergestream.compose.training import FitSettings, TrainingSettings
 from mergestream.data.inventory import Inventory
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
@@ -128,6 +128,7 @@ class Session:
         training = stream.joined() if settings.method.data == "all" else stream
         clip.model.to(device)
         _prepare(clip.encoder, settings, device)
+        _require_steps(settings, training)
         head = text_head(clip, source.prompts, source.class_groups)
         base = {name: tensor.detach().cpu().clone() for name, tensor in clip.encoder.state_dict().items()}
         if lock is not None:
@@ -229,6 +230,27 @@ def _next_parent(settings: TrainingSettings, record: TaskRecord, index: int, par
     return record["files"][settings.run.encoder(index).name] if settings.method.start == "previous" else parent
 
 
+def _require_steps(settings: TrainingSettings, training: TaskStream) -> None:
+    """Check that every task takes a step at which its weights are averaged."""
+    fit = settings.fit
+    if fit.averaging is None or settings.method.data == "none":
+        return
+    steps = [_steps(fit, index, task) for index, task in enumerate(training.tasks)]
+    if fit.averaging.every > min(steps):
+        raise UserError(
+            f"method.average_every must be at most the steps of the shortest task, {min(steps)}; got "
+            f"method.average_every={fit.averaging.every}"
+        )
+
+
+def _epochs(fit: FitSettings, index: int) -> int:
+    return fit.epochs[index] if isinstance(fit.epochs, list) else fit.epochs
+
+
+def _steps(fit: FitSettings, index: int, task: Task) -> int:
+    return _epochs(fit, index) * -(-len(task.train) // fit.batch_size)
+
+
 def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int, base_sha256: str) -> list[TaskPlan]:
     """Return the tasks that the method trains, and which of them are finished."""
     run, fit = settings.run, settings.fit
@@ -236,14 +258,13 @@ def _plans(settings: TrainingSettings, training: TaskStream, stream_length: int,
     plans: list[TaskPlan] = []
     parent: str | None = base_sha256  # None: unknown until the task before is trained
     for index, task in enumerate(tasks):
-        epochs = fit.epochs[index] if isinstance(fit.epochs, list) else fit.epochs
         finished = run.evaluation(index).is_file() and (parent is None or run.parent(index) in (None, parent))
         plans.append(
             TaskPlan(
                 index=index,
                 task=task,
-                epochs=epochs,
-                steps=epochs * -(-len(task.train) // fit.batch_size),
+                epochs=_epochs(fit, index),
+                steps=_steps(fit, index, task),
                 first_step=sum(plan.steps for plan in plans),
                 seen=stream_length if settings.method.data == "all" else index + 1,
                 finished=finished,

@@ -12,6 +12,7 @@ from mergestream.metrics import Counts, still_known
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
 from mergestream.training.arithmetic import activation_checkpointing, optimizer_of
+from mergestream.training.callbacks.averaging import Averaging
 from mergestream.training.callbacks.checkpoint import Checkpointing
 from mergestream.training.callbacks.health import Health, require_finite
 from mergestream.training.callbacks.progress import StreamProgress
@@ -85,10 +86,13 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
     saving = Checkpointing(run.checkpoint(index), label, settings.fit, health, session.signals, session.lock)
     session.on_first(_remove_stale_checkpoint, session, index, parent)
     processes.barrier()
-    callbacks = [progress, health, settings.method]
+    averaging = Averaging(settings.fit.averaging, session.encoder) if settings.fit.averaging else None
+    callbacks = [progress, health, settings.method, *([averaging] if averaging else [])]
     with activation_checkpointing(session.encoder, settings.fit.activation_checkpointing):
         device, epochs = session.device, plan.epochs
         fit_task(learner, session.training, settings.fit, device, epochs, callbacks, saving, marks, session.logger)
+    if averaging:
+        averaging.adopt()
     return Fitted(label, marks, saving.seconds, health.spikes)
 
 
