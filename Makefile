@@ -6,6 +6,8 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 DEMO := runs/demo
 SEEDS ?= 5
 STRATEGIES ?= magmax,average
+# Some of all strategies need it.
+CURVATURE = $(if $(findstring glob,$(STRATEGIES)),curvature.fisher=true curvature.gram=true)
 STREAM := dataset=digits tasks=5 epochs=5 seed=$(SEEDS) root=$(DEMO)
 # The streams of the embedded benchmark.
 PARTS := glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5
@@ -30,7 +32,7 @@ setup: .venv/.ready ## make .venv with the locked versions
 
 demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='glob(*)' for all of them, SEEDS=1,2,3 for error bars)
 	@echo "training: sequential, independent and joint, five tasks of two digits, five epochs each; about a minute"
-	@$(BIN)/python train.py -m $(STREAM) method=seq,ind,joint,zeroshot logger=none > /dev/null
+	@$(BIN)/python train.py -m $(STREAM) method=seq,ind,joint,zeroshot logger=none $(CURVATURE) > /dev/null
 	@$(BIN)/python merge.py -m $(STREAM) method=seq,ind strategy='$(STRATEGIES)' prefixes=true > /dev/null
 	@$(BIN)/python report.py root=$(DEMO)
 	@echo "picture in $(DEMO)/_report/digits-class-5-tiny-curves.png: accuracy and forgetting after each task"

@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mergestream import strategies
 from mergestream.merging import merge_checkpoints
 from mergestream.runtime.errors import UserError
+
+DATA_FREE = [name for name in strategies.names() if strategies.get(name).needs is None]  # need checkpoints alone
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from helpers import command
 from safetensors.torch import load_file, save_file
-from weights import draw, merge, refused, write
+from weights import DATA_FREE, draw, merge, refused, write
 
-from mergestream import strategies
 from mergestream.merging.tensors import Entry, TensorFile, TensorWriter
 from mergestream.merging.vectors import TaskVectors
 from mergestream.runtime.errors import UserError
@@ -76,7 +75,7 @@ def test_values_beyond_the_type_of_the_base_are_refused(dtype, tmp_path):
     refused(tmp_path, f"w has values that {dtype} cannot hold, with lambda=2", *paths, scale=2.0)
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", DATA_FREE)
 @pytest.mark.parametrize("among_others", [False, True])
 def test_task_vectors_of_zeros(among_others, name, tmp_path):
     """A checkpoint that is the base, alone or beside others."""

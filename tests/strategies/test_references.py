@@ -10,9 +10,10 @@ import torch
 from helpers import shipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import REFERENCES
+from references import REFERENCES, curvature_of
 from safetensors.torch import load_file, save_file
 
+from mergestream import strategies
 from mergestream.merging import merge_checkpoints
 
 OPTIONS = {
@@ -27,12 +28,21 @@ OPTIONS = {
     "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
     "knots": [{}, {"density": 1.0}],
     "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
+    "fisher": [{}, {"floor": 0.1}],
+    "regmean": [{}, {"shrink": 0.5}],
     "wudi": [{}, {"steps": 3, "lr": 0.01}],
 }
 
 
 def test_every_strategy_has_a_reference():
     assert sorted(REFERENCES) == shipped("strategy")
+
+
+def write_curvature(folder, taus, strategy):
+    if kind := strategies.get(strategy).needs:
+        found = curvature_of(taus, strategy)
+        for i in range(len(next(iter(taus.values())))):
+            save_file({n: c[i].float() for n, c in found.items()}, folder / str(i + 1) / f"{kind}.safetensors")
 
 
 def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
@@ -44,10 +54,13 @@ def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
         taus[n] = (noise * 4).round() / 4 if coarse else noise
     if coarse:  # exactly representable everywhere, so that equal magnitudes and zero sums are common
         base = {n: b.round() for n, b in base.items()}
-    paths = [folder / f"{i}.safetensors" for i in range(tasks + 1)]
+    paths = [folder / str(i) / "encoder.safetensors" for i in range(tasks + 1)]
+    for path in paths:
+        path.parent.mkdir()
     save_file(base, paths[0])
     for i, path in enumerate(paths[1:]):
         save_file({n: base[n] + taus[n][i] for n in shapes}, path)
+    write_curvature(folder, taus, name)
     merge_checkpoints(paths[0], paths[1:], name, folder / "out.safetensors", scale=scale, **options)
     # The subtraction is float32's, as in the engine: it decides which magnitudes are equal.
     exact = {n: torch.stack([(load_file(p)[n] - base[n]).double() for p in paths[1:]]) for n in shapes}

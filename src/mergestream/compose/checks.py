@@ -57,7 +57,7 @@ def check_training(cfg: DictConfig) -> None:
     """Check the keys of train.yaml."""
     check_stream(cfg)
     _require_groups(cfg, ("optimizer", "logger", "strategy"))
-    _require_nodes(cfg, ("launcher", "checkpoint"))
+    _require_nodes(cfg, ("launcher", "checkpoint", "curvature"))
     _apply(TRAINING, cfg)
     _check_epochs(cfg)
     if cfg.accumulate > cfg.batch_size:
@@ -75,6 +75,8 @@ def check_training(cfg: DictConfig) -> None:
         )
     if not cfg.keep_tasks and not merges_every_task(cfg):
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
+    if not cfg.keep_tasks and (cfg.curvature.fisher or cfg.curvature.gram):
+        raise UserError("keep_tasks=false drops the curvature of a task with its encoder; leave curvature out")
 
 
 def check_merge(cfg: DictConfig) -> None:
@@ -350,6 +352,10 @@ TRAINING: Mapping[str, Rule] = {
     "checkpoint.every_minutes": _or_null(_number("at least 0, or null for never", lambda x: x >= 0)),
     "repair": require_bool,
     "watch": _or_null(_number("positive, in seconds", lambda x: x > 0)),
+    "curvature": _keys("fisher", "gram", "samples"),
+    "curvature.fisher": require_bool,
+    "curvature.gram": require_bool,
+    "curvature.samples": _whole(1),
     "merge_every_task": require_bool,
     "keep_tasks": require_bool,
     "strategy._partial_": _bound,

@@ -19,7 +19,7 @@ from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
 from mergestream.compose.run import merges_every_task, recorded, resolve, run_of
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
-from mergestream.runs.directory import Run
+from mergestream.runs.directory import CURVATURES, Run
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
 
@@ -110,6 +110,8 @@ class TrainingSettings:
         method: the continual-learning method.
         fit: how each task is trained.
         merge: the merge to keep up to date; None is none.
+        curvature: what to save beside each encoder: ``fisher``, ``gram``.
+        curvature_samples: images of each task that it is taken from.
         repair: whether damaged files are trained again.
         logger: (path, config) → logger of Lightning, or None.
         devices: processes, or ``auto``.
@@ -124,6 +126,8 @@ class TrainingSettings:
     method: Method
     fit: FitSettings
     merge: RunningMergeSettings | None
+    curvature: list[str]
+    curvature_samples: int
     repair: bool
     logger: Callable[..., Any]
     devices: int | str
@@ -180,6 +184,8 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         method=method,
         fit=fit,
         merge=_running_merge(cfg, method),
+        curvature=[kind for kind in CURVATURES if cfg.curvature[kind]],
+        curvature_samples=cfg.curvature.samples,
         repair=cfg.repair,
         logger=partial(build, cfg.logger, allowed),
         devices=cfg.devices,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mergestream.merging.adapters import Adapter, open_checkpoint
 from mergestream.merging.checkpoints import Checkpoint, differences, require_same_base, require_same_integers
+from mergestream.merging.curvature import CurvatureFiles
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.merging.tied_weights import Ties
 from mergestream.runtime.errors import UserError
@@ -79,6 +80,7 @@ class TaskVectors:
         self.checkpoints: list[Checkpoint | Adapter] = []
         self.skipped: set[str] = set()  # tensors that on_mismatch=skip leaves out
         self._pool: ThreadPoolExecutor | None = None  # one for all passes, because each thread owns buffers
+        self._curvature: CurvatureFiles | None = None
         self._buffers = _Buffers()
         self._hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
         try:
@@ -106,8 +108,8 @@ class TaskVectors:
     def close(self) -> None:
         """Stop the threads and close the files."""
         self._end_pool()
-        for checkpoint in self._inputs:
-            checkpoint.close()
+        for opened in (*self._inputs, *([self._curvature] if self._curvature else [])):
+            opened.close()
 
     @cached_property
     def names(self) -> list[str]:
@@ -136,6 +138,11 @@ class TaskVectors:
     def numel(self, name: str) -> int:
         """Return the number of elements of a weight."""
         return self.base.entries[name].numel
+
+    def curvature(self, kind: str) -> CurvatureFiles:
+        """Return what was saved beside the encoders: ``fisher`` or ``gram``."""
+        self._curvature = self._curvature or CurvatureFiles(kind, self.base, self.checkpoints, self.device)
+        return self._curvature
 
     def blocks(self, names: Sequence[str], *, streamed: bool = False, whole: bool = False) -> list[Block]:
         """Return the blocks of `names`, in order.

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -86,8 +85,8 @@ def _of_samples(model: nn.Module, batches: Batches, estimator: str) -> dict[str,
                 for name, gradient in gradients.items():
                     totals[name] += torch.einsum("n,n...->...", weights, gradient.square())
             count += len(x)
-    samples = _sum_over_processes(torch.tensor(float(count)))
-    return {name: _sum_over_processes(total) / samples.to(total.device) for name, total in totals.items()}
+    samples = processes.total(torch.tensor(float(count)))
+    return {name: processes.total(total) / samples.to(total.device) for name, total in totals.items()}
 
 
 def _classes(probabilities: Tensor, inputs: Tensor, labels: Tensor, estimator: str) -> Iterable[tuple[Tensor, Tensor]]:
@@ -149,20 +148,12 @@ def _batch_means(
                 loss = F.cross_entropy(logits, targets(logits, labels), reduction="sum")
                 gradients = list(torch.autograd.grad(loss, list(parameters.values())))
         # Means are over the global batch, so every process gets the same ones.
-        count = int(_sum_over_processes(torch.tensor(float(len(inputs)))))
-        yield count, {n: _sum_over_processes(g) / count for n, g in zip(parameters, gradients, strict=True)}
+        count = int(processes.total(torch.tensor(float(len(inputs)))))
+        yield count, {n: processes.total(g) / count for n, g in zip(parameters, gradients, strict=True)}
 
 
 def _zeros(model: nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _sum_over_processes(value: Tensor) -> Tensor:
-    if processes.grouped():
-        if dist.get_backend() == "nccl":
-            value = value.cuda()
-        dist.all_reduce(value)
-    return value
 
 
 def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
@@ -268,7 +259,7 @@ class EWC(Method):
             fisher = {name: self.decay * old[name].to(f.device) + share * f for name, f in fisher.items()}
             self.terms.clear()
         self.terms.append((fisher, anchor))
-        self.samples.append(int(_sum_over_processes(torch.tensor(count))))
+        self.samples.append(int(processes.total(torch.tensor(count))))
 
     def facts(self) -> dict[str, object]:
         """Return how the Fishers were estimated, and from how many samples of each task."""

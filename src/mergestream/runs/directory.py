@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
     from torch import Tensor
 
 SEAL = "# checksum: "  # of the lines above it in config.yaml
+CURVATURES = ("fisher", "gram")
 AUTO = "auto"  # a value that the start of the training decides
 
 
@@ -113,6 +114,15 @@ class Run:
         """What the method keeps after task `index`."""
         return self.task(index) / "method.safetensors"
 
+    def curvature(self, index: int, kind: str) -> Path:
+        """The Fisher information (``fisher``) or the Gram matrices (``gram``) of task `index`."""
+        return self.task(index) / f"{kind}.safetensors"
+
+    def without_curvature(self, index: int, kinds: Sequence[str]) -> list[str]:
+        """Return the kinds of curvature that a finished task lacks."""
+        known = self.record(index)["files"]
+        return [kind for kind in kinds if self.curvature(index, kind).name not in known]
+
     def evaluation(self, index: int) -> Path:
         """The record of task `index`, which marks it as finished."""
         return self.task(index) / "evaluation.json"
@@ -184,7 +194,8 @@ class Run:
     def drop(self, index: int) -> None:
         """Delete the encoder and the method's state of a task that a running merge covers, and record it."""
         files.write_json(self.evaluation(index), {**self.record(index), "dropped": True})
-        self.method_state(index).unlink(missing_ok=True)
+        for path in (self.method_state(index), *(self.curvature(index, kind) for kind in CURVATURES)):
+            path.unlink(missing_ok=True)
         self.encoder(index).unlink(missing_ok=True)
 
     def keeps_tasks(self) -> bool:

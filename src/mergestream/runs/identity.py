@@ -11,10 +11,12 @@ from typing import Any
 NEUTRAL: tuple[str, ...] = ("root", "tag", "devices", "accelerator", "logger", "data", "dataset.root")
 NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_tasks")
 NEUTRAL += ("checkpoint", "launcher", "repair", "watch", "allow_targets")
+NEUTRAL += ("curvature.fisher", "curvature.gram")
 NEUTRAL += ("activation_checkpointing", "threads", "evaluate")
 
 # Keys that came later, with the value that means what every run did before: there, they do not count.
 FORMER = {"eval_precision": "32-true", "accumulate": 1, "compile": False}
+FORMER |= {"curvature.samples": 256}
 FORMER |= {"method.average": None, "method.average_every": 1, "method.average_decay": 0.99}
 FORMER |= {"dataset.layout": "classes", "stream.layout": "tasks", "dataset.mtil": False}
 

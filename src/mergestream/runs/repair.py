@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mergestream.runs.directory import Run, base_path, readable
+from mergestream.runs.directory import CURVATURES, Run, base_path, readable
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
@@ -89,7 +89,8 @@ def _of_task(run: Run, index: int) -> Iterator[Damage]:
         yield from found
         return
     record = run.record(index)
-    known = (run.encoder(index).name, run.method_state(index).name)
+    known = [run.encoder(index).name, run.method_state(index).name]
+    known += [run.curvature(index, kind).name for kind in CURVATURES]
     if not isinstance(record["files"], dict) or set(record["files"]) - set(known):  # a path in it could lead anywhere
         yield Damage(written, f"{readable(written)} names files that no task has", index)
         return

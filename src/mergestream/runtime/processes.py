@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mergestream.runtime.errors import AgreedError, one_line
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -177,6 +180,17 @@ def gathered(value: str | None) -> list[str | None]:
     dist.all_gather_object(values, value, group=group)
     dist.destroy_process_group(group)
     return values
+
+
+def total(value: Tensor) -> Tensor:
+    """Return the sum of the tensors of all processes, which is written into `value`."""
+    import torch.distributed as dist
+
+    if grouped():
+        if dist.get_backend() == "nccl":
+            value = value.cuda()
+        dist.all_reduce(value)
+    return value
 
 
 def together(work: Callable[[], T]) -> T:

@@ -42,6 +42,7 @@ class Strategy:
         revisit: ``revisit(**options) -> dict``, called after all blocks, for a strategy that learns only then how to
             merge some of their elements. It maps (name, start) of tiles that must be merged again to positions in the
             tile; None stands for all.
+        needs: curvature that it takes from `SurveyedVectors.curvature`: ``fisher`` or ``gram``.
         finalize: ``finalize(tau, T) -> tau``, applied once to the function's result for all T tasks.
     """
 
@@ -53,6 +54,7 @@ class Strategy:
     propagates_nan: bool = False
     running: bool = False
     revisit: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
+    needs: str | None = None
     finalize: Callable[[Tensor, int], Tensor] | None = None
 
     def __call__(self, taus: Tensor | Rows, **options: Any) -> Tensor:

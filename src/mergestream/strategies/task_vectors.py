@@ -104,6 +104,16 @@ class Reading:
 PLAIN = Reading()
 
 
+class Curvature(Protocol):
+    """The Fisher information or the Gram matrices of all tasks."""
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether every task has values for the weight."""
+
+    def rows(self, name: str, start: int, shape: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the values of each task, float32 of `shape`, from element `start` of the tensor `name`."""
+
+
 class SurveyedVectors(Protocol):
     """The task vectors of all weights, read block by block."""
 
@@ -127,6 +137,13 @@ class SurveyedVectors(Protocol):
 
     def numel(self, name: str) -> int:
         """Return the number of elements of a weight."""
+
+    def curvature(self, kind: str) -> Curvature:
+        """Return what was saved beside the encoders: ``fisher`` or ``gram``.
+
+        Raises:
+            UserError: if that of a task is missing or damaged, or was made from another encoder.
+        """
 
     def blocks(self, names: Sequence[str], *, streamed: bool = False, whole: bool = False) -> list[Block]:
         """Return the blocks of `names`, in order.

@@ -26,7 +26,7 @@ from mergestream.training.environment import require_own_devices
 from mergestream.training.fit import silence_lightning
 from mergestream.training.launcher import join
 from mergestream.training.session import Session
-from mergestream.training.task import consolidate, evaluate, fit, measure_again, record, restore, save
+from mergestream.training.task import complete, consolidate, curve, evaluate, fit, measure_again, record, restore, save
 
 
 def train(settings: TrainingSettings, signals: Signals) -> None:
@@ -53,7 +53,8 @@ def train(settings: TrainingSettings, signals: Signals) -> None:
     with ExitStack() as stack:
         lock = processes.together(lambda: _begin(settings, stack) if processes.is_first() else None)
         inventory = processes.from_first(settings.inputs.arrivals) if run.grows else None
-        if run.finished() and (inventory is None or inventory.content() == run.images()):
+        unchanged = inventory is None or inventory.content() == run.images()
+        if run.finished() and unchanged and not _lacks_curvature(settings):
             if lock is not None:
                 _show_finished(settings)
             return
@@ -93,11 +94,14 @@ def _train_tasks(session: Session) -> list[TaskRecord]:
             if plan.finished:
                 restore(session, plan)
                 measure_again(session, plan)
+                complete(session, plan)
             else:
                 progress.start(plan.index)
                 fitted = fit(session, plan, parent, progress)
                 consolidate(session, plan)
                 written = session.on_first(save, session, plan, fitted)
+                curved = curve(session, plan, session.settings.curvature, written)
+                written = written and {**written, **curved}
                 counts, seconds = evaluate(session, plan)
                 session.on_first(record, session, plan, fitted, written, counts, seconds)
                 session.signals.saved = True
@@ -126,6 +130,13 @@ def _check_directory(settings: TrainingSettings) -> None:
         repair(run, found)
 
 
+def _lacks_curvature(settings: TrainingSettings) -> bool:
+    """Return whether a finished task lacks curvature that is asked for."""
+    run = settings.run
+    finished = [index for index, _ in run.task_folders() if run.encoder(index).is_file()]
+    return any(run.without_curvature(index, settings.curvature) for index in finished if settings.curvature)
+
+
 def _require_trainable(settings: TrainingSettings, inventory: Inventory) -> None:
     """Check that the method can train what has arrived.
 
@@ -151,11 +162,15 @@ def _require_trainable(settings: TrainingSettings, inventory: Inventory) -> None
         )
     finished = [name for index, name in enumerate(started) if run.evaluation(index).is_file()]
     of_tasks = settings.method.data == "task" or (settings.method.data == "all" and not finished)
-    for task in inventory.tasks if of_tasks else []:
-        if task.name not in finished and (missing := task.train.missing()):
+    for index, task in enumerate(inventory.tasks if of_tasks else []):
+        trained = task.name in finished
+        if trained and not run.without_curvature(index, settings.curvature):
+            continue
+        if missing := task.train.missing():
+            what = "a task whose curvature is asked for" if trained else "a task that is not finished"
             raise UserError(
-                f"a task that is not finished needs its training images; {len(missing)} of task {task.name} are gone, "
-                f"such as {missing[0]}. Restore them"
+                f"{what} needs its training images; {len(missing)} of task {task.name} are gone, such as "
+                f"{missing[0]}. Restore them"
             )
 
 

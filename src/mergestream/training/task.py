@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from mergestream.metrics import Counts, still_known
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
+from mergestream.training import curvature
 from mergestream.training.arithmetic import activation_checkpointing, optimizer_of
 from mergestream.training.callbacks.averaging import Averaging
 from mergestream.training.callbacks.checkpoint import Checkpointing
@@ -116,6 +117,44 @@ def save(session: Session, plan: TaskPlan, fitted: Fitted) -> dict[str, str]:
         require_finite(state, f"the state of method={method.id}", fitted.label)
         written[state_file.name] = files.write_tensors(state_file, state, fitted.marks)
     return written
+
+
+def curve(session: Session, plan: TaskPlan, kinds: Sequence[str], written: Mapping[str, str] | None) -> dict[str, str]:
+    """Write the curvature of the task, which is taken from its own training images; return the checksums by file name.
+
+    Args:
+        session: of the run.
+        plan: the task; the session has its encoder.
+        kinds: of curvature.
+        written: the checksums of the files of the task; None on processes that do not write.
+    """
+    run, settings, found = session.run, session.settings, {}
+    session.encoder.to(session.device).eval()
+    session.head.to(session.device)
+    for kind in kinds:
+        batches = curvature.first_batches(_samples(session), settings.curvature_samples, settings.fit.batch_size)
+        if kind == "fisher":
+            tensors = curvature.fisher(session.encoder, session.head, plan.task.classes, batches)
+        else:
+            tensors = curvature.input_grams(session.encoder, batches)
+        if written is not None:
+            require_finite(tensors, f"curvature.{kind}", f"task {plan.index + 1} of {len(session.plans)}")
+            path, encoder = run.curvature(plan.index, kind), written[run.encoder(plan.index).name]
+            marks = {**session.stamp_of(plan), "encoder": encoder}
+            found[path.name] = session.on_first(files.write_tensors, path, tensors, marks) or ""
+    return found
+
+
+def complete(session: Session, plan: TaskPlan) -> None:
+    """Write the curvature that a restored task lacks."""
+    run, known = session.run, session.run.record(plan.index)
+    kinds = run.without_curvature(plan.index, session.settings.curvature)
+    processes.barrier()  # all have read the record before one writes it
+    if kinds and run.encoder(plan.index).is_file():
+        written = known["files"] if session.is_first else None
+        found = curve(session, plan, kinds, written)
+        session.on_first(files.write_json, run.evaluation(plan.index), {**known, "files": {**known["files"], **found}})
+        processes.barrier()
 
 
 def evaluate(session: Session, plan: TaskPlan) -> tuple[Counts | None, float]:

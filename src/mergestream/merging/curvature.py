@@ -1,0 +1,91 @@
+"""The curvature of tasks, beside their encoders: Fisher information and Gram matrices, for strategies that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mergestream.merging.checkpoints import Checkpoint, Source
+from mergestream.merging.tensors import bytes_of, is_finite
+from mergestream.runtime import files
+from mergestream.runtime.errors import UserError
+
+WHAT = {"fisher": "the Fisher information", "gram": "the Gram matrices"}
+
+
+class CurvatureFiles:
+    """``fisher.safetensors`` or ``gram.safetensors`` of every task, in the folder of its encoder.
+
+    Args:
+        kind: ``fisher`` or ``gram``.
+        base: θ₀.
+        checkpoints: the encoders.
+        device: where the values are put.
+
+    Raises:
+        UserError: if a file is missing or damaged, does not fit the weights, or was made from another encoder.
+    """
+
+    def __init__(self, kind: str, base: Checkpoint, checkpoints: Sequence[Source], device: torch.device):
+        self.kind, self.base, self.device = kind, base, device
+        self.files: list[Checkpoint] = []
+        try:
+            for checkpoint in checkpoints:
+                self._open(checkpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def __contains__(self, name: str) -> bool:
+        return all(name in file.entries for file in self.files)
+
+    def rows(self, name: str, start: int, shape: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the values of each task, float32 of `shape`, from element `start` of the tensor `name`.
+
+        Raises:
+            UserError: if one is missing, or is NaN, infinite or negative where it must not be.
+        """
+        for file in self.files:
+            if name not in file.entries:
+                raise UserError(f"{WHAT[self.kind]} must hold every weight; {file.path} has no {name}")
+            raw = torch.empty(tuple(shape), dtype=file.entries[name].dtype)
+            file.read(name, start, bytes_of(raw))
+            values = raw.float()
+            if not is_finite(values) or (self.kind == "fisher" and bool((values < 0).any())):
+                raise UserError(f"{WHAT[self.kind]} must be finite and not negative; {name} in {file.path} is not")
+            yield values.to(self.device)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files:
+            file.close()
+
+    def _open(self, checkpoint: Source) -> None:
+        folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        path = folder / f"{self.kind}.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"this strategy needs {WHAT[self.kind]} of every task; {path} is missing. Repeat the command of the "
+                f"training with curvature.{self.kind}=true; it leaves finished encoders as they are"
+            )
+        if any(file.path == path for file in self.files):
+            raise UserError(f"each checkpoint needs {WHAT[self.kind]} in a folder of its own; got {path} twice")
+        file = Checkpoint(path)
+        self.files.append(file)
+        for name in file.entries.keys() & self.base.entries.keys():
+            found, weight = file.entries[name], tuple(self.base.entries[name].shape)
+            expected = weight if self.kind == "fisher" else 2 * weight[-1:]
+            if tuple(found.shape) != expected or not found.dtype.is_floating_point:
+                raise UserError(
+                    f"{WHAT[self.kind]} must fit the weights; {name} must be {list(expected)} for a weight of "
+                    f"{list(weight)}, and is {list(found.shape)} {found.dtype} in {path}"
+                )
+        if "encoder" in file.metadata:  # mergestream wrote it
+            files.verify(path)
+            if file.metadata["encoder"] != checkpoint.metadata.get(files.CHECKSUM):
+                raise UserError(
+                    f"{path} was made from another encoder than {checkpoint.path}. Delete it, and repeat the command "
+                    f"of the training with curvature.{self.kind}=true repair=true"
+                )

@@ -1,0 +1,202 @@
+"""curvature: what is saved beside each encoder, and the merges that use it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import command, config, noise
+from safetensors.torch import load_file, save_file
+
+from mergestream.compose.run import run_of
+from mergestream.merging import merge_checkpoints
+from mergestream.models.tiny import tiny
+from mergestream.runs.directory import Run
+from mergestream.runtime.errors import UserError
+from mergestream.training.curvature import input_grams
+
+WORDS = (*noise(), "epochs=1")
+BOTH = ("curvature.fisher=true", "curvature.gram=true")
+
+
+def train(root: Path, *words: str) -> Run:
+    outcome = command("train.py", f"root={root}", *WORDS, *words)
+    assert outcome.code == 0, outcome.err
+    return run_of(config("train", f"root={root}", *WORDS))
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    return {str(p.relative_to(run.path)): p.read_bytes() for p in run.path.glob("task-*/*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory):
+    """A run with all curvature. Not to be changed."""
+    return train(tmp_path_factory.mktemp("curved"), *BOTH)
+
+
+def test_gram_matrices_of_a_transformer_by_hand():
+    encoder = tiny().encoder.double().eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = input_grams(encoder, [(images[:2], None), (images[2:], None)])
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name):
+        return lambda _module, inputs: seen.update({name: inputs[0].detach().reshape(-1, inputs[0].shape[-1])})
+
+    for i, block in enumerate(encoder.transformer.resblocks):
+        name = f"transformer.resblocks.{i}"
+        block.mlp.c_fc.register_forward_pre_hook(keep(f"{name}.mlp.c_fc.weight"))
+        block.mlp.c_proj.register_forward_pre_hook(keep(f"{name}.mlp.c_proj.weight"))
+        block.ln_1.register_forward_hook(
+            lambda _m, _i, out, name=name: seen.update({f"{name}.attn.in_proj_weight": out.detach()})
+        )
+    encoder(images)
+    for i, block in enumerate(encoder.transformer.resblocks):
+        name = f"transformer.resblocks.{i}.attn"
+        x, heads = seen[f"{name}.in_proj_weight"], block.attn.num_heads
+        q, k, v = F.linear(x, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+        attended = ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        seen[f"{name}.out_proj.weight"] = attended.flatten(0, 1)
+        seen[f"{name}.in_proj_weight"] = x.flatten(0, 1)
+    assert found.keys() == seen.keys()
+    for name, rows in seen.items():
+        expected = (rows.T @ rows).float()
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_encoders_do_not_depend_on_it(curved, tmp_path):
+    plain = train(tmp_path)
+    assert contents(plain).items() <= contents(curved).items()
+    train(tmp_path, *BOTH)  # of finished tasks
+    assert contents(plain) == contents(curved)
+    assert "already finished, nothing to do" in command("train.py", f"root={tmp_path}", *WORDS, *BOTH).out
+
+
+def test_a_lost_file_is_found_and_made_again(curved, tmp_path):
+    run = train(tmp_path, *BOTH)
+    run.curvature(1, "fisher").unlink()
+    outcome = command("train.py", f"root={tmp_path}", *WORDS, *BOTH)
+    assert outcome.code == 1
+    assert "fisher.safetensors is missing" in outcome.err
+    train(tmp_path, *BOTH, "repair=true")
+    assert contents(run) == contents(curved)
+
+
+def test_two_processes_find_what_one_does(curved, tmp_path):
+    uneven = ("batch_size=53", "curvature.samples=54", "accelerator=cpu")
+    one, two = (train(tmp_path / str(n), *BOTH, *uneven, f"devices={n}") for n in (1, 2))
+    for run in (one, two):
+        assert len(contents(run)) == 9
+    for kind in ("fisher", "gram"):
+        ours, theirs = (load_file(next(run.path.glob(f"task-00/{kind}*"))) for run in (one, two))
+        assert ours.keys() == theirs.keys()
+        apart = sum((ours[n] - theirs[n]).double().square().sum() for n in ours).sqrt()
+        assert apart < 2e-2 * sum(tensor.double().square().sum() for tensor in ours.values()).sqrt()
+
+
+@pytest.mark.parametrize("strategy", ["fisher", "laplace", "regmean"])
+def test_merges_of_a_run(curved, strategy, tmp_path):
+    shutil.copytree(curved.root, tmp_path / "runs")
+    words = (f"root={tmp_path / 'runs'}", *WORDS, f"strategy={strategy}")
+    outcome = command("merge.py", *words, "prefixes=true")
+    assert outcome.code == 0, outcome.err
+    (merged,) = (tmp_path / "runs").rglob("merges/*/merged.safetensors")
+    merge_checkpoints(
+        curved.base_file(), [curved.encoder(t) for t in range(3)], strategy, tmp_path / "out.safetensors", threads=1
+    )
+    ours, theirs = load_file(merged), load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    average = tmp_path / "average.safetensors"
+    merge_checkpoints(curved.base_file(), [curved.encoder(t) for t in range(3)], "average", average)
+    assert any(not torch.allclose(ours[n], t, atol=1e-5) for n, t in load_file(average).items())
+
+
+@pytest.mark.parametrize("strategy", ["fisher", "laplace", "regmean"])
+def test_one_task_is_that_task(curved, strategy, tmp_path):
+    merge_checkpoints(curved.base_file(), [curved.encoder(1)], strategy, tmp_path / "out.safetensors")
+    ours, theirs = load_file(tmp_path / "out.safetensors"), load_file(curved.encoder(1))
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["fisher", "regmean"])
+def test_the_order_of_the_tasks_does_not_matter(curved, strategy, tmp_path):
+    paths = [curved.encoder(t) for t in range(3)]
+    for name, order in (("one", paths), ("two", paths[::-1])):
+        merge_checkpoints(curved.base_file(), order, strategy, tmp_path / f"{name}.safetensors")
+    ours, theirs = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=1e-6)
+
+
+def test_missing_curvature_names_the_command(tmp_path):
+    train(tmp_path)
+    outcome = command("merge.py", f"root={tmp_path}", *WORDS, "strategy=regmean")
+    assert outcome.code == 1
+    (line,) = outcome.err.strip().splitlines()
+    assert "needs the Gram matrices of every task" in line
+    assert "with curvature.gram=true; it leaves finished encoders as they are" in line
+    assert not list(tmp_path.rglob("merged.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda fisher: {}, "must hold every weight; .* has no w"),
+        (lambda fisher: {"w": fisher["w"][:1]}, r"w must be \[2, 3\] for a weight of \[2, 3\], and is \[1, 3\]"),
+        (lambda fisher: {"w": -fisher["w"]}, "must be finite and not negative; w"),
+        (lambda fisher: {"w": fisher["w"] / 0}, "must be finite and not negative; w"),
+    ],
+)
+def test_fisher_information_that_does_not_fit(tmp_path, change, expected):
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.randn(2, 3)}, tmp_path / name / "model.safetensors")
+        save_file({"w": torch.rand(2, 3)}, tmp_path / name / "fisher.safetensors")
+    save_file(change({"w": torch.rand(2, 3)}), tmp_path / "b/fisher.safetensors")
+    paths = [tmp_path / name / "model.safetensors" for name in ("base", "a", "b")]
+    with pytest.raises(UserError, match=expected):
+        merge_checkpoints(paths[0], paths[1:], "fisher", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_checkpoints_must_not_share_a_file(tmp_path):
+    for name in ("base", "a", "b"):
+        save_file({"w": torch.randn(2, 3)}, tmp_path / f"{name}.safetensors")
+    save_file({"w": torch.rand(2, 3)}, tmp_path / "fisher.safetensors")
+    paths = [tmp_path / f"{name}.safetensors" for name in ("a", "b")]
+    with pytest.raises(UserError, match="in a folder of its own; got .*fisher.safetensors twice"):
+        merge_checkpoints(tmp_path / "base.safetensors", paths, "fisher", tmp_path / "out.safetensors")
+
+
+def test_fisher_information_of_another_encoder_is_refused(curved, tmp_path):
+    shutil.copytree(curved.root, tmp_path / "runs")
+    path = tmp_path / "runs" / curved.path.relative_to(curved.root)
+    shutil.copy(path / "task-00/fisher.safetensors", path / "task-01/fisher.safetensors")
+    with pytest.raises(UserError, match="was made from another encoder"):
+        merge_checkpoints(
+            curved.base_file(),
+            [path / f"task-0{t}/encoder.safetensors" for t in range(2)],
+            "fisher",
+            tmp_path / "out.safetensors",
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("curvature.fisher=1",), "curvature.fisher must be true or false"),
+        (("curvature.samples=0",), "curvature.samples must be a whole number, 1 or more"),
+        ((*BOTH, "merge_every_task=true", "keep_tasks=false"), "drops the curvature of a task with its encoder"),
+    ],
+)
+def test_bad_input(tmp_path, words, expected):
+    outcome = command("train.py", f"root={tmp_path}", *WORDS, *words)
+    assert outcome.code == 1
+    assert expected in outcome.err
+    assert not list(tmp_path.rglob("*.safetensors"))
