@@ -22,7 +22,7 @@ RUNNING = [name for name in strategies.names() if strategies.get(name).running]
 
 
 def test_which_strategies_can_continue_task_by_task():
-    assert RUNNING == ["average", "ema", "magmax", "task_arithmetic"]
+    assert RUNNING == ["average", "ema", "magmax", "opcm", "task_arithmetic"]
 
 
 @pytest.mark.parametrize("name", RUNNING)
@@ -31,7 +31,7 @@ def test_a_running_merge_equals_the_merge_of_all_tasks_to_the_bit(name, coarse, 
     generator = torch.Generator().manual_seed(0)
     paths = [tmp_path / f"{i}.safetensors" for i in range(6)]
     for path in paths:
-        values = torch.randn(300, 500, generator=generator)
+        values = torch.randn(*((30, 50) if strategies.get(name).whole else (300, 500)), generator=generator)
         save_file({"w": (values * 2).round() if coarse else values, "b": torch.randn(7, generator=generator)}, path)
     running = RunningMerge(tmp_path / "running.safetensors", strategies.get(name).bind({}))
     for task, path in enumerate(paths[1:]):
@@ -120,6 +120,17 @@ def test_the_merge_is_that_of_a_training_without_it(method, request, train, fini
     assert same(result(ours), result(run_at(tmp_path / "plain", f"method={method}")))
 
 
+def test_a_running_merge_that_keeps_the_lengths_of_the_tasks(full, train, words, tmp_path):
+    """OPCM scales its result by them. The merge is the same from all encoders, and from none but the last."""
+    shutil.copytree(full.root, tmp_path / "all")
+    outcome = command("merge.py", f"root={tmp_path}/all", *words, "strategy=opcm")
+    assert outcome.code == 0, outcome.err
+    run = train(tmp_path / "last", "strategy=opcm", "keep_tasks=false")
+    assert kept(run) == ["task-02"]
+    one, two = (load_file(next((tmp_path / name).rglob("opcm-1/merged.safetensors"))) for name in ("all", "last"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_keeping_all_encoders_changes_no_bit(full, light):
     assert kept(full) == ["task-00", "task-01", "task-02"]
     assert same(result(full), result(light))
@@ -196,6 +207,8 @@ def test_a_run_without_its_encoders_is_merged_by_its_strategy_alone(light, words
     [
         (["keep_tasks=false"], "write merge_every_task=true"),
         (["merge_every_task=true", "strategy=tsv"], "strategy that can continue task by task"),
+        (["merge_every_task=true", "strategy=opcm", "strategy.alpha=2"], "strategy.alpha must be a fraction"),
+        (["merge_every_task=true", "strategy=ema", "strategy.decay=1"], "strategy.decay must be a fraction"),
         (["merge_every_task=true", "method=joint"], "an encoder for each task; got method=joint"),
         (["merge_every_task=1"], "must be true or false"),
         (["merge_every_task=true", "lambda=select"], "lambda must be a finite number"),

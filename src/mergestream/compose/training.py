@@ -210,6 +210,6 @@ def _running_merge(cfg: DictConfig, method: Method) -> RunningMergeSettings | No
         asked = "merge_every_task=true" if cfg.merge_every_task else "method.start=merged"
         raise UserError(f"{asked} needs a method with an encoder for each task; got method={cfg.method.id}")
     bound = bound_strategy(cfg)
-    bound.strategy.require_running()
+    bound.require_running()
     (scale,) = scales_of(cfg)
     return RunningMergeSettings(bound, scale, cfg.keep_tasks)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +18,11 @@ from mergestream.merging.provenance import dumped_options, provenance
 from mergestream.merging.tensors import is_statistic
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
-from mergestream.strategies.strategy import BoundStrategy
+from mergestream.runtime.processes import cores
+from mergestream.strategies.strategy import BoundStrategy, sum_of_squares
 from mergestream.strategies.task_arithmetic import task_arithmetic
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -27,12 +34,14 @@ class Accumulation:
         result: the strategy's result before `finalize`, in float32, by tensor name.
         tasks: how many tasks are in it.
         inputs: content hashes of θ₀ and of each encoder in it.
+        lengths: ‖τ_t‖ of each task in it, if the strategy needs them.
     """
 
     bound: BoundStrategy
     result: dict[str, Tensor] = field(default_factory=dict)
     tasks: int = 0
     inputs: list[str] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
 
     def add(self, base: Path, encoder: Path) -> None:
         """Merge the encoder of the next task into it.
@@ -43,33 +52,56 @@ class Accumulation:
         """
         tau, (base_hash, encoder_hash) = merged_task_vector(base, [encoder], task_arithmetic.bind({}))
         past, strategy = self.result, self.bound.strategy
-        self.result = {
-            name: (past[name] + new if past else new)
-            if is_statistic(name)
-            else strategy.accumulate(torch.stack([past[name], new] if past else [new]), **self.bound.options)
-            for name, new in tau.items()
-        }
+
+        def added(name: str) -> Tensor:
+            if is_statistic(name):
+                return past[name] + tau[name] if past else tau[name]
+            return strategy.add(past.get(name), tau[name], **self.bound.options)
+
+        if strategy.factor:
+            self.lengths = [*self.lengths, _length(tau)]
+        self.result = _by_name(added, tau)
         self.inputs = [*(self.inputs or [base_hash]), encoder_hash]
         self.tasks += 1
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
-        finalize = self.bound.strategy.finalize
+        strategy = self.bound.strategy
+        factor = strategy.factor(self.lengths, _length(self.result)) if strategy.factor else None
 
         def finished(name: str, tau: Tensor) -> Tensor:
             if is_statistic(name):
                 return tau / self.tasks
-            return finalize(tau, self.tasks) if finalize else tau
+            tau = strategy.finalize(tau, self.tasks) if strategy.finalize else tau
+            return tau if factor is None else tau * factor
 
         return {name: finished(name, tau) for name, tau in self.result.items()}, self.inputs
+
+
+def _length(tensors: Mapping[str, Tensor]) -> float:
+    """Return the length of a task vector over the whole model, without the statistics of batch normalisation."""
+    squares = _by_name(lambda name: sum_of_squares(tensors[name]), [n for n in tensors if not is_statistic(n)])
+    return math.sqrt(math.fsum(squares.values()))
+
+
+def _by_name(work: Callable[[str], Result], names: Iterable[str]) -> dict[str, Result]:
+    """Return what `work` returns for each name. Each has one thread, as in the engine: more would change the bits."""
+    names, threads = list(names), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores()) as pool:
+            return dict(zip(names, pool.map(work, names), strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
 class RunningMerge:
     """The merged task vector of the tasks so far in a file, such as MagMax's extremes or the sum of an average.
 
-    It holds the strategy's result before `finalize`, in float32, and the number of tasks in it. For a strategy
-    with `running`, merging it with the next task vector gives the merge of all of them, to the bit.
+    It holds the strategy's result before `finalize` and `factor`, in float32, the number of tasks in it, and their
+    lengths if the strategy needs them. For a strategy with `running`, adding the next task vector gives the merge of
+    all of them, to the bit.
 
     Args:
         path: the file.
@@ -83,7 +115,7 @@ class RunningMerge:
     bound: BoundStrategy
 
     def __post_init__(self) -> None:
-        self.bound.strategy.require_running()
+        self.bound.require_running()
 
     @property
     def tasks(self) -> int:
@@ -122,7 +154,8 @@ class RunningMerge:
             )
         merged = self._read(done)
         merged.add(base, encoder)
-        files.write_tensors(self.path, merged.result, provenance(self.bound, merged.inputs, tasks=merged.tasks))
+        marks = provenance(self.bound, merged.inputs, tasks=merged.tasks, lengths=merged.lengths)
+        files.write_tensors(self.path, merged.result, marks)
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
@@ -131,5 +164,6 @@ class RunningMerge:
     def _read(self, tasks: int) -> Accumulation:
         if not tasks:
             return Accumulation(self.bound)
-        inputs = json.loads(files.read_metadata(self.path)["inputs"])
-        return Accumulation(self.bound, files.read_tensors(self.path), tasks, inputs)
+        metadata = files.read_metadata(self.path)
+        inputs, lengths = json.loads(metadata["inputs"]), json.loads(metadata.get("lengths", "[]"))
+        return Accumulation(self.bound, files.read_tensors(self.path), tasks, inputs, lengths)

@@ -17,6 +17,7 @@ def provenance(
     scale: float | None = None,
     skipped: Sequence[str] | None = None,
     tasks: int | None = None,
+    lengths: Sequence[float] = (),
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return the metadata of a merged file.
@@ -27,6 +28,7 @@ def provenance(
         scale: λ; None for a merged task vector.
         skipped: tensors that ``on_mismatch=skip`` left out.
         tasks: how many task vectors a running merge holds.
+        lengths: of these task vectors, for a strategy with `Strategy.factor`.
         others: changed settings of the merge that are not options of the strategy.
     """
     found = {
@@ -36,6 +38,7 @@ def provenance(
         "options": dumped_options(bound),
         "skipped": None if skipped is None else json.dumps(sorted(skipped)),
         "tasks": None if tasks is None else str(tasks),
+        "lengths": json.dumps(list(lengths)) if lengths else None,
         "version": __version__,
         "inputs": json.dumps(list(inputs)),
         **others,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._matrices import svd
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import strategy, sum_of_squares
 from mergestream.strategies.task_vectors import Block, Reading, Rows, SurveyedVectors
 
 
@@ -32,28 +31,47 @@ def survey(vectors: SurveyedVectors, *, alpha: float = 0.5) -> dict[str, Any]:
 
         def measured() -> Iterator[Tensor]:  # so that each task vector is read once
             for tau in taus:
-                lengths.append(float(tau.double().square().sum()))
+                lengths.append(sum_of_squares(tau))
                 yield tau
 
         merged = accumulated(measured(), alpha)
-        return [*lengths, float(merged.double().square().sum())]
+        return [*lengths, sum_of_squares(merged)]
 
     blocks = vectors.blocks(vectors.names, whole=True)
     per_weight = vectors.map_rows(squares, blocks, Reading(finite=True))  # an SVD fails on NaN
-    *lengths, merged = torch.tensor(per_weight, dtype=torch.float64).sum(0).sqrt().tolist()
+    *lengths, merged = (math.sqrt(math.fsum(of_weights)) for of_weights in zip(*per_weight, strict=True))
     if not math.isfinite(sum(lengths) + merged):
         vectors.check()
-    return {"alpha": alpha, "factor": sum(lengths) / len(lengths) / merged if merged else 0.0}
+    return {"alpha": alpha, "factor": _factor(lengths, merged)}
 
 
-@strategy(scale=1.0, survey=survey, streams=True, whole=True)
+def _factor(lengths: Sequence[float], length: float) -> float:
+    """Return what gives a merge of this length the mean length of the task vectors."""
+    return sum(lengths) / len(lengths) / length if length else 0.0
+
+
+def _step(merged: Tensor, tau: Tensor, *, alpha: float) -> Tensor:
+    """Return M_t of a weight from M_{t−1} and τ_t; see `opcm`."""
+    require_fraction("strategy.alpha", alpha, zero=True)
+    if merged.dim() != 2:
+        return merged + tau
+    U, S, Vt = svd(merged)
+    inside = U.T @ tau @ Vt.T
+    outside = tau - U @ inside @ Vt  # the part that the singular vectors do not span stays
+    leading = int((S.cumsum(0) <= alpha * S.sum()).sum())
+    inside.diagonal().zero_()
+    inside[:leading, :leading] = 0
+    return merged + U @ inside @ Vt + outside
+
+
+@strategy(scale=1.0, survey=survey, streams=True, whole=True, running=True, step=_step, factor=_factor)
 def opcm(taus: Rows, *, alpha: float, factor: float) -> Tensor:
     """M_1 = τ_1, M_t = M_{t−1} + P(τ_t), τ = M_T · mean_t ‖τ_t‖ / ‖M_T‖, with lengths over the whole model.
 
     P expresses τ_t in the singular vectors of M_{t−1}, drops the diagonal and the block of the leading vectors, which
     hold a share `alpha` of the sum of the singular values, and transforms back. Weights that are not matrices are
     added. Tang et al. 2025, Eq. 5–8. (Their M has a factor 1/λ_t after each task; it cancels in the next, so it is
-    applied once.)
+    applied once, and a running merge keeps M_T and the lengths.)
 
     Args:
         taus: T tensors of one shape, a whole weight.
@@ -68,14 +86,5 @@ def accumulated(taus: Iterable[Tensor], alpha: float) -> Tensor:
     rows = iter(taus)
     merged = next(rows).clone()
     for tau in rows:
-        if merged.dim() != 2:
-            merged += tau
-            continue
-        U, S, Vt = svd(merged)
-        inside = U.T @ tau @ Vt.T
-        outside = tau - U @ inside @ Vt  # the part that the singular vectors do not span stays
-        leading = int((S.cumsum(0) <= alpha * S.sum()).sum())
-        inside.diagonal().zero_()
-        inside[:leading, :leading] = 0
-        merged = merged + U @ inside @ Vt + outside
+        merged = _step(merged, tau, alpha=alpha)
     return merged

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mergestream.runtime.errors import UserError
@@ -37,8 +38,12 @@ class Strategy:
             shape.
         propagates_nan: a NaN or an infinite value in any task vector makes the result NaN or infinite, so the engine
             checks the result instead of every input.
-        running: f(f(τ_1 … τ_{t−1}), τ_t) = f(τ_1 … τ_t) to the bit, so a running merge needs only the merge so far and
-            the new task vector.
+        running: a running merge needs only the merge so far and the new task vector, and equals the merge of all to the
+            bit: f(f(τ_1 … τ_{t−1}), τ_t) = f(τ_1 … τ_t), or `step`.
+        step: ``step(merged, tau, **options) -> merged``, which adds one task to the merge of a whole weight, where
+            `function` does not; it may change `merged`. The first merge is τ_1.
+        factor: ``factor(lengths, length) -> float``, applied at the end to a running merge with `step`. It gets ‖τ_t‖
+            of every task and the length of the merge, over the whole model.
         revisit: ``revisit(**options) -> dict``, called after all blocks, for a strategy that learns only then how to
             merge some of their elements. It maps (name, start) of tiles that must be merged again to positions in the
             tile; None stands for all.
@@ -54,6 +59,8 @@ class Strategy:
     propagates_nan: bool = False
     running: bool = False
     revisit: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
+    step: Callable[..., Tensor] | None = None
+    factor: Callable[[Sequence[float], float], float] | None = None
     needs: str | None = None
     finalize: Callable[[Tensor, int], Tensor] | None = None
 
@@ -70,6 +77,18 @@ class Strategy:
     def accumulate(self, taus: Tensor | Rows, **options: Any) -> Tensor:
         """Return the merged task vector of a block before `finalize`."""
         return self.function(StackedRows(taus) if self.streams and isinstance(taus, Tensor) else taus, **options)
+
+    def add(self, merged: Tensor | None, tau: Tensor, **options: Any) -> Tensor:
+        """Return the running merge of a weight with one more task, before `finalize` and `factor`.
+
+        Args:
+            merged: the merge so far, which may be changed; None before the first task.
+            tau: the task vector of the weight.
+            options: the options.
+        """
+        if self.step is None:
+            return self.accumulate(torch.stack([tau] if merged is None else [merged, tau]), **options)
+        return tau.clone() if merged is None else self.step(merged, tau, **options)
 
     @property
     def name(self) -> str:
@@ -107,18 +126,6 @@ class Strategy:
             raise UserError(f"strategy={self.name} takes {known}; got strategy.{unknown[0]}={options[unknown[0]]}")
         return BoundStrategy(self, {**defaults, **options}, defaults)
 
-    def require_running(self) -> None:
-        """Check that a running merge can continue this strategy task by task.
-
-        Raises:
-            UserError: if it needs all task vectors at once.
-        """
-        if not self.running:
-            raise UserError(
-                "merge_every_task=true needs a strategy that can continue task by task: magmax, average, "
-                f"task_arithmetic or ema; strategy={self.name} needs all task vectors at once"
-            )
-
 
 @dataclass(frozen=True)
 class BoundStrategy:
@@ -139,6 +146,22 @@ class BoundStrategy:
         """The options that differ from their defaults."""
         return {key: value for key, value in self.options.items() if value != self.defaults[key]}
 
+    def require_running(self) -> None:
+        """Check that a running merge can continue this strategy task by task.
+
+        Raises:
+            UserError: if it needs all task vectors at once, or an option breaks its rule.
+        """
+        if not self.strategy.running:
+            from mergestream import strategies
+
+            known = ", ".join(name for name in strategies.names() if strategies.get(name).running)
+            raise UserError(
+                f"a merge after every task needs a strategy that can continue task by task: {known}; "
+                f"strategy={self.strategy.name} needs all task vectors at once"
+            )
+        self.strategy.add(torch.zeros(1, 1), torch.zeros(1, 1), **self.options)  # checks the options
+
     def folder(self, scale: float | str, others: Mapping[str, Any] = MappingProxyType({})) -> str:
         """Return the name of a merge's folder: ``magmax-0.5``, with changed options in between.
 
@@ -148,6 +171,11 @@ class BoundStrategy:
         """
         changed = [f"{key}={value}" for key, value in sorted({**self.changed, **others}.items())]
         return "-".join([self.strategy.name, *changed, scale if isinstance(scale, str) else f"{scale:.12g}"])
+
+
+def sum_of_squares(values: Tensor) -> float:
+    """Return Σ v², in float64."""
+    return float(values.double().square().sum())
 
 
 def strategy(*, scale: float, **how: Any) -> Callable[[Callable[..., Tensor]], Strategy]:
