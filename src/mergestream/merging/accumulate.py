@@ -16,6 +16,7 @@ from torch import Tensor
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.provenance import dumped_options, provenance
 from mergestream.merging.tensors import is_statistic
+from mergestream.merging.vectors import single_threaded
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
@@ -86,13 +87,9 @@ def _length(tensors: Mapping[str, Tensor]) -> float:
 
 def _by_name(work: Callable[[str], Result], names: Iterable[str]) -> dict[str, Result]:
     """Return what `work` returns for each name. Each has one thread, as in the engine: more would change the bits."""
-    names, threads = list(names), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores()) as pool:
-            return dict(zip(names, pool.map(work, names), strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    names = list(names)
+    with single_threaded(), ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return dict(zip(names, pool.map(work, names), strict=True))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -259,19 +260,17 @@ class TaskVectors:
             self.say(f"a merge computes in float32; {wide[0]} in {self.base.path} is float64, and so is the output")
 
     def _in_threads(self, work: Callable[[Block], Result], blocks: Sequence[Block]) -> list[Result]:
-        inner = torch.get_num_threads()
-        torch.set_num_threads(1)  # blocks are too small for several threads each
-        self._pool = self._pool or ThreadPoolExecutor(self.threads)
-        try:
-            results: list[Result] = []
-            for first in range(0, len(blocks), WINDOW):  # a large model has too many blocks to queue all at once
-                results += self._pool.map(work, blocks[first : first + WINDOW])
-            return results
-        except BaseException as error:
-            self._end_pool(wait=isinstance(error, Exception))  # drops the queue; a signal must not wait for a block
-            raise
-        finally:
-            torch.set_num_threads(inner)
+        # LAPACK asks its own thread how many to use, and another number changes the bits.
+        self._pool = self._pool or ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        with single_threaded():
+            try:
+                results: list[Result] = []
+                for first in range(0, len(blocks), WINDOW):  # a large model has too many blocks to queue all at once
+                    results += self._pool.map(work, blocks[first : first + WINDOW])
+                return results
+            except BaseException as error:
+                self._end_pool(wait=isinstance(error, Exception))  # drops the queue; a signal must not wait for a block
+                raise
 
     def _end_pool(self, wait: bool = True) -> None:
         if self._pool is not None:
@@ -331,6 +330,17 @@ class TaskVectors:
         if kept is None or len(kept) < size:
             self._buffers.kept[purpose, dtype] = kept = torch.empty(size, dtype=dtype)
         return kept[:size]
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let torch use one thread for each operation: weights and blocks are worked on side by side instead."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class BaseBlock(NamedTuple):
