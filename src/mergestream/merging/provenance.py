@@ -38,6 +38,7 @@ def provenance(
         "tasks": None if tasks is None else str(tasks),
         "version": __version__,
         "inputs": json.dumps(list(inputs)),
+        **bound.adjustments.metadata,
         **others,
     }
     return {key: value for key, value in found.items() if value is not None}
