@@ -11,13 +11,13 @@ from mergestream.runtime.errors import UserError
 # visual.transformer.resblocks.3. (open_clip), encoder.layers.3., h.3. (transformers), blocks.3. (timm), layer2.0.
 # (ResNet), stages.1.blocks.0. (several stages): the tower, the block, and the block in its stage.
 BLOCK = re.compile(
-    r"((?:.*?\.)?(?:resblocks|layers?|blocks?|h|stages|encoder_layer_)\.?)(\d+)(?:\.(?:blocks\.)?(\d+))?\."
+    r"((?:.*?\.)??(?:resblocks|layers?|blocks?|h|stages|encoder_layer_)\.?)(\d+)(?:\.(?:blocks\.)?(\d+))?\."
 )
-# Parts of names that come after the blocks; all others outside of the blocks come before.
-LAST = re.compile(
-    r"(?:^|\.)(?:ln_post|ln_final|post_layernorm|final_layer_?norm|ln_f|norm|fc_norm|head|lm_head|classifier|score|fc|proj|"
-    r"attnpool|pooler|visual_projection|text_projection|embed_out|logit_scale|logit_bias)(?:\.|$)"
-)
+# What comes after the blocks; everything else outside of the blocks comes before them.
+AFTER = ("ln_post", "ln_final", "post_layernorm", "final_layer_norm", "final_layernorm", "ln_f", "norm", "fc_norm")
+AFTER += ("head", "lm_head", "classifier", "score", "fc", "proj", "attnpool", "pooler", "visual_projection")
+AFTER += ("text_projection", "embed_out", "logit_scale", "logit_bias")
+BEFORE = re.compile(r"embed(?!_out)")  # patch_embed.proj, embeddings.norm
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def depths(names: Iterable[str], key: str) -> dict[str, Depth]:
 
     def depth(name: str) -> Depth:
         if name not in found:
-            return Depth(last=bool(LAST.search(name)))
+            return Depth(last=not BEFORE.search(name) and not {*name.split(".")}.isdisjoint(AFTER))
         order, place = orders[found[name][1]], _place(found[name])
         return Depth(next(at for at, other in enumerate(order) if other[: len(place)] == place), len(order))
 

@@ -163,8 +163,8 @@ class BoundStrategy:
         calibration = self.adjustments.calibration
         if calibration is not None and calibration.selected is not None:
             raise UserError(
-                f"calibration.{calibration.selected}=select is for merge.py, which chooses it on the validation data of a "
-                "run; give a number here"
+                f"calibration.{calibration.selected}=select is for merge.py, which chooses it on the validation data "
+                "of a run; give a number here"
             )
 
     @property

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mergestream.runtime.rules import require_number
+from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import svd
 from mergestream.strategies.calibrations.calibration import calibration
 from mergestream.strategies.task_vectors import Rows
@@ -35,8 +36,9 @@ def svc(
 
     Singular Value Calibration, Li et al. 2026, arXiv:2602.05536. s_tr says how often M counts what task t does in
     direction u_r: once for a single task. Where a task does nothing, up to rounding, s_tr is 0; the published code
-    bounds the denominator by 1e-12 instead, which depends on the scale of the weights. Embeddings, text_projection and
-    all that is not a matrix are c·τ, as in the published code.
+    bounds the denominator by 1e-12 instead, which depends on the scale of the weights. Where all σ_r are equal, as
+    iso_c and iso_cts make them, any directions are singular vectors; those that diagonalise Σ_t τ_t are taken, where
+    rounding decides in the published code. Embeddings, text_projection and all that is not a matrix are c·τ, as there.
 
     Args:
         merged: τ, what the strategy made of a matrix, float32 [m, n], or of a block of another weight, [n].
@@ -51,7 +53,7 @@ def svc(
     matrix = merged * coefficient
     if matrix.dim() != 2 or not matrix.numel() or any(table in name for table in TABLES):
         return matrix
-    U, S, Vt = svd(matrix)
+    U, S, Vt = _directions(matrix, taus)
     counted, noise = torch.zeros_like(S), torch.finfo(S.dtype).eps * max(matrix.shape) ** 0.5
     for tau in taus:
         responses = U.T @ tau  # u_rᵀτ_t, [r, n]
@@ -60,3 +62,13 @@ def svc(
         counted += torch.where(squares > limit, agreements / squares, 0.0).clamp(min=alpha)
     # Adding the difference keeps M to the bit where nothing changes.
     return matrix + (U * (S * (len(taus) / counted - 1))) @ Vt
+
+
+def _directions(matrix: Tensor, taus: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition of `matrix`, with definite directions if all its values are equal."""
+    U, S, Vt = svd(matrix)
+    if len(S) > 1 and S[0] - S[-1] <= torch.finfo(S.dtype).eps ** 0.5 * S[0]:
+        inside = U.T @ total(taus) @ Vt.T
+        turn = torch.linalg.eigh(inside + inside.T).eigenvectors
+        U, Vt = U @ turn, turn.T @ Vt
+    return U, S, Vt
