@@ -59,6 +59,11 @@ def check_training(cfg: DictConfig) -> None:
     _require_groups(cfg, ("optimizer", "logger", "strategy"))
     _require_nodes(cfg, ("launcher", "checkpoint"))
     _apply(TRAINING, cfg)
+    if cfg.get("calibration") is not None:
+        raise UserError(
+            "calibration is for merge.py, which has the encoders of all tasks; a training merges them as they come. "
+            "Leave calibration out, and merge when the training has finished"
+        )
     _check_epochs(cfg)
     if cfg.accumulate > cfg.batch_size:
         raise UserError(
@@ -103,6 +108,11 @@ def _check_adjustments(cfg: DictConfig) -> None:
     if cfg.calibration.get("_target_") is not None:
         _require_groups(cfg, ("calibration",))
         _apply(CALIBRATION, cfg)
+    elif options := [key for key in cfg.calibration if key != "_target_"]:
+        raise UserError(
+            f"calibration=none takes no options; got calibration.{options[0]}={cfg.calibration[options[0]]}. Name a "
+            "calibration, such as calibration=svc"
+        )
 
 
 def check_analysis(cfg: DictConfig) -> None:

@@ -68,6 +68,6 @@ def scales_of(cfg: DictConfig) -> list[float]:
     if value == checks.SELECT:
         return []
     if value is None:
-        of_calibration = (cfg.get("calibration") or {}).get("scale")
-        return [float(cfg.strategy.scale if of_calibration is None else of_calibration)]
+        node = cfg.get("calibration")
+        return [float((cfg.strategy if node is None or node.get("_target_") is None else node).scale)]
     return [float(v) for v in value] if isinstance(value, ListConfig) else [float(value)]

@@ -176,6 +176,7 @@ def merge_weights(
         scratch: where the merged task vector waits for its calibration.
     """
     adjustments = bound.adjustments
+    adjustments.require_blocks(vectors.tensors)
     if adjustments.depth is not None:
         emit = _by_depth(emit, adjustments.factors(vectors.tensors))
     if adjustments.calibration is None:

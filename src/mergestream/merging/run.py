@@ -152,8 +152,7 @@ def _require_adjustable(settings: RunMerge) -> None:
     base = TensorFile(run.base_file())
     base.close()
     adjustments.require_matches([[name] for name, entry in base.entries.items() if entry.dtype.is_floating_point])
-    if adjustments.depth is not None:
-        adjustments.factors(base.entries)
+    adjustments.require_blocks(base.entries)
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,7 @@ class _Merging:
         metrics = assemble("merge", config, self.zero_shot, rows, evaluated.seen, self.timing, heads=heads)
         metrics["merge"] = describe(self.bound, scale, tried, self.settings.changed, self.settings.selected or "lambda")
         # Runs of one row of the report share the rule, not the number.
-        metrics["merge"]["changed"] |= self.settings.bound.adjustments.changed
+        metrics["merge"]["changed"] = {**self.settings.bound.changed, **self.settings.changed}
         metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
         error, *cooled = (found.compute() for found in self.errors[scale])
         metrics["calibration"] = {

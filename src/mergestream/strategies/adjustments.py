@@ -92,14 +92,25 @@ class Adjustments:
                 f"exclude={_shown(self.exclude)}, which leave none"
             )
 
-    def factors(self, names: Iterable[str]) -> Mapping[str, float]:
-        """Return the factor of each weight by its depth.
+    def require_blocks(self, names: Iterable[str]) -> None:
+        """Check that the weights are in numbered blocks, if it matters how deep they lie.
 
         Args:
             names: all weights of the model.
 
         Raises:
-            UserError: if the weights are in no blocks.
+            UserError: if they are not.
+        """
+        if self.calibration is not None and self.calibration.calibration.layered:
+            depths(names, f"calibration={self.calibration.calibration.name}")
+        if self.depth is not None:
+            depths(names, "depth")
+
+    def factors(self, names: Iterable[str]) -> Mapping[str, float]:
+        """Return the factor of each weight by its depth.
+
+        Args:
+            names: all weights of the model, in blocks.
         """
         assert self.depth is not None
         return {name: interpolated(self.depth, where.fraction) for name, where in depths(names, "depth").items()}

@@ -14,9 +14,9 @@ BLOCK = re.compile(
     r"((?:.*?\.)??(?:resblocks|layers?|blocks?|h|stages|encoder_layer_)\.?)(\d+)(?:\.(?:blocks\.)?(\d+))?\."
 )
 # What comes after the blocks; everything else outside of the blocks comes before them.
-AFTER = ("ln_post", "ln_final", "post_layernorm", "final_layer_norm", "final_layernorm", "ln_f", "norm", "fc_norm")
-AFTER += ("head", "lm_head", "classifier", "score", "fc", "proj", "attnpool", "pooler", "visual_projection")
-AFTER += ("text_projection", "embed_out", "logit_scale", "logit_bias")
+AFTER: tuple[str, ...] = ("ln_post", "ln_final", "post_layernorm", "final_layer_norm", "final_layernorm", "ln_f")
+AFTER += ("norm", "fc_norm", "head", "lm_head", "classifier", "score", "fc", "proj", "attnpool", "pooler")
+AFTER += ("visual_projection", "text_projection", "embed_out", "logit_scale", "logit_bias")
 BEFORE = re.compile(r"embed(?!_out)")  # patch_embed.proj, embeddings.norm
 
 

@@ -32,6 +32,7 @@ class TaskVectorCalibration:
             function with a parameter ``name`` gets the name of the weight.
         scale: the published λ, which takes the place of the strategy's.
         matrices: a weight of two dimensions comes as a whole, in its own shape; others come in blocks, [n].
+        layered: it needs the depth of each weight, so the weights must be in numbered blocks.
         survey: ``survey(merged, vectors, **options) -> dict``, for a calibration that has to see all weights first. The
             function gets what it returns instead of the options. `merged` is a `MergedVector`, `vectors` a
             `SurveyedVectors`.
@@ -44,6 +45,7 @@ class TaskVectorCalibration:
     function: Callable[..., Tensor]
     scale: float
     matrices: bool = False
+    layered: bool = False
     survey: Callable[..., dict[str, Any]] | None = None
     check: Callable[..., None] | None = None
     selectable: str | None = None

@@ -39,7 +39,7 @@ def survey(merged: MergedVector, vectors: SurveyedVectors, *, beta: float | str 
         beta: β, how much more the last block gets than the first; ``select`` chooses it on validation data.
 
     Raises:
-        UserError: if the weights are in no blocks, or the merged task vector is zero.
+        UserError: if the merged task vector is zero.
     """
     where = depths(vectors.tensors, "calibration=lines")
     alpha = _alpha(merged, vectors)
@@ -47,7 +47,7 @@ def survey(merged: MergedVector, vectors: SurveyedVectors, *, beta: float | str 
     return {"factors": {name: alpha + float(beta) * inside[name] for name in vectors.names}}
 
 
-@calibration(scale=1.0, survey=survey, check=check, selectable="beta")
+@calibration(scale=1.0, layered=True, survey=survey, check=check, selectable="beta")
 def lines(merged: Tensor, taus: Rows, *, name: str, factors: Mapping[str, float]) -> Tensor:
     """τ_l ← (α + β · l/(L − 1)) · τ_l in block l of L, from 0, and α · τ elsewhere; α = ‖Σ_t τ_t‖ / (T ‖τ‖).
 
