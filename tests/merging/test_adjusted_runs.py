@@ -160,6 +160,17 @@ def test_beta_is_selected_on_validation_data(validated, words, tmp_path):
     assert "already merged" not in command("merge.py", *arguments, "candidates=[0,1]").out
 
 
+def test_lambda_is_selected_for_a_calibrated_merge(validated, words, tmp_path):
+    shutil.copytree(validated, tmp_path / "selected")
+    arguments = (f"root={tmp_path}/selected", *words, "stream.validation=0.2", "strategy=average", "calibration=svc")
+    outcome = command("merge.py", *arguments, "lambda=select", "candidates=[0.5,1]")
+    assert outcome.code == 0, outcome.err
+    (path,) = (tmp_path / "selected").rglob("average-calibration=svc-select/metrics.json")
+    made = files.read_json(path)["merge"]
+    assert [item["lambda"] for item in made["validation"]] == [0.5, 1]
+    assert (made["selected_on"], made["calibration"]["alpha"]) == ("validation", 0.1)
+
+
 WRONG = [
     (["calibration=svc", "calibration.alpha=0"], "calibration.alpha must be a number, positive"),
     (["calibration=svc", "strategy.scale=0.2"], "got strategy.scale=0.2 with calibration=svc. Write lambda=0.2"),

@@ -209,6 +209,22 @@ def test_files_and_memory_and_several_scales_agree(kind, tmp_path):
     ]
 
 
+def test_shards_in_a_new_folder_are_calibrated_too(tmp_path):
+    """The merged task vector waits beside the output, which may be the first file of its folder."""
+    paths = write(tmp_path, drawn(2))
+    expected = merged(paths, "average", calibrated("svc"))
+    index = {"weight_map": dict.fromkeys(SHAPES, "0.safetensors")}
+    (tmp_path / "base").mkdir()
+    paths[0].rename(tmp_path / "base/0.safetensors")
+    (tmp_path / "base/model.safetensors.index.json").write_text(json.dumps(index))
+    out = tmp_path / "deep/er/m"
+    merge_checkpoints(tmp_path / "base", paths[1:], "average", out, adjustments=calibrated("svc"))
+    assert all(
+        torch.equal(tensor.double(), expected[name]) for name, tensor in load_file(out / "0.safetensors").items()
+    )
+    assert [path.name for path in out.parent.iterdir()] == ["m"]
+
+
 def test_the_metadata_name_the_calibration_and_its_options(tmp_path):
     paths = write(tmp_path, drawn(2))
     expected = {

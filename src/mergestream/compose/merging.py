@@ -18,8 +18,8 @@ from mergestream.compose.overrides import MERGE_KEYS, require_read
 from mergestream.compose.run import recorded, resolve, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
-from mergestream.runs.directory import Run
-from mergestream.runtime import files
+from mergestream.runs.directory import Run, readable
+from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_numbers
 from mergestream.strategies.strategy import BoundStrategy
@@ -139,7 +139,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
 def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
     """Yield the settings of the merges of a run that lack tasks which have arrived since, from their own records.
 
-    A merge that was exported is exported again, in each of the formats.
+    A merge that was exported is exported again, in each of the formats. One with weights for fewer tasks is left out.
 
     Args:
         run: the run.
@@ -155,6 +155,12 @@ def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
             exports = tuple(form for form, name in checks.EXPORTS.items() if (path.parent / name).exists())
             cfg = DictConfig({**made["config"], "data": config["data"]})
             settings = _run_merge(cfg, run, [], {})
+            weights, tasks = settings.bound.adjustments.weights, len(run.stream()["tasks"])
+            if weights is not None and len(weights) != tasks:
+                processes.say(
+                    f"{readable(path.parent)} stays as it is: it has {len(weights)} weights for {tasks} tasks"
+                )
+                continue
             values = {"lambda": made["merge"]["scale"]}
             values |= {f"calibration.{key}": value for key, value in made["merge"].get("calibration", {}).items()}
             yield replace(settings, exports=exports, former=values.get(settings.selected or "lambda"))

@@ -208,11 +208,10 @@ def _calibrate(vectors: TaskVectors, bound: BoundCalibration, merged: Memory | S
         tau = merged.read(block).to(base.device)
         emit(block, base, calibration(tau, taus, **arguments, **calibration.place(block)).contiguous())
 
-    matrices = [block for block in vectors.blocks(names, whole=True) if len(block.shape) == 2]
-    whole = matrices if calibration.matrices else []
-    others = [name for name in names if name not in {block.name for block in whole}]
-    vectors.map_rows(calibrate, whole)
-    vectors.map_rows(calibrate, vectors.blocks(others, streamed=True))
+    matrices = [block for block in vectors.blocks(names, whole=True) if calibration.matrices and len(block.shape) == 2]
+    whole = {block.name for block in matrices}
+    vectors.map_rows(calibrate, matrices)
+    vectors.map_rows(calibrate, vectors.blocks([name for name in names if name not in whole], streamed=True))
 
 
 def _scratch(vectors: TaskVectors, folder: Path) -> Scratch:
