@@ -1,6 +1,7 @@
 """Time and memory of a merge, compared with `cat` of the same files.
 
     python benchmarks/merge.py [--tasks 20] [--repeats 5] [--strategies magmax,ties] [--folder /tmp/merge_benchmark]
+    python benchmarks/merge.py --tasks 8 --strategies average,magmax --calibrations none,svc,lines
     python benchmarks/merge.py --billions 7
 
 The first command writes a base of the size of ViT-B/16's image tower (86 M parameters, float32) and T fine-tunes of it
@@ -9,7 +10,10 @@ the task vectors have as many bits, and as many equal magnitudes, as real ones. 
 fine-tunes and a merge of them, with all files in the page cache, and prints median seconds, the median ratio, and the
 memory that a fresh process needs on top of its imports.
 
-The second command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
+The second command alternates merges with and without calibrations, and prints median seconds of each, the median
+ratio to the merge without, and memory.
+
+The third command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
 of it, with as many layers as fit into the free disk space, and merges the pair into a folder.
 """
 
@@ -29,9 +33,12 @@ from safetensors.torch import save_file
 
 from mergestream import strategies
 from mergestream.merging import merge_checkpoints
+from mergestream.strategies import calibrations
+from mergestream.strategies.adjustments import Adjustments
 
 WIDTH, LAYERS = 768, 12
 SLOW = ("della", "tsv", "iso_c", "iso_cts", "opcm", "knots", "wudi")  # minutes; merged only if they are named
+OPTIONS = {"lines": {"beta": 0.5}}  # of calibrations that have no default for files
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -86,6 +93,9 @@ def memory(**arguments: object) -> float:
     code = (
         "import json, sys; from pathlib import Path; from mergestream.merging import merge_checkpoints\n"
         "import mergestream.strategies as s; arguments = json.loads(sys.argv[1]); s.get(arguments['strategy'])\n"
+        "from mergestream.strategies import adjustments, calibrations; made = arguments.pop('calibration', None)\n"
+        "bound = calibrations.get(made[0]).bind(made[1]) if made else None\n"
+        "arguments['adjustments'] = adjustments.Adjustments(calibration=bound)\n"
         "def of(key): return int(Path('/proc/self/status').read_text().split(key)[1].split()[0])\n"
         "Path('/proc/self/clear_refs').write_text('5')\n"  # Linux: the peak starts anew
         "before = of('VmRSS:'); merge_checkpoints(**arguments); print(of('VmHWM:') - before)"
@@ -96,13 +106,18 @@ def memory(**arguments: object) -> float:
     return int(done.stdout) / 1000
 
 
-def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
-    """Print the table of the strategies `names`."""
+def _written(tasks: int, folder: Path) -> list[Path]:
+    """Write θ₀ and T fine-tunes, unless they are there; return their paths."""
     paths = [folder / f"{index}.safetensors" for index in range(tasks + 1)]
     for index, path in enumerate(paths):
         if not path.exists():
             save_file(weights(tower(), index), path)
-    base, *checkpoints = paths
+    return paths
+
+
+def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
+    """Print the table of the strategies `names`."""
+    base, *checkpoints = _written(tasks, folder)
     out = folder / "out.safetensors"
     print(f"T = {tasks}, {sum(p.stat().st_size for p in checkpoints) / 1e9:.1f} GB, torch {torch.__version__}")
     print("| strategy | seconds | `cat` | ratio | MB above the interpreter |\n|---|---|---|---|---|")
@@ -118,6 +133,30 @@ def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
         above = memory(base=str(base), checkpoints=[str(c) for c in checkpoints], strategy=name, out=str(out))
         seconds, plain = statistics.median(merges[1:]), statistics.median(cats[1:])
         print(f"| `{name}` | {seconds:.2f} | {plain:.2f} | {ratio:.1f} | {above:.0f} |", flush=True)
+    out.unlink()
+
+
+def calibrated(names: list[str], kinds: list[str], tasks: int, repeats: int, folder: Path) -> None:
+    """Print the table of the strategies `names` with each of the calibrations `kinds`."""
+    base, *checkpoints = _written(tasks, folder)
+    out = folder / "out.safetensors"
+    print(f"T = {tasks}, torch {torch.__version__}")
+    print("| strategy | calibration | seconds | ratio | MB above the interpreter |\n|---|---|---|---|---|")
+    for name in names:
+        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(repeats + 1):  # the first one is a warm-up
+            for kind in kinds:
+                bound = None if kind == "none" else calibrations.get(kind).bind(OPTIONS.get(kind, {}))
+                out.unlink(missing_ok=True)
+                began = time.perf_counter()
+                merge_checkpoints(base, checkpoints, name, out, adjustments=Adjustments(calibration=bound))
+                seconds[kind].append(time.perf_counter() - began)
+        for kind in kinds:
+            ratio = statistics.median(s / p for s, p in zip(seconds[kind][1:], seconds[kinds[0]][1:], strict=True))
+            made = {} if kind == "none" else {"calibration": (kind, OPTIONS.get(kind, {}))}
+            paths = {"base": str(base), "checkpoints": [str(c) for c in checkpoints], "out": str(out)}
+            above, median = memory(strategy=name, **paths, **made), statistics.median(seconds[kind][1:])
+            print(f"| `{name}` | `{kind}` | {median:.2f} | {ratio:.1f} | {above:.0f} |", flush=True)
     out.unlink()
 
 
@@ -159,12 +198,15 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--strategies", default=",".join(n for n in strategies.names() if n not in SLOW))
+    parser.add_argument("--calibrations", help="compare these, the first with each of the others; none is none")
     parser.add_argument("--billions", type=float, help="merge a sharded pair of so many billion parameters instead")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/merge_benchmark"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.billions:
         large(args.strategies.split(","), args.billions, args.folder)
+    elif args.calibrations:
+        calibrated(args.strategies.split(","), args.calibrations.split(","), args.tasks, args.repeats, args.folder)
     else:
         compare(args.strategies.split(","), args.tasks, args.repeats, args.folder)
 

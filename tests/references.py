@@ -297,3 +297,44 @@ REFERENCES = {
     "laplace": laplace,
     "regmean": regmean,
 }
+
+
+def svc(merged, taus, alpha, coefficient):
+    """One direction after the other, with the whole response of M, not σ_r v_r."""
+    result = {}
+    for name, tau in merged.items():
+        result[name] = M = coefficient * tau
+        if M.dim() != 2 or "embed" in name or "text_projection" in name:
+            continue
+        U, S, Vt = torch.linalg.svd(M, full_matrices=False)
+        if len(S) > 1 and S[0] - S[-1] < 1e-9 * S[0]:  # M is an isometry: its directions are those of the sum
+            isometry, summed = M / S[0], taus[name].sum(0)
+            if len(M) <= len(M.T):
+                U = torch.linalg.eigh(summed @ isometry.T + isometry @ summed.T).eigenvectors
+                Vt = U.T @ isometry
+            else:
+                Vt = torch.linalg.eigh(isometry.T @ summed + summed.T @ isometry).eigenvectors.T
+                U = isometry @ Vt.T
+        total = torch.zeros_like(M)
+        for r in range(len(S)):
+            u, counts = U[:, r], 0.0
+            for t in taus[name]:
+                response = u @ t
+                square = float(response @ response)
+                s = float((u @ M) @ response) / square if square > 1e-20 else 0.0
+                counts += max(alpha, s)
+            total = total + S[r] * len(taus[name]) / counts * torch.outer(u, Vt[r])
+        result[name] = total
+    return result
+
+
+def lines(merged, taus, beta, blocks):
+    """`blocks` maps each weight to (l, L); weights outside of the blocks are not in it."""
+    tasks = len(next(iter(taus.values())))
+    of_sum = sum(float(t.sum(0).abs().sum()) for t in taus.values())
+    alpha = of_sum / tasks / sum(float(tau.abs().sum()) for tau in merged.values())
+    scales = {name: alpha + beta * blocks[name][0] / (blocks[name][1] - 1) for name in blocks}
+    return {name: scales.get(name, alpha) * tau for name, tau in merged.items()}
+
+
+CALIBRATIONS = {"svc": svc, "lines": lines}

@@ -38,7 +38,7 @@ def stream_of(cfg: DictConfig) -> TaskStream:
 
 def test_no_group_is_forgotten():
     groups = {"dataset", "logger", "method", "model", "schedule", "stream", "strategy"}
-    assert set(GROUPS) == groups | {"experiment", "hydra", "analysis", "cluster"}  # tested elsewhere
+    assert set(GROUPS) == groups | {"experiment", "hydra", "analysis", "cluster", "calibration"}  # tested elsewhere
 
 
 @pytest.fixture

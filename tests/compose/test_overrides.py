@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from mergestream.training import launcher
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))  # of each script; `make fuzz` tries more
-GROUPS = ("dataset", "method", "model", "stream", "schedule", "strategy", "logger")
+GROUPS = ("dataset", "method", "model", "stream", "schedule", "strategy", "calibration", "logger")
 OPTIONS = {group: sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml")) for group in GROUPS}
 
 
@@ -42,7 +42,7 @@ values = st.one_of(plain, odd, numbers, st.text(max_size=6).map(lambda t: t.repl
 
 def overrides(script: str) -> st.SearchStrategy[list[str]]:
     known = st.sampled_from(KEYS[script])
-    groups = [g for g in GROUPS if script == "train.py" or g != "logger"]
+    groups = [g for g in GROUPS if g != ("calibration" if script == "train.py" else "logger")]
     changed = st.tuples(known, values).map("=".join)
     added = st.tuples(st.sampled_from(["+", "++", "~"]), known, values).map(lambda t: f"{t[0]}{t[1]}={t[2]}")
     removed = known.map(lambda key: f"~{key}")

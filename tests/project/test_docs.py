@@ -46,6 +46,7 @@ OPTIONS |= {
     "dataset": "docs/data.md",
     "analysis": "docs/reports.md",
     "experiment": "docs/paper.md",
+    "calibration": "docs/merging.md",
     "cluster": "docs/clusters.md",
 }
 
@@ -208,7 +209,7 @@ def extended(tmp_path_factory) -> Iterator[Path]:
     tree = tmp_path_factory.mktemp("extended")
     blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", EXTENDING, re.DOTALL)
     paths = list(dict.fromkeys(re.findall(r"`((?:src|configs)/\S+mine\.\w+)`", EXTENDING)))
-    assert len(blocks) == len(paths) == 10
+    assert len(blocks) == len(paths) == 12
     for path, block in zip(paths, blocks, strict=True):
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(block)
@@ -232,7 +233,7 @@ def test_examples_of_ones_own(extended, tmp_path):
         outcome = command(f"{script}.py", f"--config-dir={extended}/configs", *shlex.split(words), *more)
         assert outcome.code == 0, outcome.err
     (folder,) = re.findall(r"`runs/(mine/\S+)`", EXTENDING)
-    assert (tmp_path / folder / "merges/mine-sharpness=1-1/merged.safetensors").is_file()
+    assert (tmp_path / folder / "merges/mine-calibration=mine-sharpness=1-1/merged.safetensors").is_file()
     norms = pd.read_csv(tmp_path / folder / "analyses/mine.csv")["norm"]
     assert len(norms) == 5
     assert (norms > 0).all()

@@ -22,7 +22,12 @@ from mergestream.runtime.interrupt import Stopped
 from mergestream.training import arrivals
 from mergestream.training import run as training_run
 
-TASKS = {"1": ("ant", "bee"), "2": ("cat", "dog"), "10": ("bee", "asp")}  # asp sorts before the classes that are known
+TASKS = {
+    "1": ("ant", "bee"),
+    "2": ("cat", "dog"),
+    "10": ("bee", "asp"),
+    "11": ("fox", "elk"),
+}  # asp sorts before the classes that are known
 WORDS = ("dataset=folder", "stream=folders", "model=tiny", "epochs=1", "batch_size=8", "stream.validation=0.25")
 
 
@@ -271,6 +276,27 @@ def test_what_was_trained_may_be_forgotten(tmp_path):
     merge(root, data, "data.forget=true")
     outcome = command("merge.py", f"root={root}", f"dataset.path={data}", *WORDS, "data.forget=true", "lambda=select")
     assert (outcome.code, "lambda=select needs validation data" in outcome.err) == (1, True)
+
+
+def test_adjusted_merges_are_brought_up_to_date(tmp_path):
+    """One with a weight for each task cannot be, and stays; so does a β when validation images are gone."""
+    data, root = tmp_path / "data", tmp_path / "runs"
+    write(data, "1", "2")
+    train(root, data)
+    merge(root, data, "calibration=lines", "candidates=[0.5,2]", "depth=[1,0.5]")
+    merge(root, data, "weights=[1,2]")
+    before = {Path(name).parent.name: content for name, content in tensors(root).items() if "merges" in name}
+    shutil.rmtree(data / "1")
+    write(data, "10")
+    (path,) = (p for p in root.rglob("metrics.json") if "calibration=lines" in p.parent.name)
+    chosen = files.read_json(path)["merge"]["calibration"]["beta"]
+    said = train(root, data, "data.forget=true")
+    assert f"calibration.beta = {chosen:g} stays as it was chosen, since validation images are gone" in said.out
+    assert "magmax-weights=[1.0,2.0]-0.5 stays as it is: it has 2 weights for 3 tasks" in said.err
+    assert files.read_json(path)["merge"]["calibration"]["beta"] == chosen
+    assert len(files.read_json(path)["test_samples"]) == 3
+    after = {Path(name).parent.name: content for name, content in tensors(root).items() if "merges" in name}
+    assert [name for name in before if before[name] == after[name]] == ["magmax-weights=[1.0,2.0]-0.5"]
 
 
 def test_rows_with_a_new_task_arrive_like_a_folder(here):

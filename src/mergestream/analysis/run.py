@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mergestream.analysis.subject import Subject
 from mergestream.compose.analysis import AnalysisSettings
+from mergestream.compose.overrides import ADJUSTMENT_KEYS
 from mergestream.display.plots import render
 from mergestream.display.tables import console
 from mergestream.runs.directory import readable
@@ -37,6 +38,7 @@ def analyze(settings: AnalysisSettings) -> None:
     frame, figure = settings.analysis(Subject(run, settings.inputs), **used)
 
     groups = {"analysis", *("lambda" if key == "scale" else key for key in used)}
+    groups |= {*ADJUSTMENT_KEYS} if "strategy" in used else set()
     stem = run.path / "analyses" / _file_name(name, [word for group, word in settings.words if group in groups])
     _write(stem, frame, figure)
     for group, word in settings.words:

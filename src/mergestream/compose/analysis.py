@@ -62,14 +62,15 @@ def analysis_settings(cfg: DictConfig, shared: dict[str, Any]) -> AnalysisSettin
     resolve(cfg)
     checks.check_analysis(cfg)
     run, compared = trained_run(cfg, ANALYSIS_KEYS)
-    (scale,) = scales_of(cfg)
+    (scale,), bound = scales_of(cfg), bound_strategy(cfg)
+    bound.require_chosen()
     return AnalysisSettings(
         run=run,
         config=recorded(cfg),
         compared=compared,
         inputs=Inputs(cfg, shared),
         analysis=build(cfg.analysis, cfg.allow_targets),
-        bound=bound_strategy(cfg),
+        bound=bound,
         scale=scale,
         words=[(key.split(".")[0], word) for key, word in typed() if key.split(".")[0] in ANALYSIS_KEYS],
     )

@@ -59,6 +59,11 @@ def check_training(cfg: DictConfig) -> None:
     _require_groups(cfg, ("optimizer", "logger", "strategy"))
     _require_nodes(cfg, ("launcher", "checkpoint", "curvature"))
     _apply(TRAINING, cfg)
+    if cfg.get("calibration") is not None:
+        raise UserError(
+            "calibration is for merge.py, which has the encoders of all tasks; a training merges them as they come. "
+            "Leave calibration out, and merge when the training has finished"
+        )
     _check_epochs(cfg)
     if cfg.accumulate > cfg.batch_size:
         raise UserError(
@@ -83,17 +88,40 @@ def check_merge(cfg: DictConfig) -> None:
     """Check the keys of merge.yaml, but not those of common.yaml."""
     _require_groups(cfg, ("strategy",))
     _apply(MERGE, cfg)
+    _check_adjustments(cfg)
     if "seed" in cfg.strategy:
         require_whole("strategy.seed", cfg.strategy.seed, 0)
     if cfg["lambda"] == SELECT:
         require_numbers("candidates", _plain(cfg.candidates), "such as [0.3,0.5,0.7]")
+    if cfg.weights is not None and cfg.checkpoints is not None and len(cfg.weights) != len(cfg.checkpoints):
+        raise UserError(
+            f"weights must be {len(cfg.checkpoints)} numbers, one for each of the checkpoints; got {len(cfg.weights)}, "
+            f"weights={cfg.weights}"
+        )
     check_targets(cfg)
+
+
+def _check_adjustments(cfg: DictConfig) -> None:
+    """Check the keys of adjustments.yaml, and the group calibration."""
+    _apply(ADJUSTMENTS, cfg)
+    if cfg.get("calibration") is None:
+        return
+    _require_nodes(cfg, ("calibration",))
+    if cfg.calibration.get("_target_") is not None:
+        _require_groups(cfg, ("calibration",))
+        _apply(CALIBRATION, cfg)
+    elif options := [key for key in cfg.calibration if key != "_target_"]:
+        raise UserError(
+            f"calibration=none takes no options; got calibration.{options[0]}={cfg.calibration[options[0]]}. Name a "
+            "calibration, such as calibration=svc"
+        )
 
 
 def check_analysis(cfg: DictConfig) -> None:
     """Check the keys of analyze.yaml."""
     _require_groups(cfg, ("analysis", "strategy"))
     _apply(ANALYSIS, cfg)
+    _check_adjustments(cfg)
     check_stream(cfg)
 
 
@@ -101,6 +129,7 @@ def check_encoder(cfg: DictConfig) -> None:
     """Check the keys that name an encoder of a run, and those of common.yaml."""
     _require_groups(cfg, ("strategy",))
     _apply(ENCODER, cfg)
+    _check_adjustments(cfg)
     check_stream(cfg)
 
 
@@ -268,6 +297,23 @@ def _scales(key: str, value: Any) -> None:
         raise UserError(f"{key} must be a number, different numbers such as [0.3,0.5], or select; got {key}={value}")
 
 
+def _factors(least: int) -> Rule:
+    def rule(key: str, value: Any) -> None:
+        if not isinstance(value, list) or len(value) < least or not all(map(is_number, value)):
+            raise UserError(
+                f"{key} must be a list of {least} or more finite numbers, such as [1,0.5], or null; got {key}={value}"
+            )
+
+    return rule
+
+
+def _patterns(key: str, value: Any) -> None:
+    if not isinstance(value, list) or not value or not all(isinstance(pattern, str) and pattern for pattern in value):
+        raise UserError(
+            f"{key} must be a list of patterns of names, such as [*attn*,*bias], or null; got {key}={value}"
+        )
+
+
 def _encoder(key: str, value: Any) -> None:
     if value not in (MERGE_OF_ALL, BASE, LAST) and not (is_whole(value) and value >= 1):
         raise UserError(
@@ -376,6 +422,16 @@ MERGE: Mapping[str, Rule] = {
     "on_mismatch": _choice(MISMATCHES),
     "overwrite": require_bool,
     "bn": _choice(STATISTICS),
+}
+ADJUSTMENTS: Mapping[str, Rule] = {
+    "weights": _or_null(_factors(1)),
+    "depth": _or_null(_factors(2)),
+    "include": _or_null(_patterns),
+    "exclude": _or_null(_patterns),
+}
+CALIBRATION: Mapping[str, Rule] = {
+    "calibration._partial_": _bound,
+    "calibration.scale": _number("finite"),
 }
 ENCODER: Mapping[str, Rule] = {
     "encoder": _encoder,

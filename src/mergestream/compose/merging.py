@@ -18,9 +18,10 @@ from mergestream.compose.overrides import MERGE_KEYS, require_read
 from mergestream.compose.run import recorded, resolve, trained_run
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
-from mergestream.runs.directory import Run
-from mergestream.runtime import files
+from mergestream.runs.directory import Run, readable
+from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.rules import require_numbers
 from mergestream.strategies.strategy import BoundStrategy
 
 ONNX = ("onnx", "onnxscript")  # what torch's exporter needs
@@ -37,14 +38,14 @@ class RunMerge:
         method: the method of the training.
         bound: the strategy and its options.
         scales: values of λ; empty to select one on validation data.
-        candidates: the values of λ to select from, in ascending order.
+        candidates: the values of λ, or of an option of the calibration, to select from, in ascending order.
         prefixes: whether the merges of the first t tasks are evaluated, for every t.
         bn: the running statistics of batch normalisation that the merge has: average (of the tasks), base, or recompute
             (on the training images of the tasks).
         exports: the formats in which the merge is exported.
         device: where to merge.
         compared: keys in which the run's config must agree with this one.
-        former: the λ that was selected before tasks arrived, for when validation images are gone.
+        former: the value that was selected before tasks arrived, for when validation images are gone.
     """
 
     run: Run
@@ -60,6 +61,14 @@ class RunMerge:
     device: torch.device
     compared: list[str]
     former: float | None = None
+
+    @property
+    def selected(self) -> str | None:
+        """The config key whose value is selected on validation data: λ, an option of the calibration, or none."""
+        calibration = self.bound.adjustments.calibration
+        if calibration is not None and calibration.selected is not None:
+            return f"calibration.{calibration.selected}"
+        return None if self.scales else "lambda"
 
     @property
     def changed(self) -> dict[str, str]:
@@ -130,7 +139,7 @@ def merge_settings(cfg: DictConfig, shared: dict[str, Any]) -> RunMerge | FileMe
 def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
     """Yield the settings of the merges of a run that lack tasks which have arrived since, from their own records.
 
-    A merge that was exported is exported again, in each of the formats.
+    A merge that was exported is exported again, in each of the formats. One with weights for fewer tasks is left out.
 
     Args:
         run: the run.
@@ -145,25 +154,48 @@ def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
         if of_merge and not run.is_current(made["provenance"]):
             exports = tuple(form for form, name in checks.EXPORTS.items() if (path.parent / name).exists())
             cfg = DictConfig({**made["config"], "data": config["data"]})
-            yield replace(_run_merge(cfg, run, [], {}), exports=exports, former=made["merge"]["scale"])
+            settings = _run_merge(cfg, run, [], {})
+            weights, tasks = settings.bound.adjustments.weights, len(run.stream()["tasks"])
+            if weights is not None and len(weights) != tasks:
+                processes.say(
+                    f"{readable(path.parent)} stays as it is: it has {len(weights)} weights for {tasks} tasks"
+                )
+                continue
+            values = {"lambda": made["merge"]["scale"]}
+            values |= {f"calibration.{key}": value for key, value in made["merge"].get("calibration", {}).items()}
+            yield replace(settings, exports=exports, former=values.get(settings.selected or "lambda"))
 
 
 def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str, Any]) -> RunMerge:
-    bound = bound_strategy(cfg)
+    bound, scales = bound_strategy(cfg), scales_of(cfg)
+    calibration = bound.adjustments.calibration
+    option = None if calibration is None else calibration.selected
+    if option is not None:
+        _require_selectable(cfg, option)
     return RunMerge(
         run=run,
         config=recorded(cfg),
         inputs=Inputs(cfg, shared),
         method=method_of(cfg),
         bound=bound,
-        scales=scales_of(cfg),
-        candidates=sorted(map(float, cfg.candidates)) if cfg["lambda"] == checks.SELECT else [],
+        scales=scales,
+        candidates=sorted(map(float, cfg.candidates)) if option or not scales else [],
         prefixes=cfg.prefixes,
         bn=cfg.bn,
         exports=() if cfg.export is None else (cfg.export,),
         device=_merging_device(cfg),
         compared=compared,
     )
+
+
+def _require_selectable(cfg: DictConfig, option: str) -> None:
+    """Check that an option of the calibration can be selected: it alone, and from values that it may have."""
+    key, value = f"calibration.{option}", cfg["lambda"]
+    if value == checks.SELECT or isinstance(value, ListConfig):
+        raise UserError(
+            f"{key}={checks.SELECT} chooses {option} for one λ; got lambda={value}. Give a number to one of them"
+        )
+    require_numbers("candidates", list(cfg.candidates), f"0 or more, to choose {key} from", lambda x: x >= 0)
 
 
 def _require_onnx() -> None:
@@ -178,6 +210,7 @@ def _file_merge(cfg: DictConfig, bound: BoundStrategy, shared: dict[str, Any]) -
     scales, several = scales_of(cfg), isinstance(cfg["lambda"], ListConfig)
     if not scales:
         raise UserError("lambda=select needs the validation data of a run; for base and checkpoints give a number")
+    bound.require_chosen()
     if cfg.bn == "recompute":
         raise UserError(
             "bn=recompute takes the training images of a run; base, checkpoints and out have none. Write bn=average or "

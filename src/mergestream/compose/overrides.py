@@ -17,11 +17,12 @@ from mergestream.runtime.errors import UserError
 # Keys that `Run.command` names itself; it does not name their inner keys, such as ``method.strength``.
 NAMING_KEYS = ("dataset", "tasks", "method", "model", "seed", "stream", "tag", "root", "experiment", "repair")
 # Keys of merge.py and analyze.py that say nothing about the training.
-MERGE_KEYS: tuple[str, ...] = ("strategy", "lambda", "candidates", "prefixes", "export")
+ADJUSTMENT_KEYS = ("calibration", "weights", "depth", "include", "exclude")
+MERGE_KEYS: tuple[str, ...] = ("strategy", *ADJUSTMENT_KEYS, "lambda", "candidates", "prefixes", "export")
 MERGE_KEYS += ("base", "checkpoints", "out", "dtype", "on_mismatch", "bn", "overwrite")
-ANALYSIS_KEYS = ("analysis", "strategy", "lambda")
+ANALYSIS_KEYS = ("analysis", "strategy", *ADJUSTMENT_KEYS, "lambda")
 PREDICTION_KEYS = ("images", "top", "out", "classes", "classifier")
-ENCODER_KEYS = ("encoder", "strategy", "lambda", "bn")  # which encoder of a run is meant
+ENCODER_KEYS = ("encoder", "strategy", *ADJUSTMENT_KEYS, "lambda", "bn")  # which encoder of a run is meant
 HELD_OUT_KEYS = ("on", "options")  # besides these, of evaluate.py
 CLUSTER = "cluster"  # the node that says where jobs run
 COMMANDS = ("train", "merge", "predict", "evaluate", "analyze", "report", "fetch")
@@ -85,8 +86,8 @@ def _keys(cfg: DictConfig, folder: Path) -> Iterator[tuple[str, object]]:
 def _defined(folder: Path, name: str) -> set[str]:
     """Return the dotted keys that the YAML files of a command define."""
     defaults = OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "defaults")
-    shared = [("", folder / "common.yaml")] if "common" in defaults else []
-    options = [("schedule.", path) for path in folder.glob("schedule/*.yaml")] if shared else []
+    shared = [("", folder / f"{part}.yaml") for part in ("common", "adjustments") if part in defaults]
+    options = [("schedule.", path) for path in folder.glob("schedule/*.yaml")] if "common" in defaults else []
     defined: set[str] = set()
     for prefix, path in [("", folder / f"{name}.yaml"), *shared, *options]:
         for key, value in cast("dict[str, object]", OmegaConf.to_container(OmegaConf.load(path))).items():

@@ -51,18 +51,22 @@ def describe(
     scale: float,
     tried: Mapping[float, float] = MappingProxyType({}),
     others: Mapping[str, str] = MappingProxyType({}),
+    selected: str = "lambda",
 ) -> dict[str, Any]:
     """Return the part of a merge's metrics.json that says how it was made.
 
     Args:
         bound: the strategy and its options.
         scale: λ.
-        tried: validation accuracy of each λ that was tried, in order; empty if λ was given.
+        tried: validation accuracy of each value that was tried, in order; empty if none was selected.
         others: changed settings of the merge that are not options of the strategy.
+        selected: the config key of the values that were tried.
     """
     result: dict[str, Any] = {"strategy": bound.strategy.name, "scale": scale, "options": bound.options}
     result["changed"] = {**bound.changed, **others}
+    if bound.adjustments.calibration is not None:
+        result["calibration"] = bound.adjustments.calibration.record
     if tried:
-        result["selected_on"] = "validation"
-        result["validation"] = [{"lambda": value, "accuracy": accuracy} for value, accuracy in tried.items()]
+        (result if selected == "lambda" else result["calibration"])["selected_on"] = "validation"
+        result["validation"] = [{selected: value, "accuracy": accuracy} for value, accuracy in tried.items()]
     return result

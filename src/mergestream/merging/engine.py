@@ -16,10 +16,13 @@ from torch import Tensor
 from mergestream import strategies
 from mergestream.merging.output import Output, check_out, output, path_of, require_new
 from mergestream.merging.provenance import provenance
+from mergestream.merging.scratch import Memory, Scratch
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
 from mergestream.merging.vectors import TaskVectors
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_choice, require_number
+from mergestream.strategies.adjustments import PLAIN, Adjustments
+from mergestream.strategies.calibrations.calibration import BoundCalibration
 from mergestream.strategies.strategy import BoundStrategy, Strategy
 from mergestream.strategies.task_vectors import CHUNK, Block, Reading, Rows
 
@@ -47,6 +50,7 @@ def merge_checkpoints(
     threads: int | None = None,
     block: int | None = None,
     say: Callable[[str], None] = warnings.warn,
+    adjustments: Adjustments = PLAIN,
     **options: Any,
 ) -> list[str]:
     """Merge checkpoints: write θ₀ + λ · strategy(θ_1 − θ₀, …, θ_T − θ₀) to `out`.
@@ -54,7 +58,8 @@ def merge_checkpoints(
     Computes in float32; the result has the dtypes of θ₀. Files are read, merged and written block by block, so memory
     grows neither with the model nor with T up to 20 (see `TaskVectors`). Neither block size nor threads change a bit of
     the result. Strategies on matrices need more memory: per thread, one weight and its factors (tsv, iso_c, iso_cts,
-    opcm, wudi) or one weight of all tasks (knots, della).
+    opcm, wudi) or one weight of all tasks (knots, della). With a calibration, the merged task vector waits in a file
+    beside `out`; one of matrices (svc) needs one weight and its factors per thread.
 
     Example:
         merge_checkpoints("base.safetensors", ["a.safetensors", "b.safetensors"], "ties", "m.safetensors", density=0.1)
@@ -65,8 +70,8 @@ def merge_checkpoints(
         strategy: a strategy or its name.
         out: the .safetensors file to write, or a folder, which gets the shards and side files of θ₀. It appears whole
             or not at all.
-        scale: λ; None is the strategy's published one. Each of several λ is written to its own path, `out` with -λ
-            after its stem, in one pass over the inputs.
+        scale: λ; None is the published one of the calibration, or of the strategy where there is none. Each of several
+            λ is written to its own path, `out` with -λ after its stem, in one pass over the inputs.
         dtype: float32, bfloat16 or float16 for all merged weights; None is that of θ₀.
         on_mismatch: ``error``, or ``skip`` to copy from θ₀ the tensors whose name, shape or dtype differs between the
             files.
@@ -79,6 +84,7 @@ def merge_checkpoints(
         threads: blocks that are merged at a time; None is one for each core.
         block: elements of a block, a multiple of 131,072; None fits the caches.
         say: called with each message about how the files are read that may surprise the user.
+        adjustments: which tensors are merged, how much of each task and layer, and a calibration of the result.
         options: options of the strategy. ``scope`` is ``all`` unless it is given.
 
     Returns:
@@ -89,7 +95,9 @@ def merge_checkpoints(
     """
     chosen = strategies.get(strategy) if isinstance(strategy, str) else strategy
     bound = chosen.bind({"scope": "all", **options} if "scope" in chosen.defaults() else options)
-    targets = _targets(Path(out), chosen.scale if scale is None else scale)
+    bound = bound.adjusted(adjustments)
+    bound.require_chosen()
+    targets = _targets(Path(out), bound.scale if scale is None else scale)
     if isinstance(checkpoints, (str, Path)):
         raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
     if not checkpoints:
@@ -107,10 +115,11 @@ def merge_checkpoints(
         block=block,
         device=device,
         say=say,
+        adjustments=adjustments,
     )
     with opened as vectors, _outputs(targets, vectors, bound, dtype) as outputs:
         statistics = vectors.statistics if bn == "average" else []
-        merge_blocks(vectors, bound, partial(_write, outputs, vectors))
+        merge_weights(vectors, bound, partial(_write, outputs, vectors), lambda: _scratch(vectors, Path(out).parent))
         if statistics:
             merge_blocks(vectors, AVERAGE, partial(_write, outputs, vectors), statistics)
         written = {other for name in (*vectors.names, *statistics) for other in vectors.ties.names(name)}
@@ -134,10 +143,12 @@ def merged_task_vector(
 
     Args:
         base, checkpoints, clip_parameters, device, say: see `merge_checkpoints`.
-        bound: the strategy and its options.
+        bound: the strategy, its options, and the adjustments.
     """
-    paths = [Path(path) for path in checkpoints]
-    with TaskVectors(Path(base), paths, clip_parameters, device=device, say=say) as vectors:
+    bound.require_chosen()
+    paths, adjustments = [Path(path) for path in checkpoints], bound.adjustments
+    opened = TaskVectors(Path(base), paths, clip_parameters, device=device, say=say, adjustments=adjustments)
+    with opened as vectors:
         merged = [other for name in (*vectors.names, *vectors.statistics) for other in vectors.ties.names(name)]
         result = {name: torch.empty(vectors.base.entries[name].shape) for name in merged}
 
@@ -147,10 +158,64 @@ def merged_task_vector(
             for name in vectors.ties.names(block.name):
                 result[name].view(-1)[block.start : block.start + block.size] = tau.view(-1).cpu()
 
-        merge_blocks(vectors, bound, keep)
+        merge_weights(vectors, bound, keep, lambda: Memory(result))
         if vectors.statistics:
             merge_blocks(vectors, AVERAGE, keep, vectors.statistics)
         return result, vectors.digests()
+
+
+def merge_weights(
+    vectors: TaskVectors, bound: BoundStrategy, emit: Emit, scratch: Callable[[], Memory | Scratch]
+) -> None:
+    """Call `emit` with the merged, calibrated task vector of every block of all weights, from several threads.
+
+    Args:
+        vectors: the task vectors.
+        bound: the strategy, its options, and the adjustments.
+        emit: see `Emit`.
+        scratch: where the merged task vector waits for its calibration.
+    """
+    adjustments = bound.adjustments
+    adjustments.require_blocks(vectors.tensors)
+    if adjustments.depth is not None:
+        emit = _by_depth(emit, adjustments.factors(vectors.tensors))
+    if adjustments.calibration is None:
+        merge_blocks(vectors, bound, emit)
+        return
+    with scratch() as merged:
+
+        def keep(block: Block, _base: Tensor, tau: Tensor) -> None:
+            if not is_finite(tau):
+                vectors.check()  # reports the input, if the value comes from one
+                raise UserError(f"a calibration needs finite values; those of {block.name} add up to infinite ones")
+            merged.write(block, tau)
+
+        merge_blocks(vectors, bound, keep)
+        _calibrate(vectors, adjustments.calibration, merged, emit)
+
+
+def _by_depth(emit: Emit, factors: Mapping[str, float]) -> Emit:
+    """Return an `emit` that multiplies the merged task vector of each weight by its factor first."""
+    return lambda block, base, tau: emit(block, base, tau * factors[block.name])
+
+
+def _calibrate(vectors: TaskVectors, bound: BoundCalibration, merged: Memory | Scratch, emit: Emit) -> None:
+    """Call `emit` with the calibrated task vector of every block of all weights."""
+    calibration, names = bound.calibration, vectors.names
+    arguments = calibration.survey(merged, vectors, **bound.options) if calibration.survey else bound.options
+
+    def calibrate(block: Block, base: Tensor, taus: Rows) -> None:
+        tau = merged.read(block).to(base.device)
+        emit(block, base, calibration(tau, taus, **arguments, **calibration.place(block)).contiguous())
+
+    matrices = [block for block in vectors.blocks(names, whole=True) if calibration.matrices and len(block.shape) == 2]
+    whole = {block.name for block in matrices}
+    vectors.map_rows(calibrate, matrices)
+    vectors.map_rows(calibrate, vectors.blocks([name for name in names if name not in whole], streamed=True))
+
+
+def _scratch(vectors: TaskVectors, folder: Path) -> Scratch:
+    return Scratch({name: vectors.numel(name) for name in vectors.names}, folder)
 
 
 def merge_blocks(vectors: TaskVectors, bound: BoundStrategy, emit: Emit, names: Sequence[str] | None = None) -> None:

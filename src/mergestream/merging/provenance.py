@@ -41,6 +41,7 @@ def provenance(
         "lengths": json.dumps(list(lengths)) if lengths else None,
         "version": __version__,
         "inputs": json.dumps(list(inputs)),
+        **bound.adjustments.metadata,
         **others,
     }
     return {key: value for key, value in found.items() if value is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mergestream.merging.encoder import apply, describe, write_merged
 from mergestream.merging.engine import merge_checkpoints, merged_task_vector
 from mergestream.merging.export import CLASSIFIERS, export, export_classifier
 from mergestream.merging.output import path_of
-from mergestream.merging.tensors import is_statistic
+from mergestream.merging.tensors import TensorFile, is_statistic
 from mergestream.metrics import Counts
 from mergestream.models.clip import Clip, TextHead, text_head
 from mergestream.runs.directory import readable
@@ -33,6 +33,9 @@ from mergestream.runtime import files, interrupt
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Stopped
 from mergestream.runtime.lock import held
+from mergestream.runtime.rules import is_number
+from mergestream.strategies.adjustments import PLAIN
+from mergestream.strategies.strategy import BoundStrategy
 
 OWN_KEYS = (*MERGE_KEYS, "root", "accelerator", "data")  # parts of the config that a merge takes from its own command
 
@@ -72,6 +75,7 @@ def _merge_files(settings: FileMerge) -> None:
         overwrite=settings.overwrite,
         device=settings.device,
         say=print,
+        adjustments=bound.adjustments,
         **bound.options,
     )
     for scale in settings.scales:
@@ -104,10 +108,11 @@ def merge_run(settings: RunMerge) -> bool:
     if all(_is_done(settings, folder) for folder in folders):
         _show_again(settings, trained, folders)
         return False
+    _require_adjustable(settings)
     merging = _Merging(settings, trained)
-    tried = {} if settings.scales else merging.select()
+    tried = merging.select() if settings.selected else {}
     # Of equally good candidates, the first is the smallest.
-    found = settings.scales or [max(tried, key=lambda scale: tried[scale])]
+    found = merging.take(max(tried, key=lambda value: tried[value])) if tried else settings.scales
     evaluated = merging.evaluate(found)
     for scale, folder in zip(found, folders, strict=True):
         _show(trained, folder, merging.write(folder, scale, evaluated, tried))
@@ -126,6 +131,28 @@ def _folders(settings: RunMerge) -> list[Path]:
     """Return the folder of the merge with each λ."""
     scales: list[float | str] = [*settings.scales] or [SELECT]
     return [settings.run.path / "merges" / settings.bound.folder(scale, settings.changed) for scale in scales]
+
+
+def _require_adjustable(settings: RunMerge) -> None:
+    """Check that the adjustments fit the run.
+
+    Raises:
+        UserError: if they need another number of tasks, other weights, or encoders that were not kept.
+    """
+    run, adjustments = settings.run, settings.bound.adjustments
+    if adjustments == PLAIN:
+        return
+    if not run.keeps_tasks():
+        key = next(iter(adjustments.changed))
+        raise UserError(
+            f"{key} needs the encoder of each task; this run was trained with keep_tasks=false. Leave {key} out, or "
+            "train with keep_tasks=true"
+        )
+    adjustments.require_tasks(1 if settings.method.data == "all" else len(run.stream()["tasks"]))
+    base = TensorFile(run.base_file())
+    base.close()
+    adjustments.require_matches([[name] for name, entry in base.entries.items() if entry.dtype.is_floating_point])
+    adjustments.require_blocks(base.entries)
 
 
 @dataclass(frozen=True)
@@ -153,6 +180,7 @@ class _Merging:
 
     def __init__(self, settings: RunMerge, trained: Metrics):
         self.settings, self.trained = settings, trained
+        self.bound = settings.bound  # with the option of the calibration that is being tried, or was chosen
         self.began = time.monotonic()
         self.timing: dict[str, float] = {}
         with self._timed("setup"):
@@ -160,10 +188,10 @@ class _Merging:
             self.stream = self.evaluator.stream
             settings.run.require_data(self.stream.describe())
             settings.run.require_preprocessing(self.evaluator.preprocessing)
-            if not settings.scales and not self.stream.can_validate and settings.former is None:
+            if settings.selected and not self.stream.can_validate and settings.former is None:
                 raise UserError(
-                    "lambda=select needs validation data, which are split off the training data; this run has none. "
-                    "Train and merge with stream.validation=0.1"
+                    f"{settings.selected}=select needs validation data, which are split off the training data; this "
+                    "run has none. Train and merge with stream.validation=0.1"
                 )
             self.joint = settings.method.data == "all"
             self.encoders = 1 if self.joint else len(self.stream)
@@ -181,19 +209,36 @@ class _Merging:
                 )
 
     def select(self) -> dict[float, float]:
-        """Return the validation accuracy of each candidate for λ; of the former one alone if images are gone."""
+        """Return the validation accuracy of each candidate; of the former one alone if images are gone."""
+        key = self.settings.selected
         if not self.stream.can_validate:
             assert self.settings.former is not None  # checked at the start
-            print(f"λ = {self.settings.former:g} stays as it was chosen, since validation images are gone")
+            name = "λ" if key == "lambda" else key
+            print(f"{name} = {self.settings.former:g} stays as it was chosen, since validation images are gone")
             return {self.settings.former: float("nan")}
         with self._timed("selection"):
-            tau, _ = self.merged_of(self.encoders)
-            tried = {}
-            for scale in self.settings.candidates:
+            tried: dict[float, float] = {}
+            for candidate in self.settings.candidates:
+                (scale,) = self.take(candidate)
+                if key != "lambda" or not tried:
+                    tau, _ = self.merged_of(self.encoders, self.bound)
                 theta = self._weights(tau, scale, len(self.stream))
                 counts = self._validate(theta, scale)
-                tried[scale] = sum(counts["agnostic"]) / sum(counts["total"])
+                tried[candidate] = sum(counts["agnostic"]) / sum(counts["total"])
             return tried
+
+    def take(self, value: float) -> list[float]:
+        """Merge with a value of what is selected from now on; return the values of λ."""
+        if self.settings.selected == "lambda":
+            return [value]
+        adjustments = self.settings.bound.adjustments
+        assert adjustments.calibration is not None
+        taken = replace(adjustments, calibration=adjustments.calibration.with_value(value))
+        self.bound = replace(self.settings.bound, adjustments=taken)
+        # What was measured with another value has the same λ.
+        self.temperatures.clear()
+        self.statistics.clear()
+        return self.settings.scales
 
     def _validate(self, theta: Mapping[str, Tensor], scale: float) -> Counts:
         """Evaluate the merge of all tasks on the validation images, and choose its temperature there."""
@@ -208,7 +253,7 @@ class _Merging:
         rows: dict[float, list[Counts]] = {scale: [] for scale in scales}
         for count in range(1 if self.settings.prefixes else self.encoders, self.encoders + 1):
             with self._timed("merging"):
-                merged = self.merged_of(count)
+                merged = self.merged_of(count, self.bound)
             seen.append(len(self.stream) if self.joint else count)
             for scale in scales:
                 with self._timed("merging"):
@@ -241,9 +286,7 @@ class _Merging:
         theta = self._weights(tau, scale, evaluated.seen[-1])
         with held(folder):
             files.remove_partials(folder)
-            write_merged(
-                folder / "merged.safetensors", theta, self.settings.bound, scale, inputs, self.settings.changed
-            )
+            write_merged(folder / "merged.safetensors", theta, self.bound, scale, inputs, self.settings.changed)
             metrics = self._metrics(scale, evaluated, tried)
             source, clip = self.stream.source, self.evaluator.clip
             labels = _Labels(source.class_names, source.prompts, self.evaluator.head)
@@ -270,7 +313,9 @@ class _Merging:
         config["eval_precision"] = self.evaluator.precision
         rows, heads = evaluated.rows[scale], [task.classes for task in self.stream.tasks]
         metrics = assemble("merge", config, self.zero_shot, rows, evaluated.seen, self.timing, heads=heads)
-        metrics["merge"] = describe(self.settings.bound, scale, tried, self.settings.changed)
+        metrics["merge"] = describe(self.bound, scale, tried, self.settings.changed, self.settings.selected or "lambda")
+        # Runs of one row of the report share the rule, not the number.
+        metrics["merge"]["changed"] = {**self.settings.bound.changed, **self.settings.changed}
         metrics["provenance"] |= {key: trained["provenance"][key] for key in ("base_sha256", "data_sha256")}
         error, *cooled = (found.compute() for found in self.errors[scale])
         metrics["calibration"] = {
@@ -288,7 +333,7 @@ class _Merging:
         self.timing[stage] = self.timing.get(stage, 0.0) + time.monotonic() - began
 
 
-def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int], MergedTaskVector]:
+def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int, BoundStrategy], MergedTaskVector]:
     """Return a function that merges the first `count` encoders of a run.
 
     Raises:
@@ -299,13 +344,15 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int], Me
     if run.keeps_tasks() or not running.is_file():
         paths, parameters = run.trained_encoders(encoders), run.base()["clip_parameters"]
         prefixes = Accumulation(bound)  # reads each encoder once, where one merge after the other would read T² / 2
+        continues = settings.prefixes and bound.strategy.running and bound.adjustments == PLAIN
 
-        def merged(count: int) -> MergedTaskVector:
-            if settings.prefixes and bound.strategy.running and count == prefixes.tasks + 1:
+        def merged(count: int, bound: BoundStrategy) -> MergedTaskVector:
+            if continues and count == prefixes.tasks + 1:
                 prefixes.add(base, paths[prefixes.tasks])
                 return prefixes.task_vector()
+            of_some = replace(bound, adjustments=bound.adjustments.of_first(count))
             return merged_task_vector(
-                base, paths[:count], bound, clip_parameters=parameters, device=settings.device, say=print
+                base, paths[:count], of_some, clip_parameters=parameters, device=settings.device, say=print
             )
 
         return merged
@@ -316,7 +363,7 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int], Me
             "train it again"
         )
 
-    def whole(count: int) -> MergedTaskVector:
+    def whole(count: int, _bound: BoundStrategy) -> MergedTaskVector:
         if count < encoders:
             raise UserError("prefixes=true needs every encoder; this run was trained with keep_tasks=false")
         return kept.task_vector()
@@ -336,7 +383,7 @@ def _is_done(settings: RunMerge, folder: Path) -> bool:
         print(f"{error}; merging again")
         return False
     enough = made.get("prefixes") or not settings.prefixes  # prefixes include the merge of all tasks
-    same = settings.scales or made.get("candidates") == settings.config["candidates"]
+    same = settings.selected is None or made.get("candidates") == settings.config["candidates"]
     return bool(enough and same and path.stat().st_mtime_ns > settings.run.metrics.stat().st_mtime_ns)
 
 
@@ -406,6 +453,13 @@ def _show(trained: Metrics, folder: Path, metrics: Mapping[str, Any]) -> None:
     label = f"{method} + {merge['strategy']}, λ = {merge['scale']:g}"
     if "selected_on" in merge:
         label += " (chosen on validation data)"
+    if found := merge.get("calibration"):
+        options = {key: value for key, value in found.items() if key not in ("name", "selected_on")}
+        said = ", ".join(
+            f"{key} = {value:g}" if is_number(value) else f"{key} = {value}" for key, value in options.items()
+        )
+        label += f", {found['name']}" + (f" with {said}" if said else "")
+        label += " (chosen on validation data)" if "selected_on" in found else ""
     average = float(np.mean([float("nan") if a is None else a for a in zero_shot["task_agnostic"]]))
     rows: list[list[Any]] = [["zero-shot", zero_shot["overall"], average, None, None]]
     for name, result in ((method, trained), (label, metrics)):

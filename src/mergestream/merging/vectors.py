@@ -23,6 +23,8 @@ from mergestream.merging.tied_weights import Ties
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
 from mergestream.runtime.rules import require_choice, require_whole
+from mergestream.strategies.adjustments import PLAIN as UNADJUSTED
+from mergestream.strategies.adjustments import Adjustments
 from mergestream.strategies.task_vectors import CHUNK, CPU, PLAIN, Block, Reading, Rows, extremes
 
 VISUAL = ("visual.", "vision_model.", "visual_projection.")  # the image tower of a whole CLIP: open_clip, transformers
@@ -49,6 +51,7 @@ class TaskVectors:
         block: elements of a block, a multiple of `CHUNK`; None fits the caches.
         device: where the blocks are put.
         say: called with each message about how the files are read that may surprise the user.
+        adjustments: the weights of the tasks, and which tensors are merged.
 
     Raises:
         UserError: if a file is missing, damaged, does not fit the others or was trained from another base, or if an
@@ -66,8 +69,10 @@ class TaskVectors:
         block: int | None = None,
         device: torch.device | str = CPU,
         say: Callable[[str], None] = warnings.warn,
+        adjustments: Adjustments = UNADJUSTED,
     ):
         require_choice("on_mismatch", on_mismatch, MISMATCHES)
+        adjustments.require_tasks(len(checkpoints))
         if threads is not None:
             require_whole("threads", threads, 1)
         if block is not None and (block < CHUNK or block % CHUNK):
@@ -76,6 +81,7 @@ class TaskVectors:
         self.block = block
         self.say = say
         self.device = torch.device(device)
+        self.adjustments = adjustments
         self.base = Checkpoint(base)
         self.ties = Ties()
         self.checkpoints: list[Checkpoint | Adapter] = []
@@ -127,9 +133,18 @@ class TaskVectors:
 
     @property
     def _floating(self) -> list[str]:
+        return [name for name in self._readable if self.adjustments.merges(self.ties.names(name))]
+
+    @property
+    def _readable(self) -> list[str]:
         left_out = self.skipped | self.ties.kept.keys()
         entries = self.base.entries.items()
         return [name for name, entry in entries if entry.dtype.is_floating_point and name not in left_out]
+
+    @property
+    def tensors(self) -> list[str]:
+        """All names of θ₀, merged or not."""
+        return list(self.base.entries)
 
     @property
     def encoder_names(self) -> list[str]:
@@ -252,6 +267,7 @@ class TaskVectors:
             require_same_integers(self.base, checkpoint, self.base.entries.keys() - self.skipped)
 
     def _require_mergeable(self) -> None:
+        self.adjustments.require_matches([self.ties.names(name) for name in self._readable])
         if not self.names:
             raise UserError(
                 f"a merge needs weights; {self.base.path} has no floating-point tensor that all files share"
@@ -299,6 +315,8 @@ class TaskVectors:
             base.subtract_from(out)
         if suspicious and reading.finite and not is_finite(out):
             raise _not_finite(block.name, checkpoint.path)
+        if self.adjustments.weights is not None and not is_statistic(block.name):
+            out.mul_(self.adjustments.weights[task])
 
     def _read(self, number: int, checkpoint: Checkpoint, block: Block, out: Tensor, reading: Reading) -> None:
         """Fill `out`, float32 [n] on the CPU, with a block of input `number`; input 0 is θ₀."""
@@ -436,7 +454,9 @@ class StreamedRows:
             yield row.to(self._device)
 
     def _files(self) -> list[Checkpoint] | None:
-        """Return the checkpoints of the rows; None if one is an adapter, which holds no θ_t."""
+        """Return the checkpoints of the rows; None if τ_t is not θ_t − θ₀: weighted, or that of an adapter."""
+        if self._vectors.adjustments.weights is not None:
+            return None
         found = [self._vectors.checkpoints[task] for task in self._tasks]
         files = [checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)]
         return files if len(files) == len(found) else None

@@ -265,6 +265,6 @@ def _merge_protocol(metrics: Metrics) -> dict[str, Any]:
     if metrics["kind"] == "train":
         return {}
     protocol: dict[str, Any] = {"merged by version": metrics["environment"]["mergestream"]}
-    if "selected_on" in metrics["merge"]:
+    if "selected_on" in {**metrics["merge"], **metrics["merge"].get("calibration", {})}:
         protocol["candidates"] = metrics["config"]["candidates"]
     return protocol

@@ -10,6 +10,7 @@ from typing import Any
 # Parts of a config that do not change the result: where it runs, where it is written, how it is watched.
 NEUTRAL: tuple[str, ...] = ("root", "tag", "devices", "accelerator", "logger", "data", "dataset.root")
 NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_tasks")
+NEUTRAL += ("calibration", "weights", "depth", "include", "exclude")
 NEUTRAL += ("checkpoint", "launcher", "repair", "watch", "allow_targets")
 NEUTRAL += ("curvature.fisher", "curvature.gram")
 NEUTRAL += ("activation_checkpointing", "threads", "evaluate")

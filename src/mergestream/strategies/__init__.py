@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 from mergestream.runtime.rules import require_choice
 from mergestream.strategies.strategy import Strategy
 
-INTERFACE = ("strategy", "task_vectors")  # modules that hold no strategy
+INTERFACE = ("strategy", "task_vectors", "adjustments", "depth", "calibrations")  # modules that hold no strategy
 
 
 def names() -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mergestream.runtime.errors import UserError
+from mergestream.strategies.adjustments import PLAIN, Adjustments
 from mergestream.strategies.task_vectors import Block, Rows, StackedRows
 
 PLACE = ("name", "start")  # parameters that the engine fills in from the block
@@ -129,22 +132,61 @@ class Strategy:
 
 @dataclass(frozen=True)
 class BoundStrategy:
-    """A strategy with all of its options.
+    """A strategy with all of its options, and the adjustments of the merge.
 
     Args:
         strategy: the strategy.
         options: all of its options.
         defaults: their default values.
+        adjustments: which weights are merged, how much of each task and layer, and how the result is calibrated.
     """
 
     strategy: Strategy
     options: dict[str, Any]
     defaults: dict[str, Any]
+    adjustments: Adjustments = PLAIN
+
+    def adjusted(self, adjustments: Adjustments) -> BoundStrategy:
+        """Return it with adjustments.
+
+        Raises:
+            UserError: if an option of the strategy has the name of one.
+        """
+        if clash := sorted(adjustments.changed.keys() & self.options.keys()):
+            key = clash[0]
+            raise UserError(
+                f"{key} is for strategies that have no {key} of their own; got {key}={adjustments.changed[key]} with "
+                f"strategy={self.strategy.name}. Write strategy.{key}={adjustments.changed[key]}"
+            )
+        if adjustments.calibration is not None:
+            calibration = adjustments.calibration.of_strategy(self.strategy.name, self.strategy.scale)
+            adjustments = replace(adjustments, calibration=calibration)
+        return replace(self, adjustments=adjustments)
+
+    def require_chosen(self) -> None:
+        """Check that no option of the calibration is left to be chosen on validation data.
+
+        Raises:
+            UserError: if one is.
+        """
+        calibration = self.adjustments.calibration
+        if calibration is not None and calibration.selected is not None:
+            raise UserError(
+                f"calibration.{calibration.selected}=select is for merge.py, which chooses it on the validation data "
+                "of a run; give a number here"
+            )
+
+    @property
+    def scale(self) -> float:
+        """The published λ: that of the calibration, if there is one, or of the strategy."""
+        calibration = self.adjustments.calibration
+        return self.strategy.scale if calibration is None else calibration.calibration.scale
 
     @property
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        return {key: value for key, value in self.options.items() if value != self.defaults[key]}
+        """The options and adjustments that differ from their defaults."""
+        changed = {key: value for key, value in self.options.items() if value != self.defaults[key]}
+        return {**changed, **self.adjustments.changed}
 
     def require_running(self) -> None:
         """Check that a running merge can continue this strategy task by task.
@@ -169,13 +211,21 @@ class BoundStrategy:
             scale: λ, or how it is found.
             others: changed settings of the merge that are not options of the strategy.
         """
-        changed = [f"{key}={value}" for key, value in sorted({**self.changed, **others}.items())]
+        short = {key: _short(value) for key, value in self.adjustments.changed.items()}
+        changed = [f"{key}={value}" for key, value in sorted({**self.changed, **short, **others}.items())]
         return "-".join([self.strategy.name, *changed, scale if isinstance(scale, str) else f"{scale:.12g}"])
 
 
 def sum_of_squares(values: Tensor) -> float:
     """Return Σ v², in float64."""
     return float(values.double().square().sum())
+
+
+def _short(value: Any) -> str:
+    """Return a value as a part of a folder's name: its text without blanks, or a hash of what no folder is named."""
+    text = str(value).replace(" ", "")
+    plain = re.fullmatch(r"[\w.,\[\]-]{1,40}", text)
+    return text if plain else hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def strategy(*, scale: float, **how: Any) -> Callable[[Callable[..., Tensor]], Strategy]:

@@ -122,6 +122,10 @@ class SurveyedVectors(Protocol):
         """The weights that are merged."""
 
     @property
+    def tensors(self) -> list[str]:
+        """All names of θ₀, merged or not."""
+
+    @property
     def encoder_names(self) -> list[str]:
         """Those of the image tower; all of them if the files hold nothing else."""
 
