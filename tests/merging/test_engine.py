@@ -137,7 +137,9 @@ WITH_ALL = {"ties": {"density": 1}, "dare": {"density": 1}, "dare_ties": {"densi
 WITH_ALL |= {"breadcrumbs": {"density": 1, "outliers": 0}, "della": {"density": 1, "window": 0}}
 
 
-@pytest.mark.parametrize("name", sorted({*DATA_FREE} & {*shipped("strategy")}))  # another may scale its result
+@pytest.mark.parametrize(
+    "name", [name for name in shipped("strategy") if name in DATA_FREE]
+)  # another may scale its result
 def test_one_task_is_its_own_merge(name, tmp_path):
     base, one = write(tmp_path, 1)
     merge_checkpoints(base, [one], name, tmp_path / "m.safetensors", scale=0.5, **WITH_ALL.get(name, {}))

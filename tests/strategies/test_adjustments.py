@@ -8,6 +8,7 @@ from helpers import shipped
 from references import REFERENCES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from weights import DATA_FREE
 
 from mergestream import strategies
 from mergestream.merging import merge_checkpoints
@@ -17,7 +18,7 @@ from mergestream.strategies.adjustments import Adjustments
 
 SHAPES = {f"blocks.{layer}.{part}": (6, 5) for layer in range(3) for part in ("attn.w", "mlp.w")}
 SHAPES |= {"visual.conv": (3, 2, 2), "norm.bias": (7,)}
-MERGED_ALIKE = [name for name in shipped("strategy") if name not in ("weighted_average", "wudi")]
+MERGED_ALIKE = [name for name in shipped("strategy") if name in {*DATA_FREE} - {"weighted_average", "wudi"}]
 
 
 @pytest.fixture
