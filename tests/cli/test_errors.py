@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -228,4 +229,6 @@ def test_help_imports_nothing_heavy(script):
     done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"
-    assert "Powered by Hydra" in done.stdout
+    assert "is powered by Hydra" in done.stdout
+    if script == "merge.py":
+        assert re.search(r"^tsv +Task Singular Vectors: .* \(CVPR 2025\), https://", done.stdout, re.MULTILINE)

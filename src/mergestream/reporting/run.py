@@ -105,7 +105,7 @@ def _write(
         with files.whole(out / picture.file) as partial:
             partial.write_bytes(picture.png)
     for name, text in (
-        ("report.md", markdown_page(sections, left_out, heading)),
+        ("report.md", markdown_page(table, sections, left_out, heading)),
         ("report.tex", latex(table)),
         ("report.csv", table.to_csv(index=False)),
         ("runs.csv", runs.drop(columns=HASHES).to_csv(index=False)),

@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 from mergestream.runtime.rules import require_choice
-from mergestream.strategies.strategy import Strategy
 
-INTERFACE = ("strategy", "task_vectors", "adjustments", "depth", "calibrations")  # modules that hold no strategy
+if TYPE_CHECKING:  # torch takes seconds to import, and the references need none
+    from mergestream.strategies.strategy import Strategy
+
+INTERFACE = (
+    "reference",
+    "strategy",
+    "task_vectors",
+    "adjustments",
+    "depth",
+    "calibrations",
+)  # modules that hold no strategy
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import summed
 from mergestream.strategies._ranks import smallest_magnitudes
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import SurveyedVectors
 
@@ -45,7 +46,15 @@ def survey(vectors: SurveyedVectors, *, density: float = 0.9, outliers: float = 
     return {"limits": limits}
 
 
-@strategy(scale=0.3, survey=survey)
+@strategy(
+    scale=0.3,
+    survey=survey,
+    reference=Reference(
+        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
+        "ECCV 2024",
+        "https://arxiv.org/abs/2312.06795",
+    ),
+)
 def breadcrumbs(taus: Tensor, *, name: str, limits: dict[str, list[tuple[float, float]]]) -> Tensor:
     """τ = Σ_t m_t ∘ τ_t, where m_t drops the smallest magnitudes of a weight and its outliers.
 

@@ -8,10 +8,18 @@ from torch import Tensor
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._draws import draws
 from mergestream.strategies._folds import keep, summed
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.3)
+@strategy(
+    scale=0.3,
+    reference=Reference(
+        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
+        "ICML 2024",
+        "https://arxiv.org/abs/2311.03099",
+    ),
+)
 def dare(taus: Tensor, *, name: str, start: int = 0, density: float = 0.5, seed: int = 5) -> Tensor:
     """τ = Σ_t m_t ∘ τ_t / density with m_t ~ Bernoulli(density), drawn for each parameter and task.
 

@@ -6,10 +6,18 @@ from torch import Tensor
 
 from mergestream.strategies._folds import elected
 from mergestream.strategies.dare import dropped
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.55)
+@strategy(
+    scale=0.55,
+    reference=Reference(
+        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
+        "ICML 2024",
+        "https://arxiv.org/abs/2311.03099",
+    ),
+)
 def dare_ties(taus: Tensor, *, name: str, start: int = 0, density: float = 0.5, seed: int = 5) -> Tensor:
     """τ_p = mean of those of the dropped and rescaled τ_{t,p} that have the sign of their sum.
 

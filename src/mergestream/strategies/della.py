@@ -9,10 +9,19 @@ from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._draws import draws
 from mergestream.strategies._folds import elected
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.55, whole=True)
+@strategy(
+    scale=0.55,
+    whole=True,
+    reference=Reference(
+        "DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling",
+        "2024",
+        "https://arxiv.org/abs/2406.11617",
+    ),
+)
 def della(taus: Tensor, *, name: str, density: float = 0.5, window: float = 0.2, seed: int = 5) -> Tensor:
     """τ_p = mean of those of the kept and rescaled τ_{t,p} that have the sign of their sum.
 

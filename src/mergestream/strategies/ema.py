@@ -5,11 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, streams=True, propagates_nan=True, running=True)
+@strategy(
+    scale=1.0,
+    streams=True,
+    propagates_nan=True,
+    running=True,
+    reference=Reference(
+        "How to Merge Your Multimodal Models Over Time?", "CVPR 2025", "https://arxiv.org/abs/2412.06712"
+    ),
+)
 def ema(taus: Rows, *, decay: float = 0.5) -> Tensor:
     """m_1 = τ_1, m_t = decay · m_{t−1} + (1 − decay) · τ_t, τ = m_T. Dziadzio et al. 2025, section 3.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_number
 from mergestream.strategies._folds import summed
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Curvature, SurveyedVectors
 
@@ -27,7 +28,14 @@ def survey(vectors: SurveyedVectors, *, floor: float = 1e-6) -> dict[str, Any]:
     return {"fishers": vectors.curvature("fisher"), "floor": floor}
 
 
-@strategy(scale=1.0, survey=survey, needs="fisher")
+@strategy(
+    scale=1.0,
+    survey=survey,
+    needs="fisher",
+    reference=Reference(
+        "Merging Models with Fisher-Weighted Averaging", "NeurIPS 2022", "https://arxiv.org/abs/2111.09832"
+    ),
+)
 def fisher(taus: Tensor, *, name: str, start: int, fishers: Curvature, floor: float) -> Tensor:
     """τ = Σ_t F_t τ_t / Σ_t F_t with F_t = max(F_t, floor). Matena & Raffel 2022, Eq. 4.
 

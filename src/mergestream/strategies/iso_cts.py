@@ -8,11 +8,21 @@ from torch import Tensor
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, streams=True, whole=True)
+@strategy(
+    scale=1.0,
+    streams=True,
+    whole=True,
+    reference=Reference(
+        "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
+        "ICML 2025",
+        "https://arxiv.org/abs/2502.04959",
+    ),
+)
 @on_matrices
 def iso_cts(taus: Rows, *, common: float = 0.8) -> Tensor:
     """τ = σ̄ Û V̂ᵀ, from the first singular vectors of Σ_t τ_t and those of each τ_t outside of their span.

@@ -10,10 +10,15 @@ from torch import Tensor
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import elected
 from mergestream.strategies._matrices import on_matrices, svd
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.55, whole=True)
+@strategy(
+    scale=0.55,
+    whole=True,
+    reference=Reference("Model merging with SVD to tie the Knots", "ICLR 2025", "https://arxiv.org/abs/2410.19735"),
+)
 @on_matrices
 def knots(taus: Tensor, *, density: float = 0.2) -> Tensor:
     """τ = U diag(S) · ties(V_1ᵀ … V_Tᵀ), with U diag(S) [V_1ᵀ … V_Tᵀ] = [τ_1 … τ_T]; KnOTS-TIES.

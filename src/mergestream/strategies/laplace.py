@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mergestream.strategies._folds import total
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Block, Curvature, Reading, Rows, SurveyedVectors
 
@@ -35,7 +36,18 @@ def survey(vectors: SurveyedVectors) -> dict[str, Any]:
     return {"weights": _weights(np.sum(vectors.map(products, blocks, Reading(finite=True)), axis=0))}
 
 
-@strategy(scale=1.0, survey=survey, streams=True, propagates_nan=True, needs="fisher")
+@strategy(
+    scale=1.0,
+    survey=survey,
+    streams=True,
+    propagates_nan=True,
+    needs="fisher",
+    reference=Reference(
+        "A Practical Bayesian Framework for Backpropagation Networks",
+        "Neural Computation 1992",
+        "https://doi.org/10.1162/neco.1992.4.3.448",
+    ),
+)
 def laplace(taus: Rows, *, weights: Sequence[float]) -> Tensor:
     """M_1 = τ_1, M_t = M_{t−1} + λ_t d with d = τ_t − M_{t−1}, λ_t = dᵀF_t d / dᵀ(F_1 + … + F_t) d, τ = M_T.
 

@@ -6,11 +6,22 @@ import torch
 from torch import Tensor
 
 from mergestream.strategies._folds import zeros
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=0.5, streams=True, propagates_nan=True, running=True)
+@strategy(
+    scale=0.5,
+    streams=True,
+    propagates_nan=True,
+    running=True,
+    reference=Reference(
+        "MagMax: Leveraging Model Merging for Seamless Continual Learning",
+        "ECCV 2024",
+        "https://arxiv.org/abs/2407.06322",
+    ),
+)
 def magmax(taus: Rows) -> Tensor:
     """τ_p = τ_{t*,p} with t* = argmax_t |τ_{t,p}|; of equal magnitudes, the later task's value is kept.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergestream.strategies._folds import total
 from mergestream.strategies._gram import grams
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
@@ -34,7 +35,15 @@ def ratio(gram: Tensor) -> float:
     return tasks * cosine / (1 + (tasks - 1) * cosine)
 
 
-@strategy(scale=1.0, streams=True, propagates_nan=True, survey=survey)
+@strategy(
+    scale=1.0,
+    streams=True,
+    propagates_nan=True,
+    survey=survey,
+    reference=Reference(
+        "Model Stock: All we need is just a few fine-tuned models", "ECCV 2024", "https://arxiv.org/abs/2403.19522"
+    ),
+)
 def model_stock(taus: Rows, *, name: str, ratios: dict[str, float]) -> Tensor:
     """τ = t/T Σ_t τ_t: for each weight, the point between θ₀ and the mean that is closest to the centre of the weights.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._matrices import svd
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy, sum_of_squares
 from mergestream.strategies.task_vectors import Block, Reading, Rows, SurveyedVectors
 
@@ -64,7 +65,20 @@ def _step(merged: Tensor, tau: Tensor, *, alpha: float) -> Tensor:
     return merged + U @ inside @ Vt + outside
 
 
-@strategy(scale=1.0, survey=survey, streams=True, whole=True, running=True, step=_step, factor=_factor)
+@strategy(
+    scale=1.0,
+    survey=survey,
+    streams=True,
+    whole=True,
+    running=True,
+    step=_step,
+    factor=_factor,
+    reference=Reference(
+        "Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model Merging",
+        "NeurIPS 2025",
+        "https://arxiv.org/abs/2501.09522",
+    ),
+)
 def opcm(taus: Rows, *, alpha: float, factor: float) -> Tensor:
     """M_1 = τ_1, M_t = M_{t−1} + P(τ_t), τ = M_T · mean_t ‖τ_t‖ / ‖M_T‖, with lengths over the whole model.
 

@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 from mergestream.strategies._draws import draws
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=1.0)
+@strategy(
+    scale=1.0,
+    reference=Reference(
+        "MagMax: Leveraging Model Merging for Seamless Continual Learning",
+        "ECCV 2024",
+        "https://arxiv.org/abs/2407.06322",
+    ),
+)
 def random_mix(taus: Tensor, *, name: str, start: int = 0, seed: int = 5) -> Tensor:
     """τ_p = τ_{u,p}, with u drawn uniformly from the tasks for each parameter. Marczak et al. 2024, section 4.1.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._folds import total
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Curvature, Rows, SurveyedVectors
 
@@ -27,7 +28,18 @@ def survey(vectors: SurveyedVectors, *, shrink: float = 0.95) -> dict[str, Any]:
     return {"grams": vectors.curvature("gram"), "shrink": shrink}
 
 
-@strategy(scale=1.0, survey=survey, streams=True, whole=True, needs="gram")
+@strategy(
+    scale=1.0,
+    survey=survey,
+    streams=True,
+    whole=True,
+    needs="gram",
+    reference=Reference(
+        "Dataless Knowledge Fusion by Merging Weights of Language Models",
+        "ICLR 2023",
+        "https://arxiv.org/abs/2212.09849",
+    ),
+)
 def regmean(taus: Rows, *, name: str, grams: Curvature, shrink: float) -> Tensor:
     """τ = (Σ_t τ_t G_t) (Σ_t G_t)⁻¹ for the weight [out, in] of a linear layer; the mean of all other weights.
 

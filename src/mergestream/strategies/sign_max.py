@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from mergestream.strategies._folds import summed
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 
 
-@strategy(scale=0.5)
+@strategy(
+    scale=0.5,
+    reference=Reference(
+        "EMR-Merging: Tuning-Free High-Performance Model Merging", "NeurIPS 2024", "https://arxiv.org/abs/2405.17461"
+    ),
+)
 def sign_max(taus: Tensor) -> Tensor:
     """τ_p = s_p · max_t max(0, s_p τ_{t,p}) with the elected sign s_p = sgn Σ_t τ_{t,p}; 0 where the sum is 0.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergestream.strategies._folds import total
 from mergestream.strategies._gram import grams
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
@@ -45,7 +46,15 @@ def weights(gram: Tensor) -> list[float]:
     return result.tolist()
 
 
-@strategy(scale=1.0, streams=True, propagates_nan=True, survey=survey)
+@strategy(
+    scale=1.0,
+    streams=True,
+    propagates_nan=True,
+    survey=survey,
+    reference=Reference(
+        "Animating Rotation with Quaternion Curves", "SIGGRAPH 1985", "https://doi.org/10.1145/325334.325242"
+    ),
+)
 def slerp(taus: Rows, *, weights: list[float]) -> Tensor:
     """m_1 = τ_1, m_t = slerp(m_{t−1}, τ_t; 1/t), τ = m_T; Ω is the angle between the whole vectors.
 

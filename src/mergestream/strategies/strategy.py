@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.adjustments import PLAIN, Adjustments
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.task_vectors import Block, Rows, StackedRows
 
 PLACE = ("name", "start")  # parameters that the engine fills in from the block
@@ -51,6 +52,7 @@ class Strategy:
             merge some of their elements. It maps (name, start) of tiles that must be merged again to positions in the
             tile; None stands for all.
         needs: curvature that it takes from `SurveyedVectors.curvature`: ``fisher`` or ``gram``.
+        reference: where it was published.
         finalize: ``finalize(tau, T) -> tau``, applied once to the function's result for all T tasks.
     """
 
@@ -65,6 +67,7 @@ class Strategy:
     step: Callable[..., Tensor] | None = None
     factor: Callable[[Sequence[float], float], float] | None = None
     needs: str | None = None
+    reference: Reference | None = None
     finalize: Callable[[Tensor, int], Tensor] | None = None
 
     def __call__(self, taus: Tensor | Rows, **options: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mergestream.runtime.rules import require_choice, require_fraction
 from mergestream.strategies._folds import elected, zeros
 from mergestream.strategies._ranks import smallest_magnitudes
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import SurveyedVectors
 
@@ -114,7 +115,15 @@ def _next_smaller(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(-1)))
 
 
-@strategy(scale=0.55, survey=survey, revisit=revisit, propagates_nan=True)
+@strategy(
+    scale=0.55,
+    survey=survey,
+    revisit=revisit,
+    propagates_nan=True,
+    reference=Reference(
+        "TIES-Merging: Resolving Interference When Merging Models", "NeurIPS 2023", "https://arxiv.org/abs/2306.01708"
+    ),
+)
 def ties(taus: Tensor, *, name: str, start: int, thresholds: dict[str, Sequence[float]], ballot: Ballot) -> Tensor:
     """τ_p = mean of those τ_{t,p} that survive trimming and have the sign of their sum. Yadav et al. 2023, Algorithm 1.
 

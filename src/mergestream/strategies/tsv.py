@@ -6,11 +6,21 @@ import torch
 from torch import Tensor
 
 from mergestream.strategies._matrices import nearest_orthonormal, on_matrices, svd
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, streams=True, whole=True)
+@strategy(
+    scale=1.0,
+    streams=True,
+    whole=True,
+    reference=Reference(
+        "Task Singular Vectors: Reducing Task Interference in Model Merging",
+        "CVPR 2025",
+        "https://arxiv.org/abs/2412.00081",
+    ),
+)
 @on_matrices
 def tsv(taus: Rows) -> Tensor:
     """τ = Û diag(S) V̂ᵀ, with U = [U_1 … U_T] the first r/T singular vectors of each τ_t.

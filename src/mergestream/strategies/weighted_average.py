@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergestream.runtime.errors import UserError
 from mergestream.strategies._folds import total
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
@@ -38,7 +39,17 @@ def survey(vectors: SurveyedVectors, *, weights: Sequence[float] | None = None) 
     return {"weights": (values / values.sum()).tolist()}
 
 
-@strategy(scale=1.0, streams=True, propagates_nan=True, survey=survey)
+@strategy(
+    scale=1.0,
+    streams=True,
+    propagates_nan=True,
+    survey=survey,
+    reference=Reference(
+        "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+        "AISTATS 2017",
+        "https://arxiv.org/abs/1602.05629",
+    ),
+)
 def weighted_average(taus: Rows, *, weights: Sequence[float]) -> Tensor:
     """τ = Σ_t w_t τ_t / Σ_t w_t. McMahan et al. 2017, Algorithm 1, where w_t is the number of samples."""
     return total(taus, weights)

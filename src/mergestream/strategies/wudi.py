@@ -7,11 +7,21 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_number, require_whole
 from mergestream.strategies._matrices import on_matrices
+from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
 from mergestream.strategies.task_vectors import Rows
 
 
-@strategy(scale=1.0, streams=True, whole=True)
+@strategy(
+    scale=1.0,
+    streams=True,
+    whole=True,
+    reference=Reference(
+        "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task Vectors",
+        "ICML 2025",
+        "https://arxiv.org/abs/2503.08099",
+    ),
+)
 @on_matrices
 def wudi(taus: Rows, *, steps: int = 300, lr: float = 1e-5) -> Tensor:
     """τ = argmin_m Σ_t ‖(m − τ_t) τ_tᵀ‖²_F / ‖τ_t‖²_F by Adam from m = Σ_t τ_t; the mean of other weights.
