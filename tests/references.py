@@ -220,6 +220,23 @@ def wudi(t, steps=300, lr=1e-5):
     return merged.detach()
 
 
+def consensus(t, name, threshold=0.4, agree=2):
+    total, merged = t.sum(0), torch.zeros_like(t[0])
+    for index in np.ndindex(*merged.shape):
+        values = t[(slice(None), *index)]
+        # The comparison is float32's, as in the engine.
+        others = (t.float().sum(0)[index] - values.float()).abs() * threshold
+        if int((values.float().abs() >= others).sum()) >= min(agree, len(t)):
+            merged[index] = total[index]
+    return merged
+
+
+def metagpt(taus):
+    lengths = sum((t.flatten(1) ** 2).sum(1) for t in taus.values())
+    weights = lengths / lengths.sum()
+    return {name: (weights.view(-1, *[1] * (t.dim() - 1)) * t).sum(0) for name, t in taus.items()}
+
+
 def curved(function):
     """A reference that takes the curvature of each task, float64, by weight: made by `curvature_of`."""
     return lambda taus, **options: function(taus, curvature_of(taus, function.__name__), **options)
@@ -293,6 +310,8 @@ REFERENCES = {
     "knots": on_matrices(knots),
     "opcm": opcm,
     "wudi": on_matrices(wudi),
+    "consensus": by_weight(consensus),
+    "metagpt": metagpt,
     "fisher": fisher,
     "laplace": laplace,
     "regmean": regmean,

@@ -28,6 +28,7 @@ OPTIONS = {
     "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
     "knots": [{}, {"density": 1.0}],
     "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
+    "consensus": [{}, {"threshold": 0.0}, {"threshold": 2.0, "agree": 1}],
     "fisher": [{}, {"floor": 0.1}],
     "regmean": [{}, {"shrink": 0.5}],
     "wudi": [{}, {"steps": 3, "lr": 0.01}],
