@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 from helpers import ARE_SMALL, command, files_below, noise
-from omegaconf import OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from omegaconf import OmegaConf, open_dict
 
-from hydra_plugins.mergestream_jobs import jobs_at_once
+from hydra_plugins import mergestream_grids
+from hydra_plugins.mergestream_grids import GRIDS
+from hydra_plugins.mergestream_jobs import Jobs, jobs_at_once
 from mergestream.runtime import processes
 
 TRAIN = [word for word in noise() if not word.startswith("tasks=")]
@@ -55,3 +60,42 @@ def test_a_wrong_number_of_jobs_is_one_line(value, tmp_path):
     outcome = command("train.py", "-m", "seed=1,2", f"root={tmp_path}", f"cluster.jobs_per_node={value}")
     assert outcome.code == 1
     assert outcome.err.startswith("error: cluster.jobs_per_node must be a whole number, 1 or more, or auto; got ")
+
+
+GRID = ("+experiment=smoke", "dataset=digits", "hydra.sweeper.merge.ind.tasks=5", "+hydra.sweeper.params.epochs=7")
+
+
+@pytest.mark.parametrize("kept", [mergestream_grids.KEPT, 1])
+def test_each_job_gets_the_config_that_hydra_composes_but_for_the_grids(kept, tmp_path, monkeypatch):
+    """Each file is read once for the sweep and once for all jobs. A job that is not kept is composed again."""
+    monkeypatch.setattr(mergestream_grids, "KEPT", kept)
+    plain, read, seen = ConfigLoaderImpl.load_sweep_config, [], []
+
+    def load(source, config_path):
+        read.append((source.path, config_path))
+        return read_file(source, config_path)
+
+    def launch(self, job_overrides, initial_job_idx):
+        assert len(job_overrides) == 13
+        assert max(read.count(path) for path in set(read)) <= 3  # once to find out that this is a sweep
+        loader = self.hydra_context.config_loader
+        for job in job_overrides[::6]:
+            mine = loader.load_sweep_config(self.config, job)
+            with monkeypatch.context() as patch:
+                patch.setattr(loader, "repository", ConfigRepository(loader.config_search_path))
+                theirs = plain(loader, self.config, job)
+            assert [*theirs.hydra.sweeper.merge] == ["seq", "ind"]
+            with open_dict(theirs):
+                theirs.hydra.overrides.hydra = [w for w in theirs.hydra.overrides.hydra if ".sweeper." not in w]
+                theirs.hydra.sweeper.update({name: {} for name in GRIDS})
+            assert OmegaConf.to_container(mine) == OmegaConf.to_container(theirs)
+            assert mine.hydra.sweep.dir == self.config.hydra.sweep.dir  # holds the time
+            seen.append(mine.epochs)
+        return []
+
+    read_file = FileConfigSource.load_config
+    monkeypatch.setattr(FileConfigSource, "load_config", load)
+    monkeypatch.setattr(Jobs, "launch", launch)
+    outcome = command("merge.py", *GRID, f"root={tmp_path}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert seen == [3] * 3
