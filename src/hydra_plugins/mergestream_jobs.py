@@ -50,6 +50,7 @@ class Jobs(BasicLauncher):
         assert self.config is not None
         words = [[word for word in job if not word.lstrip("+~").startswith("cluster")] for _, job in jobs]
         asked = slurm.asked(cluster, are_small(self.config, words))
+        require_devices(self.config, words, cluster["gpus"])
         if cluster["dry_run"]:
             named = ", ".join(f"{key}={value}" for key, value in asked.options.items())
             self._look(jobs, f"Each job of SLURM runs {asked.each} and asks for {named}.", cluster["gpus"])
@@ -133,11 +134,34 @@ def jobs_at_once(config: DictConfig, jobs: Sequence[Sequence[str]]) -> int:
 
 def are_small(config: DictConfig, jobs: Sequence[Sequence[str]]) -> bool:
     """Return whether all jobs are small models on a CPU, of which several side by side are faster."""
-    typed = [dict(word.lstrip("+").split("=", 1) for word in job if "=" in word) for job in jobs]
+    typed = [_typed(job) for job in jobs]
     models = {words.get("model", OmegaConf.select(config, "model.name")) for words in typed}
     devices = {str(words.get("devices", OmegaConf.select(config, "devices", default=1))) for words in typed}
     on_cpu = all(words.get("accelerator", config.accelerator) == "cpu" for words in typed)
     return models == {SMALL} and devices <= {"auto", "1"} and (on_cpu or not any(Path(path).exists() for path in GPUS))
+
+
+def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int) -> None:
+    """Require that the jobs train on as many GPUs as each asks for, before they wait for them.
+
+    Raises:
+        UserError: if one of them needs more.
+    """
+    from mergestream.runtime.errors import UserError
+
+    for words in map(_typed, jobs):
+        accelerator = words.get("accelerator", config.accelerator)
+        devices = words.get("devices", OmegaConf.select(config, "devices", default="auto"))
+        wanted = int(devices) if str(devices).isdecimal() else 1
+        if accelerator == "gpu" and not gpus:
+            raise UserError("accelerator=gpu needs a GPU, and jobs ask for none; got cluster.gpus=0")
+        if gpus and accelerator != "cpu" and wanted > gpus:
+            raise UserError(f"devices must be at most cluster.gpus; got devices={devices} and cluster.gpus={gpus}")
+
+
+def _typed(job: Sequence[str]) -> dict[str, str]:
+    """Return the values of the overrides of a job."""
+    return dict(word.lstrip("+").split("=", 1) for word in job if "=" in word)
 
 
 def run_here(command: Any, config: DictConfig) -> tuple[bool, bool]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import ROOT, command, noise
@@ -59,6 +60,12 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
         ({"partition": "cpus"}, "must be at most 0, which .* Write cluster.gpus=0 to run on CPUs"),
         ({"minutes": "soon"}, "cluster.minutes must be a whole number, 1 or more; got cluster.minutes=soon"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto; got cluster.cpus=0"),
+        ({"account": ["a"]}, r"cluster.account must be a name or a number, or null; got cluster.account=\['a'\]"),
+        ({"setup": "module"}, r"cluster.setup must be a list of lines, such as .*; got cluster.setup=module"),
+        ({"options": 5}, "cluster.options must hold names and numbers, such as .*; got cluster.options=5"),
+        ({"options": {"nice": None}}, "cluster.options must hold names and numbers"),
+        ({"options": {"time": 5}}, "cluster.options must not have time, which is the key cluster.minutes"),
+        ({"options": {"output": "x"}}, "cluster.options must not have output, which is set for all jobs"),
     ],
 )
 def test_what_a_job_asks_for(values, expected, programs):
@@ -81,7 +88,7 @@ def test_what_a_job_asks_for(values, expected, programs):
 
 def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
     """The first job says why it failed, the second completes, the third is lost, and SLURM forgets the fourth."""
-    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; echo 42'
+    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; touch $f/3.log; echo 42'
     shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|NODE_FAIL\\n"
     programs(sbatch=log, squeue=f"printf '{shown}'", sinfo=f"printf '{SINFO}'")
     outcome = command("train.py", "-m", "seed=1,2,3,4", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2")
@@ -90,13 +97,13 @@ def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
     assert f"submitted 4 jobs of train as 42; logs in {folder}" in outcome.out
     assert outcome.err.splitlines() == [
         "error: job 0 (seed=1): no",
-        f"error: job 2: node_fail; its log is {folder}/2.log",
+        f"error: job 2: node_fail; it wrote no {folder}/2.log; root must be a folder that all nodes share",
         f"error: job 3: of unknown end; its log is {folder}/3.log",
     ]
     assert json.loads((folder / "3.json").read_text()) == {"first": 3, "jobs": [["seed=4", f"root={tmp_path}/runs"]]}
     script = (folder / "array.sh").read_text()
     assert "#SBATCH --signal=B:USR1@120" in script
-    assert "export MERGESTREAM_TIMEOUTS=2" in script
+    assert 'export MERGESTREAM_TIMEOUTS="2 $(($(date +%s) + 86400)) ""$folder/$number.timeouts"\n' in script
 
 
 def test_slurm_that_does_not_answer(tmp_path, programs, monkeypatch):
@@ -120,10 +127,43 @@ def test_a_listed_job_is_that_of_the_sweep(tmp_path):
     assert outcome.err.endswith("tasks must be a whole number, 1 or more; got tasks=0\n")
 
 
-def test_time_outs_are_counted(monkeypatch):
-    for name, value in {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2", interrupt.TIMEOUTS: "2"}.items():
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("devices=1,2",), "devices must be at most cluster.gpus; got devices=2 and cluster.gpus=1"),
+        (("devices=3", "cluster.gpus=2"), "devices must be at most cluster.gpus; got devices=3 and cluster.gpus=2"),
+        (
+            ("accelerator=gpu", "cluster.gpus=0"),
+            "accelerator=gpu needs a GPU, and jobs ask for none; got cluster.gpus=0",
+        ),
+        (("devices=2", "cluster.gpus=2"), ""),
+        (("devices=2", "cluster.gpus=0"), ""),
+        (("devices=2", "accelerator=cpu"), ""),
+    ],
+)
+def test_jobs_need_no_more_gpus_than_they_ask_for(words, expected, tmp_path, programs):
+    programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
+    outcome = command("train.py", "-m", f"root={tmp_path}", "cluster=slurm", "cluster.wait=false", *words)
+    assert outcome.err == (f"error: {expected}\n" if expected else "")
+
+
+def test_time_outs_are_counted_and_other_restarts_are_not(tmp_path, monkeypatch, programs):
+    """Two are allowed, after which the job is pre-empted as often as SLURM likes."""
+    programs(scontrol=f"echo $@ >> {tmp_path}/asked")
+    file = tmp_path / "a folder" / "3.timeouts"
+    file.parent.mkdir()
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "5"}.items():
         monkeypatch.setenv(name, value)
-    assert interrupt.requeue(True).startswith("error: job 7 was started again 2 times, cluster.timeouts allows no more")
+    end = int(time.time())
+    for early, lines in ((100, 1), (3600, 1), (100, 2), (3600, 2)):
+        monkeypatch.setenv(interrupt.TIMEOUTS, f"2 {end + early} {file}")
+        assert interrupt.requeue(True) == "SLURM has requeued job 7"
+        assert len(file.read_text().splitlines()) == lines
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"2 {end + 100} {file}")
+    assert interrupt.requeue(True).startswith(
+        "error: job 7 was started again 2 times because its time was up, cluster.timeouts allows no more"
+    )
+    assert (tmp_path / "asked").read_text() == "requeue 7\n" * 4
 
 
 def test_a_dry_run_knows_what_is_finished_and_what_the_rest_may_cost(trained):

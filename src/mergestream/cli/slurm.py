@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergestream.runtime import interrupt
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Stopped
 from mergestream.runtime.rules import is_whole, require_bool, require_whole
@@ -27,6 +28,14 @@ AUTO = "auto"
 LARGEST = 1000  # jobs of an array, one less than SLURM allows unless told otherwise
 PATIENCE = 600.0  # seconds without an answer of SLURM
 FORGETFUL = "Invalid job id"  # SLURM's word for jobs that ended minutes ago
+OWN = {  # options of sbatch that have a key, or that jobs cannot do without
+    "partition": "the key cluster.partition",
+    "account": "the key cluster.account",
+    "time": "the key cluster.minutes",
+    "cpus-per-task": "the key cluster.cpus",
+    "mem": "the key cluster.memory",
+    **dict.fromkeys(("array", "job-name", "open-mode", "output", "requeue", "signal"), "set for all jobs"),
+}
 OVER = (
     "COMPLETED",
     "FAILED",
@@ -72,13 +81,7 @@ def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
             raise UserError(
                 f"cluster=slurm needs {program} on the PATH, and there is none. Log in where jobs are submitted."
             )
-    for key, least in {"gpus": 0, "minutes": 1, "timeouts": 0}.items():
-        require_whole(f"cluster.{key}", cluster[key], least)
-    for key in ("wait", "dry_run"):
-        require_bool(f"cluster.{key}", cluster[key])
-    for key in ("cpus", "jobs_per_node"):
-        if (value := cluster[key]) != AUTO and (not is_whole(value) or value < 1):
-            raise UserError(f"cluster.{key} must be a whole number, 1 or more, or auto; got cluster.{key}={value}")
+    _check(cluster)
     each = cluster["jobs_per_node"]
     if each == AUTO:
         each = cluster["cpus"] if small and not cluster["gpus"] and cluster["cpus"] != AUTO else 1
@@ -92,6 +95,40 @@ def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
     options |= {"kill-on-invalid-dep": "yes" if cluster["after"] else None, **cluster["options"]}
     named = {key: str(value) for key, value in options.items() if value is not None}
     return Asked(named, each, [str(line) for line in cluster["setup"]], cluster["timeouts"])
+
+
+def _check(cluster: Mapping[str, Any]) -> None:
+    """Check the values of the config group.
+
+    Raises:
+        UserError: if one breaks its rule.
+    """
+    for key, least in {"gpus": 0, "minutes": 1, "timeouts": 0}.items():
+        require_whole(f"cluster.{key}", cluster[key], least)
+    for key in ("wait", "dry_run"):
+        require_bool(f"cluster.{key}", cluster[key])
+    for key in ("cpus", "jobs_per_node"):
+        if (value := cluster[key]) != AUTO and (not is_whole(value) or value < 1):
+            raise UserError(f"cluster.{key} must be a whole number, 1 or more, or auto; got cluster.{key}={value}")
+    for key in ("partition", "account", "memory", "after"):
+        if not _is_word(cluster[key]) and cluster[key] is not None:
+            raise UserError(f"cluster.{key} must be a name or a number, or null; got cluster.{key}={cluster[key]}")
+    if not isinstance(cluster["setup"], list) or not all(isinstance(line, str) for line in cluster["setup"]):
+        raise UserError(
+            f"cluster.setup must be a list of lines, such as ['module load cuda']; got cluster.setup={cluster['setup']}"
+        )
+    options = cluster["options"]
+    if not isinstance(options, dict) or not all(_is_word(value) for value in options.values()):
+        raise UserError(
+            "cluster.options must hold names and numbers, such as +cluster.options.constraint=a100; "
+            f"got cluster.options={options}"
+        )
+    for option in OWN.keys() & options.keys():
+        raise UserError(f"cluster.options must not have {option}, which is {OWN[option]}")
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) or is_whole(value)
 
 
 def _node(partition: str | None, wanted: int) -> tuple[int, int, int]:
@@ -188,7 +225,8 @@ def submit_command(name: str, words: Sequence[str], asked: Asked, folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     log, script = folder / f"{stem}.log", folder / f"{stem}.sh"
-    lines = [*_head(name, asked, {"output": str(log).replace("%", "%%")}), f"exec {shlex.join(words)}", ""]
+    counted = _timeouts(asked, shlex.quote(str(folder / f"{stem}.timeouts")))
+    lines = [*_head(name, asked, {"output": str(log).replace("%", "%%")}), counted, f"exec {shlex.join(words)}", ""]
     script.write_text("\n".join(lines))
     return _ask("sbatch", "--parsable", str(script)).strip().split(";")[0], log
 
@@ -199,6 +237,7 @@ def _script(command: str, asked: Asked, folder: Path, words: Sequence[str], firs
     lines = [
         *_head(command, asked, {"array": f"0-{count - 1}", "output": log}),
         f"number=$(({first} + SLURM_ARRAY_TASK_ID)) folder={shlex.quote(str(folder))}",
+        _timeouts(asked, '"$folder/$number.timeouts"'),
         f"exec {shlex.join(words)} \"hydra.sweeper.listed='$folder/$number.json'\"",
         "",
     ]
@@ -215,8 +254,13 @@ def _head(name: str, asked: Asked, more: Mapping[str, str]) -> list[str]:
         "open-mode": "append",
     }
     lines = [f"#SBATCH {shlex.quote(f'--{key}={value}')}" for key, value in options.items()]
-    place = [f"cd {shlex.quote(os.getcwd())}", f"export MERGESTREAM_TIMEOUTS={asked.timeouts}"]
-    return ["#!/bin/bash", *lines, "#SBATCH --requeue", *asked.setup, *place]
+    return ["#!/bin/bash", *lines, "#SBATCH --requeue", *asked.setup, f"cd {shlex.quote(os.getcwd())}"]
+
+
+def _timeouts(asked: Asked, file: str) -> str:
+    """Return the line of a batch script that says what `interrupt.requeue` has to know, such as a file in shell words."""
+    end = f"$(($(date +%s) + {60 * int(asked.options['time'])}))"
+    return f'export {interrupt.TIMEOUTS}="{asked.timeouts} {end} "{file}'
 
 
 def wait(submitted: Submitted) -> dict[int, list[str]]:
@@ -287,4 +331,5 @@ def _why(submitted: Submitted, number: int, state: str) -> list[str]:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     first, last = submitted.numbers[number].start, submitted.numbers[number][-1]
     name = f"job {first}" if first == last else f"jobs {first} to {last}"
-    return list(dict.fromkeys(errors)) or [f"{name}: {state.lower()}; its log is {log}"]
+    where = f"its log is {log}" if log.is_file() else f"it wrote no {log}; root must be a folder that all nodes share"
+    return list(dict.fromkeys(errors)) or [f"{name}: {state.lower()}; {where}"]

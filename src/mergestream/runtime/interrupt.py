@@ -9,8 +9,8 @@ import atexit
 import os
 import signal
 import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,7 +18,12 @@ from typing import Any
 
 TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)  # what SLURM is asked to send before its time limit; submitit asks for 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *TIME_IS_UP)  # Ctrl-C; kill and pre-emption
-TIMEOUTS = "MERGESTREAM_TIMEOUTS"  # the environment variable with the number of times that a job may be started again
+# The environment variable of `cluster=slurm` with three words: how often the time of a job may be up, when it is, in
+# seconds since 1970, and a file with a line for each time that it was.
+TIMEOUTS = "MERGESTREAM_TIMEOUTS"
+EARLY = (
+    240  # seconds before the end: SLURM is asked for a signal 120 before, may send it 60 earlier, and counts coarsely
+)
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -156,12 +161,33 @@ def requeue(saved: bool) -> str:
             f"error: nothing new was saved since SLURM started job {job} again, so it is not requeued. "
             "Give it more time (sbatch --time), or save more often (checkpoint.every_minutes)"
         )
-    if (starts := int(os.environ.get("SLURM_RESTART_COUNT", 0))) >= int(os.environ.get(TIMEOUTS, sys.maxsize)):
+    if (used_up := _timeouts_used_up()) is not None:
         return (
-            f"error: job {job} was started again {starts} times, cluster.timeouts allows no more; type the same command"
+            f"error: job {job} was started again {used_up} times because its time was up, cluster.timeouts allows no "
+            "more; type the same command"
         )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     except OSError as error:
         return f"SLURM could not requeue job {job}: {error}"
     return f"SLURM has requeued job {job}" if done.returncode == 0 else f"SLURM did not requeue: {done.stderr.strip()}"
+
+
+def _timeouts_used_up() -> int | None:
+    """Return how often the time of this job was up, if that is as often as it may be; else note that it is again.
+
+    SLURM counts how often it has started a job, for whatever reason. It may send the same signal to a job that it
+    pre-empts, but only one whose time is up gets it shortly before its end.
+    """
+    if TIMEOUTS not in os.environ:
+        return None
+    allowed, end, file = os.environ[TIMEOUTS].split(maxsplit=2)
+    if time.time() < int(end) - EARLY:
+        return None
+    with open(file, "a+") as lines:
+        lines.seek(0)
+        count = len(lines.readlines())
+        if count >= int(allowed):
+            return count
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), file=lines)
+    return None
