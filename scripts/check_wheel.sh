@@ -35,13 +35,14 @@ _partial_: true
 scale: 1.0
 YAML
 
-mergestream-fetch dataset=digits model=tiny
 mergestream-train tasks=2 epochs=1
 PYTHONPATH=. mergestream-merge --multirun --config-dir conf tasks=2 epochs=1 strategy=magmax,middle \
 	'allow_targets=[my_strategies]'
-mergestream-pipeline tasks=2 epochs=1 strategy=average # trains nothing: the run is finished
+mergestream-report
 mergestream-evaluate --help > /dev/null
 mergestream-analyze --help > /dev/null
+mergestream-fetch dataset=digits > /dev/null
+mergestream-pipeline tasks=2 epochs=1 'stages=[train,merge]' > /dev/null # finished
 mergestream-merge tasks=2 epochs=1 export=classifier
 mergestream-predict tasks=2 epochs=1 images="$repository/docs/results" top=2 > /dev/null
 mergestream-predict classifier=runs/digits/class-2/tiny/seq/seed-5/merges/magmax-0.5/classifier \
@@ -56,7 +57,7 @@ import mergestream
 assert Path(mergestream.__file__).is_relative_to(Path.cwd() / ".venv"), mergestream.__file__
 run = Path("runs/digits/class-2/tiny/seq/seed-5")
 merges = {path.parent.name for path in run.glob("merges/*/merged.safetensors")}
-assert merges == {"magmax-0.5", "middle-1", "average-1"}, merges
+assert merges == {"magmax-0.5", "middle-1"}, merges
 assert Path("runs/_report/report.html").is_file()
 assert Path("answers.csv").read_text().startswith("path,class,probability,")
 for path in (run / "metrics.json", *(run / "merges" / name / "metrics.json" for name in sorted(merges))):

@@ -161,7 +161,7 @@ def test_time_outs_are_counted_and_other_restarts_are_not(tmp_path, monkeypatch,
         assert len(file.read_text().splitlines()) == lines
     monkeypatch.setenv(interrupt.TIMEOUTS, f"2 {end + 100} {file}")
     assert interrupt.requeue(True).startswith(
-        "error: job 7 was started again 2 times because its time was up, cluster.timeouts allows no more"
+        "error: the time of job 7 was up 3 times, and cluster.timeouts=2 allows no more; type the same command"
     )
     assert (tmp_path / "asked").read_text() == "requeue 7\n" * 4
 

@@ -69,3 +69,16 @@ def test_what_is_not_there(cluster):
     many = cluster.run(*words, "cluster.gpus=3")
     gpus = "error: cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3\n"
     assert (many.returncode, many.stderr) == (1, gpus)
+
+
+def test_a_root_that_is_not_shared(cluster):
+    """`cluster=slurm` with a `root` that nodes do not see | one line: which file is not there"""
+    done = cluster.run(
+        "python", "train.py", "-m", *TRAIN, *SMALL, "method=zeroshot", "tasks=2", "root=/node-local/runs"
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: job 0: failed; it wrote no /node-local/runs/_sweeps/\S+/train/0.log; root must be a folder that all "
+        r"nodes share\n",
+        done.stderr,
+    )

@@ -258,7 +258,7 @@ def _head(name: str, asked: Asked, more: Mapping[str, str]) -> list[str]:
 
 
 def _timeouts(asked: Asked, file: str) -> str:
-    """Return the line of a batch script that says what `interrupt.requeue` has to know, such as a file in shell words."""
+    """Return the line of a batch script for `interrupt.requeue`; the file is in the shell's words."""
     end = f"$(($(date +%s) + {60 * int(asked.options['time'])}))"
     return f'export {interrupt.TIMEOUTS}="{asked.timeouts} {end} "{file}'
 

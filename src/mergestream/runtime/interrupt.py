@@ -163,8 +163,8 @@ def requeue(saved: bool) -> str:
         )
     if (used_up := _timeouts_used_up()) is not None:
         return (
-            f"error: job {job} was started again {used_up} times because its time was up, cluster.timeouts allows no "
-            "more; type the same command"
+            f"error: the time of job {job} was up {used_up + 1} times, and cluster.timeouts={used_up} allows no more; "
+            "type the same command"
         )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
