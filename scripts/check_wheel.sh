@@ -41,6 +41,8 @@ PYTHONPATH=. mergestream-merge --multirun --config-dir conf tasks=2 epochs=1 str
 mergestream-report
 mergestream-evaluate --help > /dev/null
 mergestream-analyze --help > /dev/null
+mergestream-fetch dataset=digits > /dev/null
+mergestream-pipeline tasks=2 epochs=1 'stages=[train,merge]' > /dev/null # finished
 mergestream-merge tasks=2 epochs=1 export=classifier
 mergestream-predict tasks=2 epochs=1 images="$repository/docs/results" top=2 > /dev/null
 mergestream-predict classifier=runs/digits/class-2/tiny/seq/seed-5/merges/magmax-0.5/classifier \
