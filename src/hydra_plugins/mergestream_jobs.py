@@ -35,6 +35,8 @@ class Jobs(BasicLauncher):
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         if cluster["name"] == "slurm":
             self._slurm(jobs, cluster)
+        elif cluster["name"] == "ray":
+            self._ray(jobs, cluster)
         elif cluster["dry_run"]:
             self._look(jobs, "They run here, one after the other or side by side.", 0)
         elif (count := jobs_at_once(self.config, job_overrides)) > 1:
@@ -43,23 +45,43 @@ class Jobs(BasicLauncher):
             return super().launch(job_overrides, initial_job_idx)
         return [_done()] * len(job_overrides)
 
+    def _parts(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> tuple[list[list[str]], list[str], Path]:
+        """Return the overrides of each job, those of Hydra's own for all, and a folder, for parts of the sweep."""
+        assert self.config is not None
+        words = [[word for word in job if not word.lstrip("+~").startswith("cluster")] for _, job in jobs]
+        own = ("hydra.mode", "hydra.sweep.", "hydra.sweeper.", "hydra/launcher", "hydra/sweeper")
+        common = [word for word in self.config.hydra.overrides.hydra if not word.lstrip("+~").startswith(own)]
+        return words, common, Path(self.config.hydra.sweep.dir) / self.command.name
+
+    def _ray(self, jobs: Sequence[tuple[int, Sequence[str]]], cluster: dict[str, Any]) -> None:
+        from mergestream.cli import on_ray
+        from mergestream.cli.command import print_error
+
+        assert self.config is not None
+        words, common, folder = self._parts(jobs)
+        with on_ray.started(cluster) as ray:
+            asked = on_ray.asked(ray, cluster, are_small(self.config, words))
+            if cluster["dry_run"]:
+                self._look(jobs, f"Each task of Ray runs {asked.each} and asks for {asked}.", int(asked.gpus))
+                return
+            for line in on_ray.run(ray, words, common, asked, folder):
+                print_error(line)
+                self.command.failed.append(line)
+
     def _slurm(self, jobs: Sequence[tuple[int, Sequence[str]]], cluster: dict[str, Any]) -> None:
         from mergestream.cli import slurm
         from mergestream.cli.command import print_error
 
         assert self.config is not None
-        words = [[word for word in job if not word.lstrip("+~").startswith("cluster")] for _, job in jobs]
+        words, common, folder = self._parts(jobs)
         asked = slurm.asked(cluster, are_small(self.config, words))
         require_devices(self.config, words, cluster["gpus"])
         if cluster["dry_run"]:
             named = ", ".join(f"{key}={value}" for key, value in asked.options.items())
             self._look(jobs, f"Each job of SLURM runs {asked.each} and asks for {named}.", cluster["gpus"])
             return
-        own = ("hydra.mode", "hydra.sweep.", "hydra.sweeper.", "hydra/launcher", "hydra/sweeper")
-        common = [word for word in self.config.hydra.overrides.hydra if not word.lstrip("+~").startswith(own)]
-        folder = Path(self.config.hydra.sweep.dir) / self.command.name
         submitted = slurm.submit(self.command.name, words, common, asked, folder)
-        print(f"submitted {len(jobs)} jobs of {self.command.name} as {submitted.ids}; logs in {submitted.folder}")
+        print(f"submitted {len(jobs)} jobs of {self.command.name} as {submitted.ids}; logs in {submitted.parts.folder}")
         if not cluster["wait"]:
             return
         for lines in slurm.wait(submitted).values():

@@ -63,6 +63,16 @@ def test_accuracies_are_those_of_the_report(page, report):
     assert sum(cell != "" for cell in cells.values()) > 60
 
 
+def test_retention_is_that_of_the_report(report):
+    cells = table("docs/results.md", "retention (points)")
+    for (name, title), cell in cells.items():
+        found = report[(report["name"] == name) & (report[BENCHMARK] == list(TITLES[title])).all(axis=1)]
+        found = found[found["retention"].notna()]
+        shown = [f"{100 * r.retention + 0:+.1f} ± {100 * r.retention_std:.1f}" for r in found.itertuples()]
+        assert [cell.replace("−", "-")] == (shown or [""])
+    assert sum(cell != "" for cell in cells.values()) > 60
+
+
 def facts(lines, conflicts):
     """What the second table of docs/results.md says of one benchmark: row → text."""
     values = {name: 100 * value for name, value in zip(lines["name"], lines["final_accuracy"], strict=True)}

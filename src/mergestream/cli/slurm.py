@@ -1,24 +1,22 @@
 """Jobs of SLURM: one array for the jobs of a sweep, with sbatch and squeue alone, so that no accounting is needed.
 
-Each job of the array is the same command again, with a file that lists the jobs of the sweep that it runs. Signals,
-errors and exit codes are therefore those of any run.
+Each job of the array runs a part of the sweep; see `Parts`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergestream.cli.listed import Parts, divided
 from mergestream.runtime import interrupt
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.interrupt import Stopped
@@ -177,14 +175,12 @@ class Submitted:
     """Arrays of jobs that SLURM has.
 
     Args:
-        folder: of their files and logs.
+        parts: the jobs of SLURM, as parts of the sweep.
         arrays: the id of each array, and how many jobs it has.
-        numbers: for each job of SLURM, the numbers of its jobs of the sweep.
     """
 
-    folder: Path
+    parts: Parts
     arrays: dict[str, int]
-    numbers: list[range]
 
     @property
     def ids(self) -> str:
@@ -202,21 +198,13 @@ def submit(command: str, jobs: Sequence[Sequence[str]], common: Sequence[str], a
         asked: what each job of SLURM asks for.
         folder: where the files of the jobs and their logs are.
     """
-    folder = folder.resolve()
-    folder.mkdir(parents=True)
-    numbers = [range(i, min(i + asked.each, len(jobs))) for i in range(0, len(jobs), asked.each)]
-    for number, chunk in enumerate(numbers):
-        listed = {"first": chunk.start, "jobs": [[*jobs[i]] for i in chunk]}
-        (folder / f"{number}.json").write_text(json.dumps(listed, indent=1))
-    arrays = {}
-    for first in range(0, len(numbers), LARGEST):
-        count = min(LARGEST, len(numbers) - first)
-        words = [sys.executable, os.path.abspath(sys.argv[0]), "--multirun", *common, "cluster=local"]
-        words += [f"cluster.jobs_per_node={asked.each}", f"hydra.sweep.dir='{folder}'"]
-        script = folder / ("array.sh" if not first else f"array-{first}.sh")
-        script.write_text(_script(command, asked, folder, words, first, count))
+    parts, arrays = divided(jobs, asked.each, common, folder), {}
+    for first in range(0, len(parts.numbers), LARGEST):
+        count = min(LARGEST, len(parts.numbers) - first)
+        script = parts.folder / ("array.sh" if not first else f"array-{first}.sh")
+        script.write_text(_script(command, asked, parts.folder, parts.words, first, count))
         arrays[_ask("sbatch", "--parsable", str(script)).strip().split(";")[0]] = count
-    return Submitted(folder, arrays, numbers)
+    return Submitted(parts, arrays)
 
 
 def submit_command(name: str, words: Sequence[str], asked: Asked, folder: Path) -> tuple[str, Path]:
@@ -305,31 +293,22 @@ def wait(submitted: Submitted) -> dict[int, list[str]]:
     except Stopped as stopped:
         ids = " ".join(submitted.arrays)
         raise Stopped(stopped.signum, f"stopped to wait; the jobs go on. scancel {ids} ends them") from None
-    return {number: _why(submitted, number, state) for number, state in states.items() if state != "COMPLETED"}
+    return {
+        number: submitted.parts.why(number, state.lower()) for number, state in states.items() if state != "COMPLETED"
+    }
 
 
 def _update(states: dict[int, str], shown: str, submitted: Submitted) -> bool:
     """Take over the states that SLURM shows, by the number of the job. Return whether all jobs are over."""
-    offsets = dict(zip(submitted.arrays, range(0, len(submitted.numbers), LARGEST), strict=False))
+    offsets = dict(zip(submitted.arrays, range(0, len(submitted.parts.numbers), LARGEST), strict=False))
     running = 0
     for line in shown.splitlines():
         array, task, state = line.split("|")
         if task.isdecimal():
             states[offsets[array] + int(task)] = state
         running += state not in OVER
-    for number in range(len(submitted.numbers)):
+    for number in range(len(submitted.parts.numbers)):
         known = states.get(number)
         if not running and (known is None or known not in OVER):  # SLURM has forgotten it
             states[number] = "of unknown end"
     return not running
-
-
-def _why(submitted: Submitted, number: int, state: str) -> list[str]:
-    """Return the errors in the log of a job, or its state and the log."""
-    log = submitted.folder / f"{number}.log"
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    first, last = submitted.numbers[number].start, submitted.numbers[number][-1]
-    name = f"job {first}" if first == last else f"jobs {first} to {last}"
-    where = f"its log is {log}" if log.is_file() else f"it wrote no {log}; root must be a folder that all nodes share"
-    return list(dict.fromkeys(errors)) or [f"{name}: {state.lower()}; {where}"]

@@ -1,0 +1,138 @@
+"""cluster=ray: a sweep as tasks of Ray. Skipped where Ray is not installed; docs/clusters.md says how to run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, command, config, noise
+
+from mergestream.cli.on_ray import asked
+from mergestream.compose.run import run_of
+from mergestream.runtime.errors import UserError
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; pip install 'mergestream[ray]'")
+WORDS = (*noise(), "epochs=1", "logger=none")
+ON_RAY = ("cluster=ray", "cluster.cpus=1")
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("task-*/*.safetensors"))}
+
+
+@needs_ray
+def test_a_sweep_ends_in_the_bytes_of_a_local_one_and_shows_all_errors(tmp_path):
+    sweep = (*WORDS, "method=ewc", "method.strength=-1,1000", "seed=1,2")
+    ray, here = (start(f"root={tmp_path / name}", *how, *sweep) for name, how in (("ray", ON_RAY), ("here", ())))
+    (out, said), (_, expected) = ray.communicate(), here.communicate()
+    assert ray.returncode == here.returncode == 1
+    assert "4 jobs in 4 tasks of Ray" in out
+    assert said.count("method.strength must be a number, at least 0; got method.strength=-1") == 2
+    assert sorted(said.replace(f"{tmp_path}/ray", f"{tmp_path}/here").splitlines()) == sorted(expected.splitlines())
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here") != {}
+
+
+@needs_ray
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, number):
+    words = (*ON_RAY, *WORDS, "epochs=20", "seed=1", "checkpoint.every_minutes=0")
+    process = start(f"root={tmp_path / 'cut'}", *words)
+    while not list((tmp_path / "cut").rglob("checkpoint.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert "type the same command again to continue the jobs of Ray" in err
+    (log,) = (tmp_path / "cut").rglob("_sweeps/*/train/0.log")
+    assert "stopped by SIGTERM at task" in log.read_text()
+    for name in ("cut", "whole"):
+        process = start(f"root={tmp_path / name}", *words)
+        assert process.communicate()[1] == ""
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole") != {}
+
+
+class Nodes:
+    """Two nodes of a cluster of Ray."""
+
+    @staticmethod
+    def nodes():
+        return [
+            {"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0}},
+            {"Alive": True, "Resources": {"CPU": 64.0}},
+            {"Alive": False, "Resources": {"CPU": 256.0, "GPU": 8.0}},
+        ]
+
+
+DEFAULTS = {"gpus": "auto", "cpus": "auto", "memory": None, "jobs_per_node": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "small", "expected"),
+    [
+        ({}, False, "8 CPUs and 1 GPUs"),
+        ({"gpus": 2, "memory": "64G"}, False, "16 CPUs and 2 GPUs, 64 GiB of memory"),
+        ({"gpus": 0.25}, False, "2 CPUs and 0.25 GPUs"),
+        ({"gpus": 0, "cpus": 48}, False, "48 CPUs and 0 GPUs"),
+        ({}, True, "1 CPUs and 0 GPUs"),
+        ({"cpus": 4}, True, "4 CPUs and 0 GPUs"),
+    ],
+)
+def test_what_a_task_asks_for(changed, small, expected):
+    assert str(asked(Nodes, {**DEFAULTS, **changed}, small)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gpus": 5}, "cluster.gpus must be at most 4, which a node of Ray has; got cluster.gpus=5"),
+        ({"gpus": 1.5}, "cluster.gpus must be 0, a share of one GPU, a whole number, or auto"),
+        ({"cpus": 65}, "cluster.cpus must be at most 64"),
+        ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto"),
+        ({"memory": "many"}, "cluster.memory must be a number with K, M, G or T"),
+    ],
+)
+def test_what_no_node_has_is_refused(changed, message):
+    with pytest.raises(UserError, match=message):
+        asked(Nodes, {**DEFAULTS, **changed}, False)
+
+
+def test_without_ray(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    outcome = command("train.py", "-m", f"root={tmp_path}", "cluster=ray", "seed=1,2")
+    assert outcome.code == 1
+    (line,) = outcome.err.strip().splitlines()
+    assert line.endswith("cluster=ray needs Ray, which is not installed. Type: pip install 'mergestream[ray]'")
+
+
+@needs_ray
+def test_an_address_without_a_cluster(tmp_path):
+    process = start(f"root={tmp_path}", *ON_RAY, "cluster.address=127.0.0.1:1", "seed=1,2")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "HOST:PORT or ray://HOST:PORT of a running cluster; got 127.0.0.1:1" in err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@needs_ray
+def test_a_dry_run(tmp_path):
+    process = start(f"root={tmp_path}", *ON_RAY, "cluster.dry_run=true", *WORDS, "seed=1,2")
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert out.count("to run, cost unknown") == 2
+    assert "Each task of Ray runs 1 and asks for 1 CPUs and 0 GPUs" in out
+    assert not run_of(config("train", f"root={tmp_path}", *WORDS, "seed=1")).path.exists()
