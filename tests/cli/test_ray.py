@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, command, config, noise
 
+from mergestream.cli import on_ray
 from mergestream.cli.on_ray import asked
 from mergestream.compose.run import run_of
+from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; pip install 'mergestream[ray]'")
@@ -64,6 +67,45 @@ def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, numb
         process = start(f"root={tmp_path / name}", *words)
         assert process.communicate()[1] == ""
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole") != {}
+
+
+@needs_ray
+@pytest.mark.parametrize("lost", ["worker", "command"])
+def test_what_is_killed_saves_its_work_which_a_new_start_continues(tmp_path, lost):
+    """Ray starts the task of a killed worker again; a killed command is typed again."""
+    words = (*ON_RAY, *WORDS, "epochs=20", "seed=1", "checkpoint.every_minutes=0")
+    process = start(f"root={tmp_path / 'cut'}", *words)
+    while not list((tmp_path / "cut").rglob("checkpoint.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    (held,) = (tmp_path / "cut").rglob(".lock-*")
+    job = json.loads(held.read_text())["pid"]
+    os.kill(int(Path(f"/proc/{job}/stat").read_text().split()[3]) if lost == "worker" else process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == (0 if lost == "worker" else -signal.SIGKILL)
+    while Path(f"/proc/{job}").exists():
+        time.sleep(0.1)
+    (log,) = (tmp_path / "cut").rglob("_sweeps/*/train/0.log")
+    assert "stopped by SIGTERM at task" in log.read_text()
+    for name in ("cut", "whole"):
+        process = start(f"root={tmp_path / name}", *words)
+        assert (process.communicate()[1], process.returncode) == ("", 0)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole") != {}
+
+
+def test_a_task_has_the_cores_and_threads_that_ray_reserves(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for variable in (*on_ray.VISIBLE, "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    for each, gpus, threads in ((1, 0.0, "8"), (4, 0.0, "1"), (1, 1.0, "8")):
+        environment = on_ray._environment(on_ray.Asked(each, 8, gpus, None))
+        assert (environment["OMP_NUM_THREADS"], environment[processes.CORES]) == (threads, "8")
+        assert environment.get("CUDA_VISIBLE_DEVICES") == (None if gpus else "")
+        assert "HYDRA_FULL_ERROR" not in environment
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert on_ray._environment(on_ray.Asked(4, 8, 0.0, None))["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv(processes.CORES, "1")
+    assert processes.cores() == 1
 
 
 class Nodes:

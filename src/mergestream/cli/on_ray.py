@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mergestream.cli.listed import Parts, divided
-from mergestream.runtime import interrupt
+from mergestream.runtime import interrupt, lock, processes
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.interrupt import Stopped
 from mergestream.runtime.rules import is_number, is_whole, require_bool
@@ -25,7 +26,11 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 ANSWER = 10.0  # seconds within which a cluster must answer
 LOOK = 0.5  # seconds until a signal is noticed
 PATIENCE = 600.0  # seconds that stopped tasks have to save their work
-AGAIN = 3  # how often Ray starts a task again whose node was lost; it continues where it stopped
+AGAIN = 3  # how often Ray starts a task again whose worker or node was lost; it continues where it stopped
+LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the machine in its network
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # what Ray sets for a task
+# Has Linux send a command SIGTERM, at which it saves its work, when the worker of Ray that started it dies.
+FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def started(cluster: Mapping[str, Any]) -> Iterator[Any]:
     address = cluster["address"]
     if address not in (None, "auto"):
         _require_reachable(str(address))
-    alone = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    alone = {} if address else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
     handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **alone)
@@ -139,12 +144,13 @@ def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: A
     Raises:
         Stopped: at a signal, when the tasks have saved their work.
     """
-    parts = divided(jobs, asked.each, common, folder)
+    parts, environment = divided(jobs, asked.each, common, folder), _environment(asked)
     need = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "max_retries": AGAIN}
     need |= {} if asked.memory is None else {"memory": asked.memory}
     work = ray.remote(**need)(_work)
     part_of = {
-        work.remote(parts.command(part), os.getcwd(), str(parts.log(part))): part for part in range(len(parts.numbers))
+        work.remote(parts.command(part), environment, os.getcwd(), str(parts.log(part))): part
+        for part in range(len(parts.numbers))
     }
     print(f"{len(jobs)} jobs in {len(part_of)} tasks of Ray; logs in {parts.folder}")
     errors: dict[int, list[str]] = {}
@@ -189,12 +195,26 @@ def _noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _work(command: list[str], folder: str, log: str) -> int:
-    """Run a command on a node of Ray and return its exit code. A task that is cancelled lets it save its work."""
+def _environment(asked: Asked) -> dict[str, str]:
+    """Return the environment of a task: that of this command, as on SLURM, with the resources that Ray reserves."""
     # The command that starts the sweep has Hydra raise what jobs shall print on one line.
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    environment.setdefault("OMP_NUM_THREADS", "1" if asked.each > 1 else str(asked.cpus))
+    return environment | {processes.CORES: str(asked.cpus)} | ({} if asked.gpus else dict.fromkeys(VISIBLE, ""))
+
+
+def _work(command: list[str], environment: dict[str, str], folder: str, log: str) -> int:
+    """Run a command on a node of Ray and return its exit code. A task that is cancelled lets it save its work."""
+    with open(f"{log}.starts", "ab") as starts:
+        starts.write(b"\n")
+    again = os.path.getsize(starts.name) - 1
+    visible = {name: os.environ[name] for name in VISIBLE if name in os.environ}
+    environment = {**environment, **visible, lock.TASK: f"{log} {again}"}
+    follow = [sys.executable, "-c", FOLLOW] if sys.platform == "linux" else []
     with open(log, "ab") as out:
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            [*follow, *command], cwd=folder, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
     try:
         while process.poll() is None:  # Ray cancels a task with an exception, which a longer wait would not notice
             time.sleep(LOOK)

@@ -27,6 +27,9 @@ NAME = ".lock"
 HEARTBEAT = 10.0  # seconds between two touches of the file
 STALE = 60.0  # seconds without a touch, after which a holder on another machine counts as dead
 PATIENCE = STALE + HEARTBEAT  # seconds that a job started again waits for the process that it replaces
+TASK = (
+    "MERGESTREAM_TASK"  # the environment variable with the name of a task of Ray and how often that was started before
+)
 
 
 class HeldError(UserError):
@@ -77,7 +80,7 @@ class Lock:
 def held(folder: Path) -> Iterator[Lock]:
     """Be the only writer of `folder` within the block. Creates the folder, and removes it if it stays empty.
 
-    A job that SLURM has started again waits until the lock of its killed process counts as dead.
+    A job that SLURM or Ray has started again waits until the lock of its killed process counts as dead.
 
     Raises:
         HeldError: if another process holds the lock; the message names it.
@@ -161,8 +164,11 @@ def _acquire(folder: Path) -> Lock:
         return Lock(path, token)
 
 
-def _job() -> dict[str, int]:
-    """Return the job of SLURM that this process belongs to, and how often that was started before; {} outside."""
+def _job() -> dict[str, int | str]:
+    """Return the task of Ray or job of SLURM that this process is of, and its number of earlier starts; {} outside."""
+    if task := os.environ.get(TASK):
+        name, _, start = task.rpartition(" ")
+        return {"job": name, "start": int(start)}
     job = os.environ.get("SLURM_JOB_ID")
     return {} if job is None else {"job": int(job), "start": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 

@@ -66,6 +66,7 @@ def say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
+CORES = "MERGESTREAM_CORES"  # the environment variable with the number of CPU cores of a task of Ray
 _side_by_side = 1  # jobs of a sweep, of which this process runs one
 
 
@@ -77,7 +78,8 @@ def share_cores(jobs: int) -> None:
 
 def cores() -> int:
     """Return the number of CPU cores that this process and its neighbours may use; in a job, those of the job."""
-    return max(1, min(_affinity(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize))) // _side_by_side)
+    ours = min(int(os.environ.get(name, sys.maxsize)) for name in ("SLURM_CPUS_ON_NODE", CORES))
+    return max(1, min(_affinity(), ours) // _side_by_side)
 
 
 def share() -> int:
