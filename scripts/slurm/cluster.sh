@@ -15,7 +15,7 @@ DAEMONS="$NODES slurmctld slurmdbd mariadbd munged"  # in the order in which the
 alive() { [ -s "$DIR/$1.pid" ] && kill -0 "$(cat "$DIR/$1.pid")" 2>/dev/null; }
 wait_for() { for _ in $(seq 150); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "waited in vain: $*" >&2; return 1; }
 stopped() { ! alive "$1"; }
-installed() { command -v munged slurmctld slurmd slurmdbd mariadbd srun unshare >/dev/null; }
+installed() { for program in munged slurmctld slurmd slurmdbd mariadbd srun unshare; do command -v $program >/dev/null || return 1; done; }
 idle() { [ "$(sinfo -h -p work -t idle,alloc,mix -o %D)" = 2 ]; }
 no_jobs() { [ -z "$(squeue -h -t running,completing)" ]; }
 

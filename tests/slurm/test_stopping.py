@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, noise
 from slurm.cluster import Cluster, script, tensors, trained, until
 
-TRAIN = (*noise()[:-2], "tasks=2", "batch_size=16", "epochs=1", "method=seq", "checkpoint.every_minutes=0.001")
+TRAIN = (*noise()[:-2], "tasks=2", "batch_size=16", "epochs=1", "method=seq", "checkpoint.every_minutes=0")
 PLAIN, TRAIN = (*TRAIN, "logger=none"), (*TRAIN, "logger._target_=slow.logger", "allow_targets=[slow]")
 
 
