@@ -9,10 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts set them
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# The first backward pass of a process decides whether autograd needs threads, after which no fork of it can train.
+# Here, before a test has made torch believe in devices, it needs none; see `helpers.forked`.
+if not torch.cuda.is_available():
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(scope="session")

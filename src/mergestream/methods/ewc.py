@@ -216,9 +216,7 @@ class EWC(Method):
         """Keep the gradient of the last training step, summed over processes and clipped, for the Fisher pass."""
         if self.estimator == "reference" and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
             trained = {name.removeprefix("encoder."): p for name, p in learner.named_parameters()}
-            left = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
-            # A step that 16-mixed skipped, because its gradient was not finite, leaves none.
-            self.gradient = left if all(bool(g.isfinite().all()) for g in left.values()) else None
+            self.gradient = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint of a task in progress needs."""
@@ -248,7 +246,10 @@ class EWC(Method):
                 yield x, torch.tensor([columns[int(c)] for c in y], device=y.device)
 
         model = nn.Sequential(encoder, head.restrict(classes)).train(self.mode == "train")
-        gradient = None if self.gradient is None else {f"0.{name}": g for name, g in self.gradient.items()}
+        left = self.gradient or {}
+        # A step that 16-mixed skipped, because its gradient was not finite, leaves none.
+        finite = all(bool(gradient.isfinite().all()) for gradient in left.values())
+        gradient = {f"0.{name}": g for name, g in left.items()} if finite else None
         found = fisher_diagonal(model, counted(), estimator=self.estimator, gradient=gradient)
         self.gradient = None
         fisher = {name.removeprefix("0."): f for name, f in found.items()}
