@@ -129,6 +129,20 @@ def model_stock(t, name):
     return len(t) * cosine / (1 + (len(t) - 1) * cosine) * t.mean(0)
 
 
+def consensus(t, name, threshold=0.4, tasks=2):
+    total, limits = t.sum(0), threshold if isinstance(threshold, list) else [threshold] * len(t)
+    merged = torch.zeros_like(total).flatten()
+    for p, value in enumerate(total.flatten()):
+        used = sum(abs(tau.flatten()[p]) >= k * abs(value - tau.flatten()[p]) for tau, k in zip(t, limits, strict=True))
+        merged[p] = value if used >= min(tasks, len(t)) else 0.0
+    return merged.view(total.shape)
+
+
+def metagpt(taus):
+    squares = sum((t**2).flatten(1).sum(1) for t in taus.values())
+    return {name: sum(s / squares.sum() * tau for s, tau in zip(squares, t, strict=True)) for name, t in taus.items()}
+
+
 def on_matrices(function):
     def wrapped(t, name, **options):
         if len(t) == 1:
@@ -287,6 +301,8 @@ REFERENCES = {
     "ties": ties,
     "slerp": slerp,
     "model_stock": by_weight(model_stock),
+    "consensus": by_weight(consensus),
+    "metagpt": metagpt,
     "tsv": on_matrices(tsv),
     "iso_c": on_matrices(iso_c),
     "iso_cts": on_matrices(iso_cts),

@@ -148,7 +148,7 @@ def test_one_task_is_its_own_merge(name, tmp_path):
 
 
 SYMMETRIC = ["average", "weighted_average", "task_arithmetic", "ties", "sign_max", "breadcrumbs", "model_stock"]
-SYMMETRIC += ["iso_c", "wudi"]
+SYMMETRIC += ["iso_c", "wudi", "consensus", "metagpt"]
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)

@@ -25,6 +25,7 @@ OPTIONS = {
     "breadcrumbs": [{}, {"density": 0.3, "outliers": 0.2}, {"density": 1.0, "outliers": 0}],
     "della": [{}, {"density": 0.3, "window": 0.5}],
     "ties": [{}, {"density": 1.0}, {"density": 0.5, "scope": "tensor"}, {"scope": "encoder"}],
+    "consensus": [{}, {"threshold": [0.25, 1.0, 0.5, 2.0]}, {"tasks": 0}, {"threshold": 0.5, "tasks": 9}],
     "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
     "knots": [{}, {"density": 1.0}],
     "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
