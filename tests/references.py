@@ -129,6 +129,20 @@ def model_stock(t, name):
     return len(t) * cosine / (1 + (len(t) - 1) * cosine) * t.mean(0)
 
 
+def consensus(t, name, threshold=0.4, tasks=2):
+    total, limits = t.sum(0), threshold if isinstance(threshold, list) else [threshold] * len(t)
+    merged = torch.zeros_like(total).flatten()
+    for p, value in enumerate(total.flatten()):
+        used = sum(abs(tau.flatten()[p]) >= k * abs(value - tau.flatten()[p]) for tau, k in zip(t, limits, strict=True))
+        merged[p] = value if used >= min(tasks, len(t)) else 0.0
+    return merged.view(total.shape)
+
+
+def metagpt(taus):
+    squares = sum((t**2).flatten(1).sum(1) for t in taus.values())
+    return {name: sum(s / squares.sum() * tau for s, tau in zip(squares, t, strict=True)) for name, t in taus.items()}
+
+
 def on_matrices(function):
     def wrapped(t, name, **options):
         if len(t) == 1:
@@ -220,21 +234,90 @@ def wudi(t, steps=300, lr=1e-5):
     return merged.detach()
 
 
-def consensus(t, name, threshold=0.4, agree=2):
-    total, merged = t.sum(0), torch.zeros_like(t[0])
-    for index in np.ndindex(*merged.shape):
-        values = t[(slice(None), *index)]
-        # The comparison is float32's, as in the engine.
-        others = (t.float().sum(0)[index] - values.float()).abs() * threshold
-        if int((values.float().abs() >= others).sum()) >= min(agree, len(t)):
-            merged[index] = total[index]
+def dop(taus, **options):
+    return {name: dop_of_weight(t, **options) for name, t in taus.items()}
+
+
+def dop_of_weight(t, solver="mgda", variant="published", alpha=0.8, energy=0.99999, steps=200, lr=1e-4, decay=0.999):
+    merged = t[0]
+    for tau in t[1:]:
+        start = (merged + tau) / 2
+        if t.dim() == 3 and solver == "closed":
+            merged = sylvester(start, merged, tau, alpha, energy, variant)
+        elif t.dim() == 3:
+            merged = dop_descent(
+                start, merged, tau, alpha, energy, variant, steps, lr, decay if solver == "mgda" else 1
+            )
+        else:
+            merged = start
     return merged
 
 
-def metagpt(taus):
-    lengths = sum((t.flatten(1) ** 2).sum(1) for t in taus.values())
-    weights = lengths / lengths.sum()
-    return {name: (weights.view(-1, *[1] * (t.dim() - 1)) * t).sum(0) for name, t in taus.items()}
+def dop_parts(X, energy, variant):
+    U, S, Vt = torch.linalg.svd(X, full_matrices=False)
+    k = int(torch.searchsorted(S.cumsum(0) / S.sum(), torch.tensor(energy, dtype=D))) + (variant == "corrected")
+    return U[:, :k], S[:k] ** (1.0 if variant == "published" else 0.5), Vt[:k].T
+
+
+def dop_loss(M, X, energy=0.99999, variant="published"):
+    U, S, V = dop_parts(X, energy, variant)
+    return (torch.diag(S) @ U.T @ (M - X)).square().sum() + ((M - X) @ V @ torch.diag(S)).square().sum()
+
+
+def dop_descent(start, old, new, alpha, energy, variant, steps, lr, decay):
+    M = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([M], lr=lr)
+    for _ in range(steps):
+        losses = [dop_loss(M, X, energy, variant) for X in (old, new)]
+        g, h = (torch.autograd.grad(loss, M, retain_graph=True)[0] / loss.detach() for loss in losses)
+        if min(loss.item() for loss in losses) > 0:
+            line = float(((h - g) * h).sum() / (g - h).square().sum())  # of the shortest vector on the line
+            alpha = decay * alpha + (1 - decay) * (line if 0 < line < 1 else 0.001 if line <= 0 else 0.999)
+        optimizer.zero_grad()
+        (alpha * losses[0] + (1 - alpha) * losses[1]).backward()
+        optimizer.step()
+    return M.detach()
+
+
+def sylvester(start, old, new, alpha, energy, variant):
+    rows, columns = start.shape
+    matrix, target = torch.zeros(rows * columns, rows * columns, dtype=D), torch.zeros(rows * columns, dtype=D)
+    for weight, X in ((alpha, old), (1 - alpha, new)):
+        U, S, V = dop_parts(X, energy, variant)
+        left, right = U @ torch.diag(S**2) @ U.T, V @ torch.diag(S**2) @ V.T
+        system = torch.kron(left, torch.eye(columns, dtype=D)) + torch.kron(torch.eye(rows, dtype=D), right)
+        matrix += weight * system
+        target += weight * system @ (X - start).flatten()
+    return start + (torch.linalg.pinv(matrix, hermitian=True, rtol=1e-12) @ target).view(rows, columns)
+
+
+def nufilt(taus, variant="published", layers=None, null_rank=128, task_rank=8, rank=64, steps=50, lr=1e-3, seed=5):
+    def leading(matrix, count):
+        _, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
+        return Vt[: min(count, int((S / S[0] > 1e-6).sum()))].T
+
+    result = {}
+    for name, t in taus.items():
+        result[name] = torch.zeros(t.shape[1:], dtype=D)
+        if t.dim() != 3 or not any(part in name for part in layers or ["attn.", "c_fc", "fc1"]):
+            continue
+        n = t.shape[2]
+        for task, tau in enumerate(t):
+            M, V = result[name], leading(result[name], null_rank)
+            if float(M.abs().max()) == 0:
+                V = torch.eye(n, dtype=D)[:, : null_rank if variant == "published" else 0]
+            P, V_task = torch.eye(n, dtype=D) - V @ V.T, leading(tau, task_rank)
+            u = (torch.tensor(draws(0, rank * n, seed, name, task).astype(np.float64)) + 0.5) / 2**32
+            A = (0.02 * math.sqrt(2) * torch.erfinv(2 * u - 1)).view(rank, n).requires_grad_()
+            B = torch.zeros(n, rank, dtype=D, requires_grad=True)
+            optimizer = torch.optim.Adam([A, B], lr=lr)
+            for _ in range(steps if task else 0):
+                optimizer.zero_grad()
+                new = M + tau @ (P + B @ A)
+                (((tau - new) @ V_task).square().sum() + ((M - new) @ V).square().sum()).backward()
+                optimizer.step()
+            result[name] = (M + tau @ (P + B @ A)).detach()
+    return result
 
 
 def curved(function):
@@ -304,14 +387,16 @@ REFERENCES = {
     "ties": ties,
     "slerp": slerp,
     "model_stock": by_weight(model_stock),
+    "consensus": by_weight(consensus),
+    "metagpt": metagpt,
     "tsv": on_matrices(tsv),
     "iso_c": on_matrices(iso_c),
     "iso_cts": on_matrices(iso_cts),
     "knots": on_matrices(knots),
     "opcm": opcm,
     "wudi": on_matrices(wudi),
-    "consensus": by_weight(consensus),
-    "metagpt": metagpt,
+    "dop": dop,
+    "nufilt": nufilt,
     "fisher": fisher,
     "laplace": laplace,
     "regmean": regmean,

@@ -16,6 +16,12 @@ from mergestream.merging import merge_checkpoints
 from mergestream.runtime.errors import UserError
 
 DATA_FREE = [name for name in strategies.names() if strategies.get(name).needs is None]  # need checkpoints alone
+# Options for small weights, and few steps of those that descend gradients.
+QUICK: dict[str, dict[str, Any]] = {
+    "wudi": {"steps": 3},
+    "dop": {"steps": 3},
+    "nufilt": {"layers": [""], "null_rank": 1, "task_rank": 1, "rank": 1, "steps": 3},
+}
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

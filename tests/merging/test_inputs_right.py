@@ -10,13 +10,11 @@ import pytest
 import torch
 from helpers import command
 from safetensors.torch import load_file, save_file
-from weights import DATA_FREE, draw, merge, refused, write
+from weights import DATA_FREE, QUICK, draw, merge, refused, write
 
 from mergestream.merging.tensors import Entry, TensorFile, TensorWriter
 from mergestream.merging.vectors import TaskVectors
 from mergestream.runtime.errors import UserError
-
-QUICK = {"wudi": {"steps": 3}}
 
 # Each makes the tensor of a seed; "w" of the same files is a plain matrix.
 TENSORS = {

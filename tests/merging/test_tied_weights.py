@@ -7,13 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
-from weights import DATA_FREE, draw, merge, refused, write
+from weights import DATA_FREE, QUICK, draw, merge, refused, write
 
 from mergestream.merging import merge_checkpoints
 from mergestream.merging.tensors import TensorFile
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-QUICK = {"wudi": {"steps": 3}}
 
 
 def tied(seed, kind="shared", folder=None):

@@ -18,7 +18,9 @@ from mergestream.strategies.adjustments import Adjustments
 
 SHAPES = {f"blocks.{layer}.{part}": (6, 5) for layer in range(3) for part in ("attn.w", "mlp.w")}
 SHAPES |= {"visual.conv": (3, 2, 2), "norm.bias": (7,)}
-MERGED_ALIKE = [name for name in shipped("strategy") if name in {*DATA_FREE} - {"weighted_average", "wudi"}]
+MERGED_ALIKE = [
+    name for name in shipped("strategy") if name in {*DATA_FREE} - {"weighted_average", "wudi", "dop", "nufilt"}
+]
 
 
 @pytest.fixture

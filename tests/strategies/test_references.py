@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import REFERENCES, curvature_of
 from safetensors.torch import load_file, save_file
+from weights import QUICK
 
 from mergestream import strategies
 from mergestream.merging import merge_checkpoints
@@ -25,13 +26,27 @@ OPTIONS = {
     "breadcrumbs": [{}, {"density": 0.3, "outliers": 0.2}, {"density": 1.0, "outliers": 0}],
     "della": [{}, {"density": 0.3, "window": 0.5}],
     "ties": [{}, {"density": 1.0}, {"density": 0.5, "scope": "tensor"}, {"scope": "encoder"}],
+    "consensus": [{}, {"threshold": [0.25, 1.0, 0.5, 2.0]}, {"tasks": 0}, {"threshold": 0.5, "tasks": 9}],
     "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
     "knots": [{}, {"density": 1.0}],
     "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
-    "consensus": [{}, {"threshold": 0.0}, {"threshold": 2.0, "agree": 1}],
     "fisher": [{}, {"floor": 0.1}],
     "regmean": [{}, {"shrink": 0.5}],
     "wudi": [{}, {"steps": 3, "lr": 0.01}],
+    "dop": [
+        {"steps": 20, "lr": 0.01},
+        {"steps": 20, "lr": 0.01, "variant": "corrected", "decay": 0.5, "energy": 0.8},
+        {"steps": 20, "lr": 0.01, "solver": "adam", "alpha": 0.3},
+        {"solver": "closed"},
+        {"solver": "closed", "variant": "corrected", "alpha": 0.5},
+        {"solver": "closed", "energy": 0.5, "alpha": 1.0},
+    ],
+    "nufilt": [
+        {"layers": ["a", "b"], "null_rank": 3, "task_rank": 2, "rank": 4},
+        {"layers": ["visual.b"], "null_rank": 1, "task_rank": 7, "rank": 10, "lr": 0.01},
+        {"layers": [""], "null_rank": 0, "task_rank": 0, "rank": 0, "variant": "corrected"},
+        {"layers": [""], "null_rank": 4, "task_rank": 2, "rank": 2, "variant": "corrected", "seed": 1},
+    ],
 }
 
 
@@ -62,10 +77,13 @@ def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
     for i, path in enumerate(paths[1:]):
         save_file({n: base[n] + taus[n][i] for n in shapes}, path)
     write_curvature(folder, taus, name)
-    merge_checkpoints(paths[0], paths[1:], name, folder / "out.safetensors", scale=scale, **options)
+    said: list[str] = []
+    out = folder / "out.safetensors"
+    merge_checkpoints(paths[0], paths[1:], name, out, scale=scale, say=said.append, **options)
+    assert all("strategy.null_rank=" in line for line in said)
     # The subtraction is float32's, as in the engine: it decides which magnitudes are equal.
     exact = {n: torch.stack([(load_file(p)[n] - base[n]).double() for p in paths[1:]]) for n in shapes}
-    expected, merged = REFERENCES[name](exact, **options), load_file(folder / "out.safetensors")
+    expected, merged = REFERENCES[name](exact, **options), load_file(out)
     for n in shapes:
         torch.testing.assert_close(merged[n].double(), base[n].double() + scale * expected[n], rtol=0, atol=2e-4)
 
@@ -92,5 +110,8 @@ def test_random_shapes(name, data):
         )
     )
     tasks, seed = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 2**31))
+    options = {} if name == "wudi" else QUICK.get(name, {})
+    if name == "nufilt":  # it needs a matrix
+        shapes["d"] = (4, 3)
     with tempfile.TemporaryDirectory() as folder:
-        check(Path(folder), name, shapes, tasks, seed, False, {})
+        check(Path(folder), name, shapes, tasks, seed, False, options)

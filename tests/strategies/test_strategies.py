@@ -7,6 +7,7 @@ import torch
 from helpers import config, golden
 from references import REFERENCES
 from safetensors.torch import load_file, save_file
+from weights import QUICK
 
 from mergestream import strategies
 from mergestream.merging import merge_checkpoints
@@ -115,7 +116,7 @@ def test_a_stack_in_memory_gives_the_bits_of_files(name, tmp_path):
     paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
     for path, tau in zip(paths, [torch.zeros(20, 30), *taus], strict=True):
         save_file({"w": tau.contiguous()}, path)
-    bound = strategies.get(name).bind({"steps": 3} if name == "wudi" else {})
+    bound = strategies.get(name).bind(QUICK.get(name, {}))
     before = taus.clone()
     assert torch.equal(bound.strategy(taus, **bound.options), merged_task_vector(paths[0], paths[1:], bound)[0]["w"])
     assert torch.equal(taus, before)

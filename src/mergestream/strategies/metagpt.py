@@ -1,42 +1,32 @@
-"""MetaGPT: the sum of the task vectors, each weighted by its share of their squared lengths."""
+"""MetaGPT: the sum of the task vectors, each weighted by its squared length."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mergestream.strategies._folds import total
+from mergestream.strategies._gram import grams
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy, sum_of_squares
-from mergestream.strategies.task_vectors import CHUNK, Block, Rows, SurveyedVectors
+from mergestream.strategies.strategy import strategy
+from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
 
 def survey(vectors: SurveyedVectors) -> dict[str, Any]:
-    """Compute the weight of each task.
-
-    Args:
-        vectors: all task vectors.
-    """
-
-    def squares(_block: Block, _base: Tensor, taus: Rows) -> list[list[float]]:
-        return [[sum_of_squares(chunk) for chunk in tau.split(CHUNK)] for tau in taus]
-
-    per_block = vectors.map_rows(squares, vectors.blocks(vectors.names, streamed=True))
-    lengths = [math.fsum(value for chunks in of_task for value in chunks) for of_task in zip(*per_block, strict=True)]
-    everything = sum(lengths)
-    if not math.isfinite(everything):
-        vectors.check()
-    return {"weights": [length / everything if everything else 1 / len(lengths) for length in lengths]}
+    """Compute λ_t from the lengths of the whole task vectors; 1/T where all of them are zero."""
+    squares = torch.stack([gram.diagonal() for gram in grams(vectors).values()]).sum(0)
+    whole = float(squares.sum())
+    return {"weights": (squares / whole).tolist() if whole else [1 / len(vectors)] * len(vectors)}
 
 
 @strategy(
     scale=1.0,
-    survey=survey,
     streams=True,
     propagates_nan=True,
+    survey=survey,
     reference=Reference(
         "MetaGPT: Merging Large Language Models Using Model Exclusive Task Arithmetic",
         "EMNLP 2024",
@@ -44,7 +34,9 @@ def survey(vectors: SurveyedVectors) -> dict[str, Any]:
     ),
 )
 def metagpt(taus: Rows, *, weights: Sequence[float]) -> Tensor:
-    """τ = Σ_t λ_t τ_t with λ_t = ‖τ_t‖² / Σ_s ‖τ_s‖², with lengths over the whole model. Zhou et al. 2024.
+    """τ = Σ_t λ_t τ_t with λ_t = ‖τ_t‖² / Σ_s ‖τ_s‖², the squared lengths over the whole model.
+
+    λ minimises a bound of the mean increase of the tasks' losses if the task vectors are orthogonal. Zhou et al. 2024.
 
     Args:
         taus: T tensors of one shape.
