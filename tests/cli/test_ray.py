@@ -71,7 +71,7 @@ def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, numb
 
 @needs_ray
 @pytest.mark.parametrize("lost", ["worker", "command"])
-def test_what_is_killed_saves_its_work_which_a_new_start_continues(tmp_path, lost):
+def test_a_new_start_continues_what_was_killed(tmp_path, lost):
     """Ray starts the task of a killed worker again; a killed command is typed again."""
     words = (*ON_RAY, *WORDS, "epochs=20", "seed=1", "checkpoint.every_minutes=0")
     process = start(f"root={tmp_path / 'cut'}", *words)
@@ -85,8 +85,6 @@ def test_what_is_killed_saves_its_work_which_a_new_start_continues(tmp_path, los
     assert process.returncode == (0 if lost == "worker" else -signal.SIGKILL)
     while Path(f"/proc/{job}").exists():
         time.sleep(0.1)
-    (log,) = (tmp_path / "cut").rglob("_sweeps/*/train/0.log")
-    assert "stopped by SIGTERM at task" in log.read_text()
     for name in ("cut", "whole"):
         process = start(f"root={tmp_path / name}", *words)
         assert (process.communicate()[1], process.returncode) == ("", 0)

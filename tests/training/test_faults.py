@@ -114,6 +114,47 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def terminated_after_the_look() -> None:
+    """Prepare a SIGTERM when it was just looked whether one has arrived, or while a step is saved."""
+    original, count = Checkpointing.on_train_batch_end, [0]
+
+    def hook(self, *arguments):
+        original(self, *arguments)
+        count[0] += 1
+        if count[0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Checkpointing.on_train_batch_end = hook  # type: ignore[method-assign]
+
+
+def terminated_before_the_first_step() -> None:
+    """Prepare a SIGTERM that Lightning receives, before anything else does."""
+    original = Checkpointing.on_train_start
+
+    def lightnings(self, trainer, learner):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, learner)
+
+    Checkpointing.on_train_start = lightnings  # type: ignore[method-assign]
+    Checkpointing.on_train_batch_end = lambda *_: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (terminated_after_the_look, "stopped by SIGTERM at task 1 of 2, epoch 1, step 3;"),
+        (terminated_before_the_first_step, "stopped by SIGTERM; type the same command again"),
+    ],
+)
+def test_a_signal_between_two_looks_is_no_success(whole, train_until, run_of, tmp_path, prepare, said):
+    arguments = (f"root={tmp_path}", "tag=run", "method=seq")
+    code, err = train_until(prepare, *arguments)
+    assert code == 128 + signal.SIGTERM
+    assert err.startswith(said)
+    assert train_until(lambda: None, *arguments)[0] == 0
+    assert results(run_of(tmp_path, "method=seq", "tag=run")) == results(whole("method=seq"))
+
+
 @pytest.mark.parametrize(
     ("words", "step", "act", "code"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Sequence
 
@@ -10,10 +11,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from mergestream.compose.training import FitSettings
 from mergestream.data.stream import TaskStream
 from mergestream.runtime import processes
+from mergestream.runtime.interrupt import Stopped
 from mergestream.runtime.seeding import key
 from mergestream.training.callbacks.checkpoint import Checkpointing, SafetensorsIO
 from mergestream.training.environment import OneDeviceEach
@@ -67,7 +70,10 @@ def fit_task(
         enable_model_summary=False,
     )
     with saving.signals.deferred():
-        trainer.fit(learner, datamodule=stream, ckpt_path=saving.path if saving.path.exists() else None)
+        try:
+            trainer.fit(learner, datamodule=stream, ckpt_path=saving.path if saving.path.exists() else None)
+        except SIGTERMException:  # while Lightning got ready; it would end this process with exit code 0
+            raise Stopped(signal.SIGTERM, saved=saving.signals.saved) from None
 
 
 def silence_lightning() -> None:

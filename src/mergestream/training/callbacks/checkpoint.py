@@ -70,11 +70,14 @@ class Checkpointing(pl.Callback):
         self.before = state["seconds"]
 
     def on_fit_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        self.signals.listen()  # Lightning has just installed its own handlers, which end a step in the middle
         if trainer.world_size > 1:
             # On the CPU, so that steps do not wait for the device.
             self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.saved = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        # Lightning has just installed its own handler, which ends with exit code 0 what SIGTERM stops after a step.
+        self.signals.listen()
 
     def on_fit_end(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
         if self.group is not None:
