@@ -164,12 +164,12 @@ class _Worker:
     def give(self, number: int, job: Any) -> None:
         """Have the process run a job."""
         self.job = number
-        with suppress(BrokenPipeError):  # it has just died, and `read` will say so
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has just died, and `read` will say so
             self.line.send((number, job))
 
     def dismiss(self) -> None:
         """Have the process end."""
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.line.send(None)
 
     def stop(self, number: int) -> None:
