@@ -3,17 +3,20 @@
 It uses three seeds that the benchmark does not, each with its own class order, and holds out a fifth of each class's
 training samples for validation. The test split is never used. Every method has the same budget: six configurations on
 the first seed, and the best two on all three (for seq, ewc and lwf, the best two with a merge and the best two
-without). A configuration is a learning rate for seq, ind and joint, and a learning rate and a strength for ewc and lwf.
-Every merge uses the λ of fifteen candidates with the best mean over the three seeds, and published values for the rest.
+without). A configuration is a learning rate for seq, ind, joint and merged, and a learning rate and a strength for
+ewc and lwf. Every merge uses the λ (with LiNeS β, with align what λ is elsewhere) of fifteen candidates with the best
+mean over the three seeds, and published values for the rest.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 use the values of glyphs/10.
 - seq and ind serve many merges, so they get the learning rate with the best mean over `JUDGES`, each at its best λ;
-  ewc and lwf get the configuration with the best mean of two accuracies: without a merge, and merged by magmax.
+  ewc and lwf get the configuration with the best mean of two accuracies: without a merge, and merged by magmax;
+  merged gets the one that is best as it is meant, deployed as the merge that tasks start from.
 - If another configuration is best without a merge, it gets a separate row with the tag `ALONE`.
 - Then λ of every strategy is chosen on each of the five streams.
 
 It writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy
-that was compared, with a column for each λ. Finished runs under --root are skipped.
+that was compared, with a column for each λ or β. What that file holds already is not measured again, except with
+--afresh. Finished runs under --root are skipped.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -51,35 +55,60 @@ BUDGET = {
     "joint": {"optimizer.lr": ["0.0001", "0.0002", "0.0003", "0.0006", "0.001", "0.002"]},
     "ewc": {"optimizer.lr": PAIR, "method.strength": ["100000.0", "1000000.0", "10000000.0"]},
     "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.3", "1.0", "3.0"]},
+    "merged": RATES,
 }
-# weighted_average without weights is average; the others came after the values of the experiments were chosen.
-LEFT_OUT = {"weighted_average", "consensus", "dop", "fisher", "laplace", "metagpt", "nufilt", "regmean"}
-STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
-MERGED = {"seq": STRATEGIES, "ind": STRATEGIES, "ewc": ["magmax"], "lwf": ["magmax"]}
-JUDGES = ["magmax", "average", "ties", "task_arithmetic"]
-NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]"]  # the last encoder itself
+CURVATURE = "curvature.fisher: true, curvature.gram: true, curvature.classes: true"
+# What else names the training of a method.
+WORDS = {
+    **{method: f"method: {method}, {CURVATURE}" for method in ("seq", "ind")},
+    **{method: f"method: {method}, curvature.classes: true" for method in ("ewc", "lwf")},
+    "merged": "method: merged, strategy: ema",
+}
+# weighted_average without weights is average.
+STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - {"weighted_average"})
+# By the name of a calibration, the key that is chosen like λ.
+VALUES = {"": "lambda", "align": "calibration.coefficient", "lines": "calibration.beta", "svc": "lambda"}
+CALIBRATED = [f"{strategy} {name}" for strategy in ("average", "magmax") for name in VALUES if name]
+MERGED = {
+    "seq": [*STRATEGIES, *CALIBRATED],
+    "ind": [*STRATEGIES, *CALIBRATED],
+    "ewc": ["magmax", "magmax align"],
+    "lwf": ["magmax", "magmax align", "ema", "ema align"],
+    "merged": ["ema", "average", "magmax"],
+}
+JUDGES = {
+    **{method: ["magmax", "average", "ties", "task_arithmetic"] for method in ("seq", "ind")},
+    **{method: ["", "magmax"] for method in ("ewc", "lwf")},
+    "joint": [""],
+    "merged": ["ema"],
+}
+NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]", "lambda=select"]  # the last encoder itself
 CONFIGURATION = ["optimizer.lr", "method.strength"]
 ALONE = "tuned-alone"
 ROUNDING = 1e-5  # a thousand validation images have no smaller differences than 1/3000 between means of three seeds
-TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in MERGED if method != "ind")]
+TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in ("seq", "ewc", "lwf"))]
+PUBLISHED = REPOSITORY / "docs/tuning.csv"
+COLUMNS = ["stream", "method", *CONFIGURATION, "strategy", "seed", "value", "accuracy"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=REPOSITORY / "runs/tuning")
-    root = parser.parse_args().root.resolve()
+    parser.add_argument("--afresh", action="store_true", help="measure again what docs/tuning.csv holds")
+    words = parser.parse_args()
+    search = Search(words.root.resolve(), pd.DataFrame(columns=COLUMNS) if words.afresh else published())
     with ThreadPoolExecutor(cores()) as pool:  # one thread each: a tiny CLIP cannot use more
-        list(pool.map(lambda stream: search_training(root, stream), [s for s in STREAMS if s not in TUNED_ON]))
-        chosen = choose_training(validated(root))
-        list(pool.map(lambda stream: search_scales(root, stream, chosen), STREAMS))
-    write(validated(root))
+        list(pool.map(search.training, [stream for stream in STREAMS if stream not in TUNED_ON]))
+        chosen = choose_training(search.results())
+        list(pool.map(lambda stream: search.scales(stream, chosen), STREAMS))
+    write(search.results())
 
 
 def write(results: pd.DataFrame) -> None:
     """The experiments and the table of what they were chosen from."""
     chosen = choose_training(results)
     keys = ["stream", "method", *CONFIGURATION, "strategy", "seed"]
-    table = compared(results, chosen).pivot(index=keys, columns="lambda", values="accuracy")
+    table = compared(results, chosen).pivot(index=keys, columns="value", values="accuracy")
     texts = {"docs/tuning.csv": table.round(6).to_csv()}
     for stream in STREAMS:
         texts[f"configs/experiment/embedded_{stream}.yaml"] = experiment(stream, chosen, results)
@@ -88,35 +117,91 @@ def write(results: pd.DataFrame) -> None:
             partial.write_text(text)
 
 
-def search_training(root: Path, stream: str) -> None:
-    """What validation data says of the configurations of every method on one stream."""
-    for method, grid in BUDGET.items():
-        measure(root, stream, method, {key: ",".join(values) for key, values in grid.items()}, SEEDS[:1])
-        first = scores(validated(root), SEEDS[:1]).loc[stream]
-        for name in [name for name in TRAINED if name.split()[0] == method]:
-            for _, values in first.loc[[name]].nlargest(FINALISTS, "accuracy").iterrows():
-                measure(root, stream, method, values[list(grid)].to_dict(), SEEDS[1:])
+def published() -> pd.DataFrame:
+    """The accuracies in docs/tuning.csv, as `Search.results` has them."""
+    table = pd.read_csv(PUBLISHED, dtype=dict.fromkeys(("method", *CONFIGURATION, "strategy"), str))
+    keys = [column for column in table if column in COLUMNS]
+    lines = table.fillna(dict.fromkeys((*CONFIGURATION, "strategy"), ""))
+    lines = lines.melt(keys, var_name="value", value_name="accuracy").dropna(subset="accuracy")
+    return lines.assign(value=lines["value"].astype(float))[COLUMNS]
 
 
-def measure(root: Path, stream: str, method: str, values: Mapping[str, str], seeds: list[int]) -> None:
-    """Train with `values` of the configuration, several of each with commas, and evaluate on validation data."""
-    words = [f"method={method}", *(f"{key}={value}" for key, value in values.items()), tag(method)]
-    run(root, "train.py", stream, words, seeds)
-    if method == "joint":  # one encoder, of which the average is itself
-        run(root, "merge.py", stream, [*words, "strategy=average", "candidates=[1.0]"], seeds)
-    elif method != "ind":
-        run(root, "merge.py", stream, [*words, *NOT_MERGED], seeds)
-    if judges := [name for name in JUDGES if name in MERGED.get(method, [])]:
-        run(root, "merge.py", stream, [*words, f"strategy={','.join(judges)}"], seeds)
+@dataclass(frozen=True)
+class Search:
+    """Measures what is not known yet.
+
+    Args:
+        root: of the runs.
+        known: accuracies that were measured before, as `results` returns them.
+    """
+
+    root: Path
+    known: pd.DataFrame
+
+    def results(self) -> pd.DataFrame:
+        """Every validation accuracy that there is, with the columns `COLUMNS`."""
+        found = pd.concat([validated(self.root), self.known])
+        return found.drop_duplicates(COLUMNS[:-1], ignore_index=True)
+
+    def training(self, stream: str) -> None:
+        """What validation data says of the configurations of every method on one stream."""
+        for method, grid in BUDGET.items():
+            if ((self.known["stream"] == stream) & (self.known["method"] == method)).any():
+                continue
+            self.measure(stream, method, {key: ",".join(values) for key, values in grid.items()}, SEEDS[:1])
+            first = scores(self.results(), SEEDS[:1]).loc[stream]
+            for name in [name for name in TRAINED if name.split()[0] == method]:
+                for _, values in first.loc[[name]].nlargest(FINALISTS, "accuracy").iterrows():
+                    self.measure(stream, method, values[list(grid)].to_dict(), SEEDS[1:])
+
+    def measure(self, stream: str, method: str, values: Mapping[str, str], seeds: list[int]) -> None:
+        """Train with `values` of the configuration, several of each with commas, and evaluate on validation data."""
+        words = [*named(method, values), tag(method)]
+        self.run("train.py", stream, [*words, "logger=none"], seeds)
+        words = shared(words)
+        if method == "joint":  # one encoder, of which the average is itself
+            self.run("merge.py", stream, [*words, "strategy=average", "candidates=[1.0]", "lambda=select"], seeds)
+        elif "" in JUDGES[method] or f"{method} {ALONE}" in TRAINED:
+            self.run("merge.py", stream, [*words, *NOT_MERGED], seeds)
+        if judges := [name for name in JUDGES[method] if name]:
+            self.run("merge.py", stream, [*words, f"strategy={','.join(judges)}", "lambda=select"], seeds)
+
+    def scales(self, stream: str, chosen: pd.DataFrame) -> None:
+        """λ of every merge on one stream, of the encoders that were trained as chosen."""
+        for method, merges in MERGED.items():
+            values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
+            mine = (self.known[["stream", "method"]] == [stream, method]).all(axis=1)
+            mine &= (self.known[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)
+            if not (missing := [name for name in merges if name not in set(self.known.loc[mine, "strategy"])]):
+                continue
+            words = [*named(method, {key: values[key] for key in BUDGET[method]}), tag(method)]
+            self.run("train.py", stream, [*words, "logger=none"], SEEDS)
+            words = shared(words)
+            for calibration, key in VALUES.items():
+                if names := [name.split()[0] for name in missing if name.partition(" ")[2] == calibration]:
+                    adjusted = [f"calibration={calibration}"] if calibration else []
+                    adjusted.append(f"{key}=select")
+                    self.run("merge.py", stream, [*words, f"strategy={','.join(names)}", *adjusted], SEEDS)
+
+    def run(self, script: str, stream: str, words: list[str], seeds: list[int]) -> None:
+        """One sweep, in a process with one thread."""
+        protocol = ["stream.validation=0.2", *STREAMS[stream].split()]
+        seeded = f"seed={','.join(map(str, seeds))}"
+        command = [sys.executable, script, "-m", f"root={self.root}", seeded, *protocol, *words]
+        print(" ".join(command[1:]), flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=REPOSITORY, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
-def search_scales(root: Path, stream: str, chosen: pd.DataFrame) -> None:
-    """λ of every merge on one stream, of the encoders that were trained as chosen."""
-    for method, strategies in MERGED.items():
-        values = chosen.loc[(TUNED_ON.get(stream, stream), method)]
-        words = [f"method={method}", *(f"{key}={values[key]}" for key in BUDGET[method]), tag(method)]
-        run(root, "train.py", stream, words, SEEDS)
-        run(root, "merge.py", stream, [*words, f"strategy={','.join(strategies)}"], SEEDS)
+def named(method: str, values: Mapping[str, str]) -> list[str]:
+    """The words that name the training of a method."""
+    words = WORDS.get(method, f"method: {method}").split(", ")
+    return [*(word.replace(": ", "=") for word in words), *(f"{key}={value}" for key, value in values.items())]
+
+
+def shared(words: list[str]) -> list[str]:
+    """Those words of a training that its merges need too; they have a strategy of their own."""
+    return [word for word in words if not word.startswith(("curvature.", "strategy", "logger"))]
 
 
 def tag(method: str) -> str:
@@ -124,48 +209,35 @@ def tag(method: str) -> str:
     return "tag=" + "_".join(f"${{{key}}}" for key in BUDGET[method])
 
 
-def run(root: Path, script: str, stream: str, words: list[str], seeds: list[int]) -> None:
-    """One sweep, in a process with one thread."""
-    command = [
-        sys.executable,
-        script,
-        "-m",
-        f"root={root}",
-        f"seed={','.join(map(str, seeds))}",
-        "stream.validation=0.2",
-        *STREAMS[stream].split(),
-    ]
-    command += [*words, *(["lambda=select"] if script == "merge.py" else ["logger=none"])]
-    print(" ".join(command[1:]), flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=REPOSITORY, check=True, env=environment, stdout=subprocess.DEVNULL)
-
-
 def validated(root: Path) -> pd.DataFrame:
-    """Every validation accuracy that there is: stream, method, learning rate, strength, seed, strategy, λ, accuracy."""
+    """Every validation accuracy in a root, with the columns `COLUMNS`; the last encoder has the strategy ``""``."""
     lines = []
     for path in sorted(root.glob("*/*/*/*/*/merges/*/metrics.json")):
         content = files.read_json(path)
-        config, merge = content["config"], content["merge"]
-        method, strength = config["method"]["id"], config["method"].get("strength")
-        stream = "domain" if config["stream"]["name"] == "domain" else config["tasks"]
-        line = {"stream": f"{config['dataset']['name']}_{stream}", "method": method, "seed": config["seed"]}
-        line["optimizer.lr"] = repr(float(config["optimizer"]["lr"]))
+        config, merge, changed = content["config"], content["merge"], content["merge"]["changed"]
+        method, stream = config["method"]["id"], config["stream"]["name"]
+        line = {"stream": f"{config['dataset']['name']}_{stream if stream == 'domain' else config['tasks']}"}
+        line |= {"method": method, "seed": config["seed"], "optimizer.lr": repr(float(config["optimizer"]["lr"]))}
+        strength = config["method"].get("strength")
         line["method.strength"] = "" if strength is None else repr(float(strength))
         within = method in BUDGET and all(line[key] in values for key, values in BUDGET[method].items())
         if not within or config["seed"] not in SEEDS or config["stream"]["validation"] != 0.2:
             continue
-        not_merged = method == "joint" or (merge["strategy"], merge["changed"]) == ("ema", {"decay": 0})
-        line["strategy"] = "" if not_merged else merge["strategy"]
-        if line["strategy"] not in ("", *STRATEGIES) or (merge["changed"] and not not_merged):
+        not_merged = method == "joint" or (merge["strategy"], changed) == ("ema", {"decay": 0})
+        calibration = changed.pop("calibration", "")
+        changed = {key: value for key, value in changed.items() if value != "select"}
+        line["strategy"] = "" if not_merged else f"{merge['strategy']} {calibration}".strip()
+        if line["strategy"] not in ("", *STRATEGIES, *CALIBRATED) or (changed and not not_merged):
             continue
-        lines += [line | {"lambda": tried["lambda"], "accuracy": tried["accuracy"]} for tried in merge["validation"]]
-    return pd.DataFrame(lines)
+        for tried in merge["validation"]:
+            value = next(value for key, value in tried.items() if key != "accuracy")
+            lines.append(line | {"value": value, "accuracy": tried["accuracy"]})
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def over_seeds(results: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     """Mean accuracy over `seeds` of what was measured with all of them."""
-    keys = ["stream", "method", *CONFIGURATION, "strategy", "lambda"]
+    keys = ["stream", "method", *CONFIGURATION, "strategy", "value"]
     means = results[results["seed"].isin(seeds)].groupby(keys)["accuracy"].agg(["mean", "count"])
     return means.loc[means["count"] == len(seeds), "mean"].rename("accuracy").reset_index()
 
@@ -174,9 +246,9 @@ def scores(results: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     """(stream, one of `TRAINED`) → the values of `CONFIGURATION` and how good each is, in ``accuracy``."""
     keys = ["stream", "method", *CONFIGURATION, "strategy"]
     best = over_seeds(results, seeds).groupby(keys, as_index=False)["accuracy"].max()
-    alone = best[(best["strategy"] == "") & best["method"].isin(MERGED)]
+    alone = best[(best["strategy"] == "") & (best["method"] + f" {ALONE}").isin(TRAINED)]
     # The accuracy of seq without a merge says little about its accuracy with one.
-    judged = best[best["strategy"].isin(JUDGES) | ((best["strategy"] == "") & (best["method"] != "seq"))]
+    judged = best[[name in JUDGES[method] for name, method in zip(best["strategy"], best["method"], strict=True)]]
     judged = pd.concat([judged, alone.assign(method=alone["method"] + f" {ALONE}")])
     return judged.groupby(keys[:-1], as_index=False)["accuracy"].mean().set_index(["stream", "method"])
 
@@ -195,7 +267,7 @@ def compared(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
 
     def decided(stream: str, method: str, strategy: str, *values: str) -> bool:
         source = TUNED_ON.get(stream, stream)
-        if stream == source and strategy in ("", *JUDGES):
+        if stream == source and strategy in ("", *JUDGES[method]):
             return True
         return method in MERGED and strategy != "" and values == best[source, method]
 
@@ -204,39 +276,50 @@ def compared(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_scales(results: pd.DataFrame, stream: str, method: str, values: pd.Series) -> dict[str, float]:
-    """strategy → the λ with the best accuracy, the smallest of equals, of the encoders that `values` name."""
+    """merge → the λ or β with the best accuracy, the smallest of equals, of the encoders that `values` name."""
     found = over_seeds(results, SEEDS)
     mine = found[(found["stream"] == stream) & (found["method"] == method)]
-    mine = mine[(mine[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)].sort_values("lambda")
-    accuracies = {name: mine[mine["strategy"] == name].set_index("lambda")["accuracy"] for name in MERGED[method]}
+    mine = mine[(mine[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)].sort_values("value")
+    accuracies = {name: mine[mine["strategy"] == name].set_index("value")["accuracy"] for name in MERGED[method]}
     # Means of equal sums can differ in their last digits.
     return {name: float(of.index[of > of.max() - ROUNDING][0]) for name, of in accuracies.items()}
 
 
 def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
     """The text of ``configs/experiment/embedded_<stream>.yaml``: strategies that have one λ share a grid."""
-    named = ", ".join(word.replace("=", ": ") for word in STREAMS[stream].split())
-    train, merge = [f"{stream}_zeroshot: {{ {named}, method: zeroshot }}"], []
+    data = ", ".join(word.replace("=", ": ") for word in STREAMS[stream].split())
+    train, merge = [f"{stream}_zeroshot: {{ {data}, method: zeroshot }}"], []
     best = chosen.loc[TUNED_ON.get(stream, stream)]
-    for method in TRAINED:
-        values = best.loc[method]
+    for name in TRAINED:
+        method, _, alone = name.partition(" ")
+        values = best.loc[name]
         lent = method == "joint" and stream in TUNED_ON  # which does not depend on T: a report lends it
-        merged_too = best.loc[method.split()[0], CONFIGURATION]
-        same = method.endswith(ALONE) and bool((values[CONFIGURATION] == merged_too).all())
+        same = alone and bool((values[CONFIGURATION] == best.loc[method, CONFIGURATION]).all())
         if lent or same:
             continue
-        grid = f"{named}, method: {method.replace(' ', ', tag: ')}"
-        grid += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
-        train.append(f"{stream}_{method.replace(' ', '_')}: {{ {grid} }}")
-        scales = choose_scales(results, stream, method, values) if method in MERGED else {}
-        for scale in sorted({value for name, value in scales.items() if name != "magmax"}):
-            these = ",".join(name for name, value in scales.items() if value == scale and name != "magmax")
-            merge.append(f'{stream}_{method}_{scale:g}: {{ {grid}, strategy: "{these}", lambda: {scale:g} }}')
-        if scales:  # after every task, for the curves
-            of_magmax = f"strategy: magmax, lambda: {scales['magmax']:g}, prefixes: true"
-            merge.append(f"{stream}_{method}_magmax: {{ {grid}, {of_magmax} }}")
+        words = f"method: {method}, tag: {alone}" if alone else WORDS.get(method, f"method: {method}")
+        words += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
+        train.append(f"{stream}_{name.replace(' ', '_')}: {{ {data}, {words} }}")
+        if method in MERGED and not alone:
+            scales = choose_scales(results, stream, method, values)
+            merge += grids(f"{stream}_{method}", f"{data}, {', '.join(shared(words.split(', ')))}", scales)
     parts = ["    train:", *(f"      {line}" for line in train), "    merge:", *(f"      {line}" for line in merge)]
     return "\n".join([HEAD.format(stream=stream), *parts]) + "\n"
+
+
+def grids(name: str, words: str, scales: Mapping[str, float]) -> list[str]:
+    """The grids of the merges of one training; ``words`` name it, and `scales` are of `choose_scales`."""
+    lines = []
+    for calibration, key in VALUES.items():
+        of = {merge.split()[0]: value for merge, value in scales.items() if merge.partition(" ")[2] == calibration}
+        adjusted, named = (f", calibration: {calibration}", f"{name}_{calibration}") if calibration else ("", name)
+        for value in sorted({value for merge, value in of.items() if calibration or merge != "magmax"}):
+            these = [merge for merge in of if of[merge] == value and (calibration or merge != "magmax")]
+            strategies = f'strategy: "{",".join(these)}"{adjusted}, {key}: {value:g}'
+            lines.append(f"{named}_{value:g}: {{ {words}, {strategies} }}")
+    # After every task, for the curves.
+    last = f"strategy: magmax, lambda: {scales['magmax']:g}, prefixes: true"
+    return [*lines, f"{name}_magmax: {{ {words}, {last} }}"]
 
 
 HEAD = """\

@@ -441,4 +441,35 @@ def lines(merged, taus, beta, blocks):
     return {name: scales.get(name, alpha) * tau for name, tau in merged.items()}
 
 
-CALIBRATIONS = {"svc": svc, "lines": lines}
+def align(merged: Taus, base: torch.Tensor, tasks: list[Taus], which: str, coefficient: float, **how: float) -> Taus:
+    """The projection is trained by autograd on features that are drawn one by one; `how`: steps, rate, seed."""
+    start = base.double() + coefficient * merged["proj"].double()
+    images = sum(int(task["count"].sum()) for task in tasks)
+    scatter = sum(task[f"{which}.scatter"].double() * int(task["count"].sum()) for task in tasks) / images
+    factor = torch.linalg.cholesky(scatter + 1e-4 * scatter.trace() / len(scatter) * torch.eye(len(scatter)))
+    pairs = [
+        (int(c), mean.double())
+        for task in tasks
+        for c, mean in zip(task["classes"], task[f"{which}.mean"], strict=True)
+    ]
+    text = {int(c): e.double() for task in tasks for c, e in zip(task["classes"], task["text"], strict=True)}
+    pairs.sort(key=lambda pair: pair[0])
+    known, scale = sorted(text), float(tasks[0]["scale"])
+    generator, projection = torch.Generator().manual_seed(how["seed"]), start.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([projection], lr=how["rate"] * float(start.square().mean().sqrt()))
+    for _ in range(how["steps"]):
+        drawn = torch.randint(len(pairs), (256,), generator=generator)
+        noise = torch.randn(256, len(scatter), generator=generator, dtype=torch.float64)
+        losses = []
+        for i, z in zip(drawn.tolist(), noise, strict=True):
+            c, mean = pairs[i]
+            f = (mean + factor @ z) @ projection
+            logits = torch.stack([scale * f @ text[k] / f.norm() for k in known])
+            losses.append(torch.logsumexp(logits, 0) - logits[known.index(c)])
+        optimizer.zero_grad()
+        (sum(losses) / len(losses)).backward()
+        optimizer.step()
+    return {n: projection.detach() - base if n == "proj" else coefficient * tau for n, tau in merged.items()}
+
+
+CALIBRATIONS = {"svc": svc, "lines": lines, "align": align}

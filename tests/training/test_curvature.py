@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from mergestream.compose.run import run_of
 from mergestream.merging import merge_checkpoints
+from mergestream.models.clip import TextHead
 from mergestream.models.tiny import tiny
 from mergestream.runs.directory import Run
 from mergestream.runtime.errors import UserError
+from mergestream.strategies import calibrations
+from mergestream.strategies.adjustments import Adjustments
+from mergestream.training.class_statistics import class_statistics, require_projection
 from mergestream.training.curvature import input_grams
 
 WORDS = (*noise(), "epochs=1")
-BOTH = ("curvature.fisher=true", "curvature.gram=true")
+ALL = ("curvature.fisher=true", "curvature.gram=true", "curvature.classes=true")
 
 
 def train(root: Path, *words: str) -> Run:
@@ -35,7 +39,7 @@ def contents(run: Run) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def curved(tmp_path_factory):
     """A run with all curvature. Not to be changed."""
-    return train(tmp_path_factory.mktemp("curved"), *BOTH)
+    return train(tmp_path_factory.mktemp("curved"), *ALL)
 
 
 def test_gram_matrices_of_a_transformer_by_hand():
@@ -69,30 +73,68 @@ def test_gram_matrices_of_a_transformer_by_hand():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+def test_class_statistics_by_hand():
+    clip = tiny()
+    encoder, generator = clip.encoder.eval(), torch.Generator().manual_seed(0)
+    images, labels = torch.randn(6, 3, 32, 32, generator=generator), torch.tensor([4, 1, 4, 4, 1, 4])
+    head = TextHead(torch.randn(7, 128, generator=generator), 30.0)
+    own = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    other = {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in own.items()}
+    batches = [[(images[:2], labels[:2]), (images[2:], labels[2:])]] * 2
+    found = class_statistics(encoder, head, {"encoder": own, "average": other}, batches)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in encoder.state_dict().items())
+    assert found["classes"].tolist() == [1, 4]
+    assert found["count"].tolist() == [2, 4]
+    assert torch.equal(found["text"], head.weight_CD[[1, 4]])
+    assert found["scale"].tolist() == [30.0]
+    for name, theta in (("encoder", own), ("average", other)):
+        encoder.load_state_dict(theta)
+        seen: list[torch.Tensor] = []
+        handle = encoder.ln_post.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out[:, 0].double()))
+        assert encoder(images).shape == (6, 128)
+        handle.remove()
+        (x,) = seen
+        means = torch.stack([x[labels == c].mean(0) for c in (1, 4)])
+        apart = x - means[[1, 0, 1, 1, 0, 1]]
+        torch.testing.assert_close(found[f"{name}.mean"].double(), means, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[f"{name}.scatter"].double(), apart.T @ apart / 6, rtol=0, atol=1e-5)
+
+
+def test_class_statistics_need_a_projection():
+    with pytest.raises(UserError, match="ends in a matrix proj; this image tower, a Linear, has none"):
+        require_projection(torch.nn.Linear(2, 2))
+
+
+def test_class_statistics_are_also_of_the_mean_of_the_encoders_so_far(curved):
+    first, second = (load_file(curved.curvature(index, "classes")) for index in range(2))
+    torch.testing.assert_close(first["average.mean"], first["encoder.mean"], rtol=0, atol=1e-5)
+    assert (second["average.mean"] - second["encoder.mean"]).abs().max() > 1e-3
+
+
 def test_encoders_do_not_depend_on_it(curved, tmp_path):
     plain = train(tmp_path)
     assert contents(plain).items() <= contents(curved).items()
-    train(tmp_path, *BOTH)  # of finished tasks
+    train(tmp_path, *ALL)  # of finished tasks
     assert contents(plain) == contents(curved)
-    assert "already finished, nothing to do" in command("train.py", f"root={tmp_path}", *WORDS, *BOTH).out
+    assert "already finished, nothing to do" in command("train.py", f"root={tmp_path}", *WORDS, *ALL).out
 
 
 def test_a_lost_file_is_found_and_made_again(curved, tmp_path):
-    run = train(tmp_path, *BOTH)
+    run = train(tmp_path, *ALL)
     run.curvature(1, "fisher").unlink()
-    outcome = command("train.py", f"root={tmp_path}", *WORDS, *BOTH)
+    outcome = command("train.py", f"root={tmp_path}", *WORDS, *ALL)
     assert outcome.code == 1
     assert "fisher.safetensors is missing" in outcome.err
-    train(tmp_path, *BOTH, "repair=true")
+    train(tmp_path, *ALL, "repair=true")
     assert contents(run) == contents(curved)
 
 
 def test_two_processes_find_what_one_does(curved, tmp_path):
     uneven = ("batch_size=53", "curvature.samples=54", "accelerator=cpu")
-    one, two = (train(tmp_path / str(n), *BOTH, *uneven, f"devices={n}") for n in (1, 2))
+    one, two = (train(tmp_path / str(n), *ALL, *uneven, f"devices={n}") for n in (1, 2))
     for run in (one, two):
-        assert len(contents(run)) == 9
-    for kind in ("fisher", "gram"):
+        assert len(contents(run)) == 12
+    for kind in ("fisher", "gram", "classes"):
         ours, theirs = (load_file(next(run.path.glob(f"task-00/{kind}*"))) for run in (one, two))
         assert ours.keys() == theirs.keys()
         apart = sum((ours[n] - theirs[n]).double().square().sum() for n in ours).sqrt()
@@ -165,6 +207,18 @@ def test_fisher_information_that_does_not_fit(tmp_path, change, expected):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_class_statistics_belong_to_the_encoders_so_far(curved, tmp_path):
+    bound = Adjustments(calibration=calibrations.get("align").bind({"coefficient": 1.0, "steps": 1}))
+    base, paths, out = curved.base_file(), [curved.encoder(t) for t in range(3)], tmp_path / "out.safetensors"
+    merge_checkpoints(base, paths[:2], "average", out, adjustments=bound)
+    out.unlink()
+    with pytest.raises(
+        UserError, match="was made with the encoders .* Merge the first tasks of the run in their order"
+    ):
+        merge_checkpoints(base, paths[1:], "average", out, adjustments=bound)
+    assert not out.exists()
+
+
 def test_checkpoints_must_not_share_a_file(tmp_path):
     for name in ("base", "a", "b"):
         save_file({"w": torch.randn(2, 3)}, tmp_path / f"{name}.safetensors")
@@ -192,7 +246,7 @@ def test_fisher_information_of_another_encoder_is_refused(curved, tmp_path):
     [
         (("curvature.fisher=1",), "curvature.fisher must be true or false"),
         (("curvature.samples=0",), "curvature.samples must be a whole number, 1 or more"),
-        ((*BOTH, "merge_every_task=true", "keep_tasks=false"), "drops the curvature of a task with its encoder"),
+        ((*ALL, "merge_every_task=true", "keep_tasks=false"), "drops the curvature of a task with its encoder"),
     ],
 )
 def test_bad_input(tmp_path, words, expected):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 
 from mergestream.compose.overrides import typed
 from mergestream.compose.run import data_decide_tasks, merges_every_task
+from mergestream.runs.directory import CURVATURES
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
@@ -80,7 +81,7 @@ def check_training(cfg: DictConfig) -> None:
         )
     if not cfg.keep_tasks and not merges_every_task(cfg):
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
-    if not cfg.keep_tasks and (cfg.curvature.fisher or cfg.curvature.gram):
+    if not cfg.keep_tasks and any(cfg.curvature[kind] for kind in CURVATURES):
         raise UserError("keep_tasks=false drops the curvature of a task with its encoder; leave curvature out")
 
 
@@ -398,9 +399,10 @@ TRAINING: Mapping[str, Rule] = {
     "checkpoint.every_minutes": _or_null(_number("at least 0, or null for never", lambda x: x >= 0)),
     "repair": require_bool,
     "watch": _or_null(_number("positive, in seconds", lambda x: x > 0)),
-    "curvature": _keys("fisher", "gram", "samples"),
+    "curvature": _keys("fisher", "gram", "classes", "samples"),
     "curvature.fisher": require_bool,
     "curvature.gram": require_bool,
+    "curvature.classes": require_bool,
     "curvature.samples": _whole(1),
     "merge_every_task": require_bool,
     "keep_tasks": require_bool,

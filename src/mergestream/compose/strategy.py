@@ -59,7 +59,7 @@ def _calibration(cfg: DictConfig) -> BoundCalibration | None:
             "calibration._target_ must be a function that the decorator calibration made; got "
             f"calibration._target_={node._target_}"
         )
-    return bound.func.bind(bound.keywords)
+    return bound.func.bind(bound.keywords, seed=cfg.seed)
 
 
 def scales_of(cfg: DictConfig) -> list[float]:

@@ -110,7 +110,7 @@ class TrainingSettings:
         method: the continual-learning method.
         fit: how each task is trained.
         merge: the merge to keep up to date; None is none.
-        curvature: what to save beside each encoder: ``fisher``, ``gram``.
+        curvature: what to save beside each encoder: ``fisher``, ``gram``, ``classes``.
         curvature_samples: images of each task that it is taken from.
         repair: whether damaged files are trained again.
         logger: (path, config) → logger of Lightning, or None.

@@ -1,8 +1,8 @@
-"""The curvature of tasks, beside their encoders: Fisher information and Gram matrices, for strategies that need it."""
+"""What the training saved of each task beside its encoder: Fisher information, Gram matrices, class statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,14 +12,19 @@ from mergestream.merging.tensors import bytes_of, is_finite
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
-WHAT = {"fisher": "the Fisher information", "gram": "the Gram matrices"}
+WHAT = {"fisher": "the Fisher information", "gram": "the Gram matrices", "classes": "the class statistics"}
+
+
+def made_with(checksums: Iterable[str]) -> str:
+    """Return what class statistics record of the encoders so far: the start of each checksum."""
+    return " ".join(checksum[:16] for checksum in checksums)
 
 
 class CurvatureFiles:
-    """``fisher.safetensors`` or ``gram.safetensors`` of every task, in the folder of its encoder.
+    """``fisher.safetensors``, ``gram.safetensors`` or ``classes.safetensors`` of every task, beside its encoder.
 
     Args:
-        kind: ``fisher`` or ``gram``.
+        kind: ``fisher``, ``gram`` or ``classes``.
         base: θ₀.
         checkpoints: the encoders.
         device: where the values are put.
@@ -31,6 +36,7 @@ class CurvatureFiles:
     def __init__(self, kind: str, base: Checkpoint, checkpoints: Sequence[Source], device: torch.device):
         self.kind, self.base, self.device = kind, base, device
         self.files: list[Checkpoint] = []
+        self._so_far: list[str] = []  # checksums of the encoders
         try:
             for checkpoint in checkpoints:
                 self._open(checkpoint)
@@ -47,15 +53,26 @@ class CurvatureFiles:
         Raises:
             UserError: if one is missing, or is NaN, infinite or negative where it must not be.
         """
-        for file in self.files:
-            if name not in file.entries:
-                raise UserError(f"{WHAT[self.kind]} must hold every weight; {file.path} has no {name}")
-            raw = torch.empty(tuple(shape), dtype=file.entries[name].dtype)
-            file.read(name, start, bytes_of(raw))
-            values = raw.float()
-            if not is_finite(values) or (self.kind == "fisher" and bool((values < 0).any())):
-                raise UserError(f"{WHAT[self.kind]} must be finite and not negative; {name} in {file.path} is not")
-            yield values.to(self.device)
+        return (self._values(file, name, start, shape) for file in self.files)
+
+    def tensors(self, name: str) -> Iterator[Tensor]:
+        """Yield the tensor `name` of each task, float32; its shape may differ between tasks.
+
+        Raises:
+            UserError: if one is missing, or is NaN or infinite.
+        """
+        return (self._values(file, name, 0, None) for file in self.files)
+
+    def _values(self, file: Checkpoint, name: str, start: int, shape: Sequence[int] | None) -> Tensor:
+        if name not in file.entries:
+            raise UserError(f"{WHAT[self.kind]} must hold every weight; {file.path} has no {name}")
+        entry = file.entries[name]
+        raw = torch.empty(tuple(entry.shape if shape is None else shape), dtype=entry.dtype)
+        file.read(name, start, bytes_of(raw))
+        values = raw.float()
+        if not is_finite(values) or (self.kind == "fisher" and bool((values < 0).any())):
+            raise UserError(f"{WHAT[self.kind]} must be finite and not negative; {name} in {file.path} is not")
+        return values.to(self.device)
 
     def close(self) -> None:
         """Close the files."""
@@ -67,14 +84,15 @@ class CurvatureFiles:
         path = folder / f"{self.kind}.safetensors"
         if not path.is_file():
             raise UserError(
-                f"this strategy needs {WHAT[self.kind]} of every task; {path} is missing. Repeat the command of the "
+                f"this merge needs {WHAT[self.kind]} of every task; {path} is missing. Repeat the command of the "
                 f"training with curvature.{self.kind}=true; it leaves finished encoders as they are"
             )
         if any(file.path == path for file in self.files):
             raise UserError(f"each checkpoint needs {WHAT[self.kind]} in a folder of its own; got {path} twice")
         file = Checkpoint(path)
         self.files.append(file)
-        for name in file.entries.keys() & self.base.entries.keys():
+        of_weights = file.entries.keys() & self.base.entries.keys() if self.kind != "classes" else ()
+        for name in of_weights:
             found, weight = file.entries[name], tuple(self.base.entries[name].shape)
             expected = weight if self.kind == "fisher" else 2 * weight[-1:]
             if tuple(found.shape) != expected or not found.dtype.is_floating_point:
@@ -85,7 +103,14 @@ class CurvatureFiles:
         if "encoder" in file.metadata:  # mergestream wrote it
             files.verify(path)
             if file.metadata["encoder"] != checkpoint.metadata.get(files.CHECKSUM):
+                raise UserError(f"{path} was made from another encoder than {checkpoint.path}. {self._again()}")
+            self._so_far.append(file.metadata["encoder"])
+            if file.metadata.get("encoders") not in (None, made_with(self._so_far)):
                 raise UserError(
-                    f"{path} was made from another encoder than {checkpoint.path}. Delete it, and repeat the command "
-                    f"of the training with curvature.{self.kind}=true repair=true"
+                    f"{path} was made with the encoders {file.metadata['encoders']}; the first {len(self._so_far)} "
+                    f"checkpoints are {made_with(self._so_far)}. Merge the first tasks of the run in their order, or, "
+                    f"if one was trained again since: {self._again()}"
                 )
+
+    def _again(self) -> str:
+        return f"Delete it, and repeat the command of the training with curvature.{self.kind}=true repair=true"

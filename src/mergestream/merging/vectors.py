@@ -87,7 +87,7 @@ class TaskVectors:
         self.checkpoints: list[Checkpoint | Adapter] = []
         self.skipped: set[str] = set()  # tensors that on_mismatch=skip leaves out
         self._pool: ThreadPoolExecutor | None = None  # one for all passes, because each thread owns buffers
-        self._curvature: CurvatureFiles | None = None
+        self._curvature: dict[str, CurvatureFiles] = {}
         self._buffers = _Buffers()
         self._hashes: list[dict[tuple[str, int], bytes]] = [{} for _ in (base, *checkpoints)]
         try:
@@ -115,7 +115,7 @@ class TaskVectors:
     def close(self) -> None:
         """Stop the threads and close the files."""
         self._end_pool()
-        for opened in (*self._inputs, *([self._curvature] if self._curvature else [])):
+        for opened in (*self._inputs, *self._curvature.values()):
             opened.close()
 
     @cached_property
@@ -156,9 +156,10 @@ class TaskVectors:
         return self.base.entries[name].numel
 
     def curvature(self, kind: str) -> CurvatureFiles:
-        """Return what was saved beside the encoders: ``fisher`` or ``gram``."""
-        self._curvature = self._curvature or CurvatureFiles(kind, self.base, self.checkpoints, self.device)
-        return self._curvature
+        """Return what was saved beside the encoders: ``fisher``, ``gram`` or ``classes``."""
+        if kind not in self._curvature:
+            self._curvature[kind] = CurvatureFiles(kind, self.base, self.checkpoints, self.device)
+        return self._curvature[kind]
 
     def blocks(self, names: Sequence[str], *, streamed: bool = False, whole: bool = False) -> list[Block]:
         """Return the blocks of `names`, in order.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
     from torch import Tensor
 
 SEAL = "# checksum: "  # of the lines above it in config.yaml
-CURVATURES = ("fisher", "gram")
+CURVATURES = ("fisher", "gram", "classes")
 AUTO = "auto"  # a value that the start of the training decides
 
 
@@ -115,7 +115,7 @@ class Run:
         return self.task(index) / "method.safetensors"
 
     def curvature(self, index: int, kind: str) -> Path:
-        """The Fisher information (``fisher``) or the Gram matrices (``gram``) of task `index`."""
+        """The Fisher information (``fisher``), Gram matrices (``gram``) or classes (``classes``) of task `index`."""
         return self.task(index) / f"{kind}.safetensors"
 
     def without_curvature(self, index: int, kinds: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ NEUTRAL: tuple[str, ...] = ("root", "tag", "devices", "accelerator", "logger", "
 NEUTRAL += ("dataset.download", "strategy", "lambda", "merge_every_task", "keep_tasks")
 NEUTRAL += ("calibration", "weights", "depth", "include", "exclude")
 NEUTRAL += ("checkpoint", "launcher", "repair", "watch", "allow_targets")
-NEUTRAL += ("curvature.fisher", "curvature.gram")
+NEUTRAL += ("curvature.fisher", "curvature.gram", "curvature.classes")
 NEUTRAL += ("activation_checkpointing", "threads", "evaluate")
 
 # Keys that came later, with the value that means what every run did before: there, they do not count.

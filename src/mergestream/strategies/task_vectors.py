@@ -105,13 +105,16 @@ PLAIN = Reading()
 
 
 class Curvature(Protocol):
-    """The Fisher information or the Gram matrices of all tasks."""
+    """The Fisher information, the Gram matrices or the class statistics of all tasks."""
 
     def __contains__(self, name: str) -> bool:
         """Return whether every task has values for the weight."""
 
     def rows(self, name: str, start: int, shape: Sequence[int]) -> Iterator[Tensor]:
         """Yield the values of each task, float32 of `shape`, from element `start` of the tensor `name`."""
+
+    def tensors(self, name: str) -> Iterator[Tensor]:
+        """Yield the tensor `name` of each task, float32; its shape may differ between tasks."""
 
 
 class SurveyedVectors(Protocol):
@@ -143,7 +146,7 @@ class SurveyedVectors(Protocol):
         """Return the number of elements of a weight."""
 
     def curvature(self, kind: str) -> Curvature:
-        """Return what was saved beside the encoders: ``fisher`` or ``gram``.
+        """Return what was saved beside the encoders: ``fisher``, ``gram`` or ``classes``.
 
         Raises:
             UserError: if that of a task is missing or damaged, or was made from another encoder.

@@ -31,6 +31,7 @@ from mergestream.training.arithmetic import (
     require_checkpointing,
     set_matrix_precision,
 )
+from mergestream.training.class_statistics import require_projection
 from mergestream.training.merge_every_task import RunningEvaluation
 
 P = ParamSpec("P")
@@ -216,7 +217,7 @@ def _prepare(encoder: nn.Module, settings: TrainingSettings, device: torch.devic
     """Set how the device computes, and check that the encoder can do what the settings say.
 
     Raises:
-        UserError: if the encoder cannot compute activations again.
+        UserError: if the encoder cannot compute activations again, or has no projection.
     """
     precision = settings.fit.precision
     set_matrix_precision(device, precision)
@@ -224,6 +225,8 @@ def _prepare(encoder: nn.Module, settings: TrainingSettings, device: torch.devic
         encoder.to(memory_format=torch.channels_last)
     if settings.fit.activation_checkpointing:
         require_checkpointing(encoder)
+    if "classes" in settings.curvature:
+        require_projection(encoder)
 
 
 def _next_parent(settings: TrainingSettings, record: TaskRecord, index: int, parent: str) -> str:

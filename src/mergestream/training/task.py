@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mergestream.merging.curvature import made_with
+from mergestream.merging.encoder import apply
+from mergestream.merging.engine import AVERAGE, merged_task_vector
 from mergestream.metrics import Counts, still_known
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
@@ -17,6 +20,7 @@ from mergestream.training.callbacks.averaging import Averaging
 from mergestream.training.callbacks.checkpoint import Checkpointing
 from mergestream.training.callbacks.health import Health, require_finite
 from mergestream.training.callbacks.progress import StreamProgress
+from mergestream.training.class_statistics import class_statistics
 from mergestream.training.fit import fit_task
 from mergestream.training.learner import Learner
 from mergestream.training.session import Session, TaskPlan
@@ -133,16 +137,30 @@ def curve(session: Session, plan: TaskPlan, kinds: Sequence[str], written: Mappi
     session.head.to(session.device)
     for kind in kinds:
         batches = curvature.first_batches(_samples(session), settings.curvature_samples, settings.fit.batch_size)
+        marks: dict[str, str] = {}
         if kind == "fisher":
             tensors = curvature.fisher(session.encoder, session.head, plan.task.classes, batches)
-        else:
+        elif kind == "gram":
             tensors = curvature.input_grams(session.encoder, batches)
+        else:
+            tensors, marks = _class_statistics(session, plan)
         if written is not None:
             require_finite(tensors, f"curvature.{kind}", f"task {plan.index + 1} of {len(session.plans)}")
             path, encoder = run.curvature(plan.index, kind), written[run.encoder(plan.index).name]
-            marks = {**session.stamp_of(plan), "encoder": encoder}
+            marks |= {**session.stamp_of(plan), "encoder": encoder}
             found[path.name] = session.on_first(files.write_tensors, path, tensors, marks) or ""
     return found
+
+
+def _class_statistics(session: Session, plan: TaskPlan) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the class statistics of the task by its encoder and by the mean of all so far, and what those are."""
+    processes.barrier()  # the first process has written the encoder
+    paths = [session.run.encoder(index) for index in range(plan.index + 1)]
+    tau, _ = merged_task_vector(session.run.base_file(), paths, AVERAGE)
+    weights = {"encoder": files.read_tensors(paths[-1]), "average": apply(session.base, tau, 1.0)}
+    checksums = [files.read_metadata(path)[files.CHECKSUM] for path in paths]
+    batches = (_samples(session) for _ in weights)
+    return class_statistics(session.encoder, session.head, weights, batches), {"encoders": made_with(checksums)}
 
 
 def complete(session: Session, plan: TaskPlan) -> None:

@@ -75,16 +75,19 @@ class TaskVectorCalibration:
         parameters = list(inspect.signature(self.survey or self.function).parameters.values())
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "name"}
 
-    def bind(self, options: Mapping[str, Any]) -> BoundCalibration:
+    def bind(self, options: Mapping[str, Any], seed: int | None = None) -> BoundCalibration:
         """Return this calibration with all of its options.
 
         Args:
             options: those that differ from the defaults.
+            seed: the default of an option ``seed``; None is the calibration's own.
 
         Raises:
             UserError: if one is not an option of this calibration, or breaks its rule.
         """
         defaults = self.defaults()
+        if seed is not None and "seed" in defaults:
+            defaults["seed"] = seed
         if unknown := sorted(options.keys() - defaults.keys()):
             known = ", ".join(f"calibration.{key}" for key in defaults) or "no options"
             raise UserError(
