@@ -177,6 +177,19 @@ def test_equal_numbers_are_the_same_protocol(tmp_path):
     assert "60.00 ± 14.14" in outcome.out
 
 
+def test_what_takes_the_place_of_lambda_is_shown_as_lambda(tmp_path):
+    write(tmp_path, seed=1)
+    path = write(tmp_path, seed=1, strategy="magmax") / "metrics.json"
+    content = files.read_json(path)
+    made = {"scale": 1.0, "calibration": {"name": "align", "coefficient": 0.4, "steps": 50}}
+    made["changed"] = {"calibration": "align", "calibration.coefficient": 0.4, "calibration.steps": 50}
+    files.write_json(path, {**content, "merge": {**content["merge"], **made}})
+    assert command("report.py", f"root={tmp_path}").code == 0
+    (line,) = pd.read_csv(tmp_path / "_report/report.csv").query("strategy == 'magmax'").to_dict("records")
+    assert line["name"] == "MagMax, align, calibration.steps = 50"
+    assert (line["options"], line["scale"]) == ("calibration = align, calibration.steps = 50", 0.4)
+
+
 def test_only_merges_with_the_same_candidates_are_averaged(tmp_path):
     for seed, candidates in ((1, [0.5]), (2, [0.5, 1.0])):
         write(tmp_path, seed=seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ HASHES = ["protocol", "data", "source"]  # columns for comparisons, which no rea
 SOURCE = ("dataset.", "stream.", "base_sha256")
 REQUIRED = {"kind", "config", "zero_shot", "accuracy", "overall", "seen", "summary", "timing", "environment"}
 REQUIRED |= {"provenance"}
+# The option that takes the place of λ, by the name of the calibration.
+AS_SCALE = {"align": "coefficient", "lines": "beta"}
 
 
 @dataclass(frozen=True)
@@ -225,10 +227,7 @@ def _line(metrics: Metrics, path: Path) -> dict[str, Any]:
         "trained_tasks": tasks,  # `borrow_bounds` changes the tasks
         "model": str(config["model"]["name"]),
         "method": str(config["method"]["id"]),
-        "strategy": merge["strategy"] if merge else "",
-        "options": ", ".join(f"{k} = {v}" for k, v in sorted(merge["changed"].items())) if merge else "",
-        # Runs of one row share the rule, not the number, if λ was selected on validation data.
-        "scale": "" if not merge else "selected" if "selected_on" in merge else f"{merge['scale']:.12g}",
+        **(_rule(merge) if merge else dict.fromkeys(("strategy", "options", "scale"), "")),
         "tag": str(config["tag"]) if config.get("tag") is not None else "",
         "seed": int(config["seed"]),
         "path": str(path),
@@ -236,6 +235,22 @@ def _line(metrics: Metrics, path: Path) -> dict[str, Any]:
         "data": metrics["provenance"].get("data_sha256", ""),
         **measures,
         "final_accuracy": float(summary["final_accuracy"]),
+    }
+
+
+def _rule(merge: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the columns of a row say of how a merge was made."""
+    calibration, changed = merge.get("calibration", {}), dict(merge["changed"])
+    scale = merge["scale"]
+    if (key := AS_SCALE.get(calibration.get("name"))) and scale == 1:
+        scale = calibration[key]
+        changed.pop(f"calibration.{key}", None)
+    # Runs of one row share the rule, not the number, if it was selected on validation data.
+    selected = "selected_on" in {**merge, **calibration}
+    return {
+        "strategy": merge["strategy"],
+        "options": ", ".join(f"{k} = {v}" for k, v in sorted(changed.items())),
+        "scale": "selected" if selected else f"{scale:.12g}",
     }
 
 

@@ -75,7 +75,8 @@ def label(line: Mapping[str, Any]) -> str:
     Args:
         line: the columns `ROW` of one run.
     """
-    method, strategy, options = line["method"], line["strategy"], line["options"]
+    method, strategy = line["method"], line["strategy"]
+    options = line["options"].replace("calibration = ", "")
     name = NAMES.get((method, strategy, options))
     if name is None:
         plain = f"{method} + {strategy.replace('_', ' ')}" if strategy else method
