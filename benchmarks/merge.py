@@ -1,7 +1,8 @@
 """Time and memory of a merge, compared with `cat` of the same files.
 
     python benchmarks/merge.py [--tasks 20] [--repeats 5] [--strategies magmax,ties] [--folder /tmp/merge_benchmark]
-    python benchmarks/merge.py --tasks 8 --strategies average,magmax --calibrations none,svc,lines
+    python benchmarks/merge.py --tasks 8 --strategies average,magmax --calibrations none,align,svc,lines
+    python benchmarks/merge.py --growth 5,50
     python benchmarks/merge.py --billions 7
 
 The first command writes a base of the size of ViT-B/16's image tower (86 M parameters, float32) and T fine-tunes of it
@@ -13,7 +14,10 @@ memory that a fresh process needs on top of its imports.
 The second command alternates merges with and without calibrations, and prints median seconds of each, the median
 ratio to the merge without, and memory.
 
-The third command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
+The third command merges T = 5 and T = 50 fine-tunes of one block of ViT-B/16 and its projection (7.5 M parameters) with
+every strategy, and prints seconds and memory of both, each once and in a fresh process.
+
+The fourth command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
 of it, with as many layers as fit into the free disk space, and merges the pair into a folder.
 """
 
@@ -26,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -37,16 +42,17 @@ from mergestream.strategies import calibrations
 from mergestream.strategies.adjustments import Adjustments
 
 WIDTH, LAYERS = 768, 12
-SLOW = ("della", "tsv", "iso_c", "iso_cts", "opcm", "knots", "wudi")  # minutes; merged only if they are named
+# Minutes; merged only if they are named.
+SLOW = ("della", "dop", "iso_c", "iso_cts", "knots", "nufilt", "opcm", "regmean", "tsv", "wudi")
 OPTIONS = {"lines": {"beta": 0.5}}  # of calibrations that have no default for files
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def tower() -> Shapes:
-    """Return the shapes of ViT-B/16's image tower."""
-    shapes: Shapes = {"conv1.weight": (WIDTH, 3, 16, 16), "positional_embedding": (197, WIDTH)}
-    for layer in range(LAYERS):
+def tower(layers: int = LAYERS) -> Shapes:
+    """Return the shapes of ViT-B/16's image tower; of one block and the projection with ``layers=1``."""
+    shapes: Shapes = {"conv1.weight": (WIDTH, 3, 16, 16), "positional_embedding": (197, WIDTH)} if layers > 1 else {}
+    for layer in range(layers):
         block = f"transformer.resblocks.{layer}"
         shapes |= {
             f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH),
@@ -88,36 +94,65 @@ def cat(paths: list[Path]) -> float:
     return time.perf_counter() - began
 
 
-def memory(**arguments: object) -> float:
-    """Return the MB that one merge needs in a fresh process, on top of torch and mergestream."""
+def fresh(**arguments: object) -> tuple[float, float]:
+    """Return the seconds of one merge in a fresh process, and the MB that it needs on top of torch and mergestream."""
     code = (
-        "import json, sys; from pathlib import Path; from mergestream.merging import merge_checkpoints\n"
+        "import json, sys, time; from pathlib import Path; from mergestream.merging import merge_checkpoints\n"
         "import mergestream.strategies as s; arguments = json.loads(sys.argv[1]); s.get(arguments['strategy'])\n"
         "from mergestream.strategies import adjustments, calibrations; made = arguments.pop('calibration', None)\n"
         "bound = calibrations.get(made[0]).bind(made[1]) if made else None\n"
         "arguments['adjustments'] = adjustments.Adjustments(calibration=bound)\n"
         "def of(key): return int(Path('/proc/self/status').read_text().split(key)[1].split()[0])\n"
         "Path('/proc/self/clear_refs').write_text('5')\n"  # Linux: the peak starts anew
-        "before = of('VmRSS:'); merge_checkpoints(**arguments); print(of('VmHWM:') - before)"
+        "before, began = of('VmRSS:'), time.perf_counter(); merge_checkpoints(**arguments)\n"
+        "print(json.dumps([time.perf_counter() - began, (of('VmHWM:') - before) / 1000]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)], check=True, capture_output=True, text=True
     )
-    return int(done.stdout) / 1000
+    seconds, above = json.loads(done.stdout)
+    return seconds, above
 
 
-def _written(tasks: int, folder: Path) -> list[Path]:
-    """Write θ₀ and T fine-tunes, unless they are there; return their paths."""
-    paths = [folder / f"{index}.safetensors" for index in range(tasks + 1)]
+def _written(tasks: int, folder: Path, kinds: Set[str] = frozenset(), layers: int = LAYERS) -> list[Path]:
+    """Write θ₀ and T fine-tunes, with the kinds of curvature, unless they are there; return their paths."""
+    shapes = tower(layers)
+    paths = [folder / str(index) / "encoder.safetensors" for index in range(tasks + 1)]
     for index, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            save_file(weights(tower(), index), path)
+            save_file(weights(shapes, index), path)
+        for kind in kinds if index else ():
+            if not (saved := path.with_name(f"{kind}.safetensors")).exists():
+                save_file(curvature(kind, shapes, index), saved)
     return paths
+
+
+def curvature(kind: str, shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
+    """Return made-up curvature of a task with ten classes."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "fisher":
+        return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    if kind == "gram":
+        widths = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2 and name != "proj"}
+        inputs = {name: torch.randn(width, width, generator=generator) for name, width in widths.items()}
+        return {name: x.T @ x for name, x in inputs.items()}
+    width, out = shapes["proj"]
+    x = torch.randn(10 + 2 * width, width, generator=generator)
+    text = torch.nn.functional.normalize(torch.randn(10, out, generator=generator), dim=1)
+    found = {"classes": torch.arange(10) + 10 * seed, "count": torch.full((10,), 100), "text": text}
+    moments = {"average.mean": x[:10].clone(), "average.scatter": x.T @ x / len(x)}
+    return {**found, **moments, "scale": torch.tensor([100.0])}
+
+
+def needs(names: list[str]) -> set[str]:
+    """Return the kinds of curvature that some of the strategies need."""
+    return {kind for name in names if (kind := strategies.get(name).needs)}
 
 
 def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
     """Print the table of the strategies `names`."""
-    base, *checkpoints = _written(tasks, folder)
+    base, *checkpoints = _written(tasks, folder, needs(names))
     out = folder / "out.safetensors"
     print(f"T = {tasks}, {sum(p.stat().st_size for p in checkpoints) / 1e9:.1f} GB, torch {torch.__version__}")
     print("| strategy | seconds | `cat` | ratio | MB above the interpreter |\n|---|---|---|---|---|")
@@ -130,7 +165,7 @@ def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
             merge_checkpoints(base, checkpoints, name, out)
             merges.append(time.perf_counter() - began)
         ratio = statistics.median(m / c for m, c in zip(merges[1:], cats[1:], strict=True))
-        above = memory(base=str(base), checkpoints=[str(c) for c in checkpoints], strategy=name, out=str(out))
+        _, above = fresh(base=str(base), checkpoints=[str(c) for c in checkpoints], strategy=name, out=str(out))
         seconds, plain = statistics.median(merges[1:]), statistics.median(cats[1:])
         print(f"| `{name}` | {seconds:.2f} | {plain:.2f} | {ratio:.1f} | {above:.0f} |", flush=True)
     out.unlink()
@@ -138,7 +173,7 @@ def compare(names: list[str], tasks: int, repeats: int, folder: Path) -> None:
 
 def calibrated(names: list[str], kinds: list[str], tasks: int, repeats: int, folder: Path) -> None:
     """Print the table of the strategies `names` with each of the calibrations `kinds`."""
-    base, *checkpoints = _written(tasks, folder)
+    base, *checkpoints = _written(tasks, folder, needs(names) | {"classes" for kind in kinds if kind == "align"})
     out = folder / "out.safetensors"
     print(f"T = {tasks}, torch {torch.__version__}")
     print("| strategy | calibration | seconds | ratio | MB above the interpreter |\n|---|---|---|---|---|")
@@ -155,8 +190,24 @@ def calibrated(names: list[str], kinds: list[str], tasks: int, repeats: int, fol
             ratio = statistics.median(s / p for s, p in zip(seconds[kind][1:], seconds[kinds[0]][1:], strict=True))
             made = {} if kind == "none" else {"calibration": (kind, OPTIONS.get(kind, {}))}
             paths = {"base": str(base), "checkpoints": [str(c) for c in checkpoints], "out": str(out)}
-            above, median = memory(strategy=name, **paths, **made), statistics.median(seconds[kind][1:])
+            (_, above), median = fresh(strategy=name, **paths, **made), statistics.median(seconds[kind][1:])
             print(f"| `{name}` | `{kind}` | {median:.2f} | {ratio:.1f} | {above:.0f} |", flush=True)
+    out.unlink()
+
+
+def growth(names: list[str], counts: list[int], folder: Path) -> None:
+    """Print the table of the strategies `names` for each T of `counts`."""
+    base, *checkpoints = map(str, _written(max(counts), folder / "block", needs(names), layers=1))
+    out = folder / "out.safetensors"
+    print(f"torch {torch.__version__}\n| strategy |", *(f"T = {t}, s | MB |" for t in counts))
+    print("|---" * (1 + 2 * len(counts)) + "|")
+    for name in names:
+        cells = []
+        for tasks in counts:
+            out.unlink(missing_ok=True)
+            seconds, above = fresh(base=base, checkpoints=checkpoints[:tasks], strategy=name, out=str(out))
+            cells += [f"{seconds:.2f}", f"{above:.0f}"]
+        print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
     out.unlink()
 
 
@@ -188,7 +239,7 @@ def large(names: list[str], billions: float, folder: Path) -> None:
             "checkpoints": [str(folder / "tuned")],
             "out": str(folder / "merged"),
         }
-        above = memory(strategy=name, **arguments)
+        _, above = fresh(strategy=name, **arguments)
         print(f"| `{name}` | {time.perf_counter() - began:.1f} | {above:.0f} |", flush=True)
         shutil.rmtree(folder / "merged")
 
@@ -197,18 +248,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--strategies", default=",".join(n for n in strategies.names() if n not in SLOW))
+    parser.add_argument("--strategies", help="all that are quick; with --growth all")
     parser.add_argument("--calibrations", help="compare these, the first with each of the others; none is none")
+    parser.add_argument("--growth", help="numbers of tasks, such as 5,50: merge one block with every strategy instead")
     parser.add_argument("--billions", type=float, help="merge a sharded pair of so many billion parameters instead")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/merge_benchmark"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    quick = [name for name in strategies.names() if args.growth or name not in SLOW]
+    names = args.strategies.split(",") if args.strategies else quick
     if args.billions:
-        large(args.strategies.split(","), args.billions, args.folder)
+        large(names, args.billions, args.folder)
+    elif args.growth:
+        growth(names, [int(count) for count in args.growth.split(",")], args.folder)
     elif args.calibrations:
-        calibrated(args.strategies.split(","), args.calibrations.split(","), args.tasks, args.repeats, args.folder)
+        calibrated(names, args.calibrations.split(","), args.tasks, args.repeats, args.folder)
     else:
-        compare(args.strategies.split(","), args.tasks, args.repeats, args.folder)
+        compare(names, args.tasks, args.repeats, args.folder)
 
 
 if __name__ == "__main__":

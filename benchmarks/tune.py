@@ -229,7 +229,7 @@ def validated(root: Path) -> pd.DataFrame:
         line["strategy"] = "" if not_merged else f"{merge['strategy']} {calibration}".strip()
         if line["strategy"] not in ("", *STRATEGIES, *CALIBRATED) or (changed and not not_merged):
             continue
-        for tried in merge["validation"]:
+        for tried in merge.get("validation", []):
             value = next(value for key, value in tried.items() if key != "accuracy")
             lines.append(line | {"value": value, "accuracy": tried["accuracy"]})
     return pd.DataFrame(lines, columns=COLUMNS)
