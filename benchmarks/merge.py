@@ -37,7 +37,16 @@ from mergestream.strategies import calibrations
 from mergestream.strategies.adjustments import Adjustments
 
 WIDTH, LAYERS = 768, 12
-SLOW = ("della", "tsv", "iso_c", "iso_cts", "opcm", "knots", "wudi")  # minutes; merged only if they are named
+SLOW = (
+    "della",
+    "tsv",
+    "iso_c",
+    "iso_cts",
+    "opcm",
+    "knots",
+    "core_space",
+    "wudi",
+)  # minutes; merged only if they are named
 OPTIONS = {"lines": {"beta": 0.5}}  # of calibrations that have no default for files
 
 Shapes = dict[str, tuple[int, ...]]

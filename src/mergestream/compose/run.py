@@ -45,7 +45,7 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
         cfg: a composed config of train.yaml, merge.yaml or analyze.yaml.
         extra: overrides that its command needs besides those that name the run.
     """
-    names = {
+    names: dict[str, Any] = {
         "dataset": str(cfg.dataset.name),
         "stream_name": str(cfg.stream.name),
         "model": str(cfg.model.name),
@@ -54,7 +54,13 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
     options = {group: chosen(group, names[group]) for group in ("dataset", "model", "method")}
     tag = None if cfg.tag is None else str(cfg.tag)
     tasks = None if data_decide_tasks(cfg) else cfg.tasks
-    return Run(Path(cfg.root), **names, tasks=tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
+    place: dict[str, Any] = {
+        "tasks": tasks,
+        "seed": cfg.seed,
+        "tag": tag,
+        "adapter": cfg.model.get("adapter") is not None,
+    }
+    return Run(Path(cfg.root), **names, **place, options=options, extra=tuple(extra))
 
 
 def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str]]:
