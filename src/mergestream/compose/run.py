@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
         cfg: a composed config of train.yaml, merge.yaml or analyze.yaml.
         extra: overrides that its command needs besides those that name the run.
     """
-    names: dict[str, Any] = {
+    names = {
         "dataset": str(cfg.dataset.name),
         "stream_name": str(cfg.stream.name),
         "model": str(cfg.model.name),
@@ -54,13 +55,8 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
     options = {group: chosen(group, names[group]) for group in ("dataset", "model", "method")}
     tag = None if cfg.tag is None else str(cfg.tag)
     tasks = None if data_decide_tasks(cfg) else cfg.tasks
-    place: dict[str, Any] = {
-        "tasks": tasks,
-        "seed": cfg.seed,
-        "tag": tag,
-        "adapter": cfg.model.get("adapter") is not None,
-    }
-    return Run(Path(cfg.root), **names, **place, options=options, extra=tuple(extra))
+    run = Run(Path(cfg.root), **names, tasks=tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
+    return replace(run, adapter=cfg.model.get("adapter") is not None)
 
 
 def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str]]:

@@ -129,4 +129,4 @@ def _running(run: Run) -> list[Path]:
 def _rows(run: Run) -> list[Path]:
     """Return the evaluations of the running merges, one file for each task."""
     found = [path for _, folder in run.task_folders() for path in folder.glob("*.json")]
-    return sorted(path for path in found if path.name != "evaluation.json")
+    return sorted(path for path in found if path.name not in ("evaluation.json", ADAPTER_CONFIG))
