@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +45,17 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
         cfg: a composed config of train.yaml, merge.yaml or analyze.yaml.
         extra: overrides that its command needs besides those that name the run.
     """
-    names = {
+    names: dict[str, Any] = {
         "dataset": str(cfg.dataset.name),
         "stream_name": str(cfg.stream.name),
         "model": str(cfg.model.name),
         "method": str(cfg.method.id),
+        "adapter": cfg.model.get("adapter") is not None,
     }
     options = {group: chosen(group, names[group]) for group in ("dataset", "model", "method")}
     tag = None if cfg.tag is None else str(cfg.tag)
     tasks = None if data_decide_tasks(cfg) else cfg.tasks
-    run = Run(Path(cfg.root), **names, tasks=tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
-    return replace(run, adapter=cfg.model.get("adapter") is not None)
+    return Run(Path(cfg.root), **names, tasks=tasks, seed=cfg.seed, tag=tag, options=options, extra=tuple(extra))
 
 
 def trained_run(cfg: DictConfig, own_keys: Iterable[str]) -> tuple[Run, list[str]]:
