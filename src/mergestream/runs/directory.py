@@ -51,9 +51,9 @@ class Run:
         tasks: T; None where the data decide it, so that tasks can be added.
         seed: of the run.
         tag: tells apart runs that agree in everything else of the path.
-        adapter: whether the tasks train adapters.
         options: by config group, the option that was typed where it differs from the name, as in ``dataset=folder``.
         extra: overrides that the command needs besides those that name the run.
+        adapter: whether the tasks train adapters.
     """
 
     root: Path
@@ -64,9 +64,9 @@ class Run:
     method: str
     seed: int
     tag: str | None = None
-    adapter: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
+    adapter: bool = False
 
     @property
     def path(self) -> Path:
