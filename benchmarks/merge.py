@@ -43,7 +43,7 @@ from mergestream.strategies.adjustments import Adjustments
 
 WIDTH, LAYERS = 768, 12
 # Minutes; merged only if they are named.
-SLOW = ("della", "dop", "iso_c", "iso_cts", "knots", "nufilt", "opcm", "regmean", "tsv", "wudi")
+SLOW = ("core_space", "della", "dop", "iso_c", "iso_cts", "knots", "nufilt", "opcm", "regmean", "tsv", "wudi")
 OPTIONS = {"lines": {"beta": 0.5}}  # of calibrations that have no default for files
 
 Shapes = dict[str, tuple[int, ...]]

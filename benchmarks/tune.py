@@ -64,8 +64,9 @@ WORDS = {
     **{method: f"method: {method}, curvature.classes: true" for method in ("ewc", "lwf")},
     "merged": "method: merged, strategy: ema",
 }
-# weighted_average without weights is average.
-STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - {"weighted_average"})
+# weighted_average without weights is average; core_space is for adapters.
+LEFT_OUT = {"weighted_average", "core_space"}
+STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
 # By the name of a calibration, the key that is chosen like λ.
 VALUES = {"": "lambda", "align": "calibration.coefficient", "lines": "calibration.beta", "svc": "lambda"}
 CALIBRATED = [f"{strategy} {name}" for strategy in ("average", "magmax") for name in VALUES if name]

@@ -195,6 +195,31 @@ def knots(t, density=0.2):
     return U @ torch.diag(S) @ elected(parts)
 
 
+def core_space(t, rule="iso_c", density=0.2, rank=None):
+    lefts, rights = [], []
+    for tau in t:
+        U, S, Vt = torch.linalg.svd(tau, full_matrices=False)
+        k = min(rank or len(S), len(S))
+        lefts.append(U[:, :k] @ torch.diag(S[:k].sqrt()))
+        rights.append(torch.diag(S[:k].sqrt()) @ Vt[:k])
+    U = torch.linalg.svd(torch.cat(lefts, 1), full_matrices=False)[0]
+    V = torch.linalg.svd(torch.cat(rights), full_matrices=False)[2].T
+    cores = torch.stack([U.T @ tau @ V for tau in t])
+    if rule == "ties":
+        for core in cores:
+            dropped = core.numel() - math.floor(density * core.numel())
+            limit = core.abs().flatten().sort().values[dropped - 1] if dropped else -1.0
+            core[core.abs() <= limit] = 0.0
+        merged = elected(cores)
+    elif rule == "average":
+        merged = cores.mean(0)
+    elif rule == "task_arithmetic":
+        merged = cores.sum(0)
+    else:
+        merged = magmax(cores, "") if rule == "magmax" else {"tsv": tsv, "iso_c": iso_c}[rule](cores)
+    return U @ merged @ V.T
+
+
 def opcm(taus, alpha=0.5):
     """As published: the norms are restored after every task, not once."""
     names, count = list(taus), len(next(iter(taus.values())))
@@ -393,6 +418,7 @@ REFERENCES = {
     "iso_c": on_matrices(iso_c),
     "iso_cts": on_matrices(iso_cts),
     "knots": on_matrices(knots),
+    "core_space": on_matrices(core_space),
     "opcm": opcm,
     "wudi": on_matrices(wudi),
     "dop": dop,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mergestream.compose.build import ADAPTER
 from mergestream.compose.held_out import HeldOut, HeldOutSettings
 from mergestream.display import tables
 from mergestream.evaluation import Evaluator
@@ -66,6 +67,7 @@ class _Work:
         """Return what decides a result besides the encoder and the data; see `Measurement`."""
         run = self.settings.encoder.run
         model, precision = run.config()["model"], run.decided("eval_precision")
+        model = {key: value for key, value in model.items() if key not in ADAPTER}  # the weights say it all
         return {"dataset": dict(held_out.config), "model": model, "eval_precision": precision}
 
     def path(self, held_out: HeldOut) -> Path:

@@ -294,6 +294,26 @@ def test_adapters_that_cannot_be_expanded(change, config, message, tmp_path):
         merge_checkpoints(tmp_path / "b.safetensors", [adapter], "average", tmp_path / "m.safetensors")
 
 
+def test_adapter_of_attention_by_hand(tmp_path):
+    """s · B A = 4/2 · ones(9, 2) ones(2, 3) = 4 for query, key and value; peft adds the output projection's twice."""
+    save_file({"a.in_proj_weight": torch.ones(9, 3), "a.out_proj.weight": torch.ones(3, 3)}, tmp_path / "b.safetensors")
+    factors = {
+        "base_model.model.a.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.a.lora_B.weight": torch.ones(9, 2),
+        "base_model.model.a.base_layer.out_proj.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.a.base_layer.out_proj.lora_B.weight": torch.zeros(3, 2),
+    }
+    out = tmp_path / "m.safetensors"
+    merge_checkpoints(tmp_path / "b.safetensors", [write_adapter(tmp_path / "one", factors)], "average", out)
+    merged = load_file(out)
+    assert torch.equal(merged["a.in_proj_weight"], torch.full((9, 3), 5.0))
+    assert torch.equal(merged["a.out_proj.weight"], torch.ones(3, 3))
+    factors["base_model.model.a.base_layer.out_proj.lora_B.weight"] = torch.ones(3, 2)
+    adapter = write_adapter(tmp_path / "two", factors)
+    with pytest.raises(UserError, match=r"changes a\.out_proj, which peft adds twice; merge it with peft"):
+        merge_checkpoints(tmp_path / "b.safetensors", [adapter], "average", out)
+
+
 def test_adapter_by_hand(tmp_path):
     """s · B A = 4/2 · ones(5, 2) ones(2, 3) = 4 everywhere."""
     factors = {

@@ -146,7 +146,7 @@ def test_one_task_is_its_own_merge(name, tmp_path):
 
 
 SYMMETRIC = ["average", "weighted_average", "task_arithmetic", "ties", "sign_max", "breadcrumbs", "model_stock"]
-SYMMETRIC += ["iso_c", "wudi", "consensus", "metagpt"]
+SYMMETRIC += ["iso_c", "wudi", "consensus", "metagpt", "core_space"]
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)

@@ -29,6 +29,14 @@ OPTIONS = {
     "consensus": [{}, {"threshold": [0.25, 1.0, 0.5, 2.0]}, {"tasks": 0}, {"threshold": 0.5, "tasks": 9}],
     "iso_cts": [{}, {"common": 0.5}, {"common": 1.0}],
     "knots": [{}, {"density": 1.0}],
+    "core_space": [
+        {},
+        {"rule": "ties", "density": 0.5},
+        {"rule": "magmax", "rank": 2},
+        {"rule": "tsv", "rank": 1},
+        {"rule": "average", "rank": 2},
+        {"rule": "task_arithmetic"},
+    ],
     "opcm": [{}, {"alpha": 0.9}, {"alpha": 0.0}],
     "fisher": [{}, {"floor": 0.1}],
     "regmean": [{}, {"shrink": 0.5}],
@@ -91,7 +99,7 @@ def check(folder, name, shapes, tasks, seed, coarse, options, scale=0.7):
 @pytest.mark.parametrize(("name", "options"), [(n, o) for n in REFERENCES for o in OPTIONS.get(n, [{}])])
 @pytest.mark.parametrize("coarse", [False, True])
 def test_options(name, options, coarse, tmp_path):
-    if coarse and name in ("tsv", "iso_cts", "knots"):
+    if coarse and name in ("tsv", "iso_cts", "knots", "core_space"):
         coarse = False  # equal singular values have no unique vectors
     shapes = {"visual.a": (12, 9), "visual.b": (7, 10), "bias": (11,), "conv": (3, 2, 2, 2)}
     check(tmp_path, name, shapes, 4, 1, coarse, options)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mergestream.compose.build import method_of
 from mergestream.compose.inputs import Inputs
 from mergestream.evaluation import Evaluator
+from mergestream.merging.encoder import read_encoder
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.vectors import TaskVectors
 from mergestream.methods.method import Method
@@ -149,7 +150,7 @@ class Subject:
 
     def task_vector(self, task: int) -> dict[str, Tensor]:
         """Return τ of one task, counted from 0, in memory."""
-        theta = files.read_tensors(self.encoders[task])
+        theta = read_encoder(self.encoders[task], self.base_file)
         return {name: theta[name] - base for name, base in self.base.items() if base.is_floating_point()}
 
     def merged(self, bound: BoundStrategy) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mergestream import __version__
 from mergestream.classifier.classifier import Classifier
-from mergestream.compose.build import build
+from mergestream.compose.build import ADAPTER, build
 from mergestream.models.clip import Clip, TextHead
 from mergestream.models.transforms import Transforms, clip_transforms
 from mergestream.runtime import files
@@ -139,7 +139,7 @@ def _verified(path: Path, checksum: str | None) -> dict[str, Tensor]:
 
 def _built(facts: Mapping[str, Any], allowed: Sequence[str]) -> tuple[nn.Module, Transforms]:
     """Return the encoder, with any weights, and its transforms."""
-    made = build(facts["encoder"], allowed, without=("name",))
+    made = build(facts["encoder"], allowed, without=("name", *ADAPTER))
     if isinstance(made, Clip):  # of a model that cannot build its image tower alone
         return made.encoder, made.transforms
     return made, clip_transforms(**facts["transform"])

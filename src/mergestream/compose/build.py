@@ -17,6 +17,7 @@ from mergestream.runtime import processes
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.processes import Placement
 
+ADAPTER = ("adapter", "adapter_rank", "adapter_alpha", "adapter_targets")  # keys of `model` that every model has
 AVERAGING = ("average", "average_every", "average_decay")  # keys of `method` that every method has
 
 

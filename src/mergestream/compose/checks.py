@@ -66,6 +66,8 @@ def check_training(cfg: DictConfig) -> None:
             "Leave calibration out, and merge when the training has finished"
         )
     _check_epochs(cfg)
+    if cfg.model.adapter is not None:
+        _check_adapter(cfg)
     if cfg.accumulate > cfg.batch_size:
         raise UserError(
             f"accumulate must be at most batch_size={cfg.batch_size}, which it divides; got accumulate={cfg.accumulate}"
@@ -83,6 +85,20 @@ def check_training(cfg: DictConfig) -> None:
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
     if not cfg.keep_tasks and any(cfg.curvature[kind] for kind in CURVATURES):
         raise UserError("keep_tasks=false drops the curvature of a task with its encoder; leave curvature out")
+
+
+def _check_adapter(cfg: DictConfig) -> None:
+    """Check that a training needs nothing that adapters cannot give."""
+    wrong = {
+        f"method={cfg.method.id}": cfg.method.get("start") == "merged",  # no adapter of this rank holds a merge
+        f"method.average={cfg.method.average}": cfg.method.average is not None,
+        **{f"curvature.{kind}=true": cfg.curvature[kind] for kind in CURVATURES},
+    }
+    if found := [words for words, is_wrong in wrong.items() if is_wrong]:
+        raise UserError(
+            f"model.adapter={cfg.model.adapter} works with method=seq, ind, joint, ewc and lwf, without averages of "
+            f"weights and without curvature; got {found[0]}. Leave it out, or write model.adapter=null"
+        )
 
 
 def check_merge(cfg: DictConfig) -> None:
@@ -315,6 +331,11 @@ def _patterns(key: str, value: Any) -> None:
         )
 
 
+def _names(key: str, value: Any) -> None:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) and name for name in value):
+        raise UserError(f"{key} must be a list of names of layers, such as [in_proj,c_fc]; got {key}={value}")
+
+
 def _encoder(key: str, value: Any) -> None:
     if value not in (MERGE_OF_ALL, BASE, LAST) and not (is_whole(value) and value >= 1):
         raise UserError(
@@ -357,6 +378,10 @@ STREAM: Mapping[str, Rule] = {
     "stream.name": folder_name,
     "model.name": folder_name,
     "method.id": folder_name,
+    "model.adapter": _choice(("lora",), null="full fine-tuning"),
+    "model.adapter_rank": _whole(1),
+    "model.adapter_alpha": _number("positive", lambda x: x > 0),
+    "model.adapter_targets": _names,
     "root": _folder,
     "tasks": _or_null(_whole(1)),
     "seed": _whole(0, 2**32 - 1),

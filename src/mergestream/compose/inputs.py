@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mergestream.compose import targets
-from mergestream.compose.build import build, device_of, method_of
+from mergestream.compose.build import ADAPTER, build, device_of, method_of
 from mergestream.compose.run import run_of
 from mergestream.data.cache import cached
 from mergestream.data.images import ImageArray
@@ -57,7 +57,7 @@ class Inputs:
 
     def clip(self) -> Clip:
         """Return the CLIP of the ``model`` group."""
-        return build(self._cfg.model, self._cfg.allow_targets, without=("name",))
+        return build(self._cfg.model, self._cfg.allow_targets, without=("name", *ADAPTER))
 
     def source(self, inventory: Inventory | None = None) -> Source:
         """Return the dataset of the ``dataset`` group, with every image file checked.

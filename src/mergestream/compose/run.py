@@ -45,11 +45,12 @@ def run_of(cfg: DictConfig, extra: Sequence[str] = ()) -> Run:
         cfg: a composed config of train.yaml, merge.yaml or analyze.yaml.
         extra: overrides that its command needs besides those that name the run.
     """
-    names = {
+    names: dict[str, Any] = {
         "dataset": str(cfg.dataset.name),
         "stream_name": str(cfg.stream.name),
         "model": str(cfg.model.name),
         "method": str(cfg.method.id),
+        "adapter": cfg.model.get("adapter") is not None,
     }
     options = {group: chosen(group, names[group]) for group in ("dataset", "model", "method")}
     tag = None if cfg.tag is None else str(cfg.tag)

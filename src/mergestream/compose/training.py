@@ -19,6 +19,7 @@ from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
 from mergestream.compose.run import merges_every_task, recorded, resolve, run_of
 from mergestream.compose.strategy import bound_strategy, scales_of
 from mergestream.methods.method import Method
+from mergestream.models.adapters import LoRA
 from mergestream.runs.directory import CURVATURES, Run
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.strategy import BoundStrategy
@@ -107,6 +108,7 @@ class TrainingSettings:
         run: the run directory.
         config: the resolved config, for the record.
         inputs: data and weights.
+        adapter: the adapters that are trained; None trains all weights.
         method: the continual-learning method.
         fit: how each task is trained.
         merge: the merge to keep up to date; None is none.
@@ -123,6 +125,7 @@ class TrainingSettings:
     run: Run
     config: dict[str, Any]
     inputs: Inputs
+    adapter: LoRA | None
     method: Method
     fit: FitSettings
     merge: RunningMergeSettings | None
@@ -181,6 +184,7 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         run=run or run_of(cfg, [word for _, word in typed(without_keys=NAMING_KEYS)]),
         config=recorded(cfg),
         inputs=Inputs(cfg),
+        adapter=_adapter(cfg.model),
         method=method,
         fit=fit,
         merge=_running_merge(cfg, method),
@@ -193,6 +197,12 @@ def training_settings(cfg: DictConfig, run: Run | None = None) -> TrainingSettin
         watch=cfg.watch,
         watched=Path(str(cfg.dataset.get("path", ""))).expanduser(),
     )
+
+
+def _adapter(model: DictConfig) -> LoRA | None:
+    if model.adapter is None:
+        return None
+    return LoRA(model.adapter_rank, float(model.adapter_alpha), tuple(model.adapter_targets))
 
 
 def _averaging(method: DictConfig) -> AveragingSettings | None:

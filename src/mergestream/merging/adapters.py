@@ -17,7 +17,7 @@ from mergestream.merging.checkpoints import WEIGHTS, Checkpoint
 from mergestream.merging.tensors import bytes_of, is_finite
 from mergestream.merging.tied_weights import Ties, may_be_tied
 from mergestream.runtime.errors import UserError
-from mergestream.runtime.files import read_json, read_tensors
+from mergestream.runtime.files import read_json, read_metadata, read_tensors
 from mergestream.strategies.task_vectors import CHUNK
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -91,7 +91,6 @@ class Adapter:
 
     def __init__(self, path: Path, base: Checkpoint, ties: Ties, say: Callable[[str], None]):
         self.path, self.base, self.ties = path, base, ties
-        self.metadata: dict[str, str] = {}
         self.entries = base.entries
         self.updates: dict[str, Update] = {}
         self.full: dict[str, Tensor] = {}  # tensors that the adapter holds as a whole, float32
@@ -102,6 +101,8 @@ class Adapter:
         self.config = _read_config(path)
         self.model_type = base.config().get("model_type")
         self.file = _weights_of_adapter(path)
+        # Files of mergestream say which base they belong to.
+        self.metadata = read_metadata(self.file) if self.file.suffix == ".safetensors" else {}
         self.digest = xxhash.xxh3_128_hexdigest(self.file.read_bytes())
         self._say_other_base(say)
         parts: dict[str, dict[str, Tensor]] = {}
@@ -185,10 +186,20 @@ class Adapter:
         self.tokens[name] = (wanted, rows.float())
 
     def _add_update(self, module: str, parts: Mapping[str, Tensor]) -> None:
-        """Add the update of a layer or of an embedding."""
+        """Add the update of a layer, of an embedding, or of the query, key and value matrix of nn.MultiheadAttention.
+
+        Raises:
+            UserError: if it changes the output projection of attention, whose update peft, up to version 0.21, adds
+                twice.
+        """
         embedding = "embedding_A" in parts or "embedding_B" in parts
         B, A = _factors(parts, module, self.file, "embedding_" if embedding else "")
-        name = self._changed(f"{module}.weight")
+        attention, _, last = module.replace(".base_layer", "").rpartition(".")
+        if last == "out_proj" and f"{attention}.in_proj_weight" in self.base.entries:
+            if bool(B.any()) and bool(A.any()):
+                raise UserError(f"{self.file} changes {attention}.out_proj, which peft adds twice; merge it with peft")
+            return
+        name = self._changed(self._matrix(module))
         shape = self.base.entries[name].shape
         transposed = embedding or self._is_transposed(module, name, (len(B), A.shape[1]))
         expected = (A.shape[1], len(B)) if transposed else (len(B), A.shape[1])
@@ -202,6 +213,26 @@ class Adapter:
         elif self.config.get("use_dora"):
             raise UserError(f"{self.file} must hold the magnitude of {module}, since use_dora=true; it does not")
         self.updates[name] = update
+
+    def _matrix(self, module: str) -> str:
+        """Return the name of the matrix of a layer."""
+        stacked = f"{module.replace('.base_layer', '')}.in_proj_weight"
+        return stacked if stacked in self.base.entries else f"{module}.weight"
+
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return B [m, r] and A [r, n], float32 with τ = B A for a weight [m, n]; None if its change is another one.
+
+        A weight that the adapter does not change has r = 0.
+        """
+        if name in self.full or name in self.added or name in self.tokens:
+            return None
+        if (update := self.updates.get(name)) is None:
+            rows, columns = self.base.entries[name].shape
+            return torch.zeros(rows, 0), torch.zeros(0, columns)
+        if update.factors is not None:
+            return None
+        B, A = (update.A.T, update.B.T) if update.transposed else (update.B, update.A)
+        return update.scale * B.float(), A.float()
 
     def _is_transposed(self, module: str, name: str, update: tuple[int, int]) -> bool:
         """Return whether a weight is stored as [inputs, outputs], as in transformers' Conv1D."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergestream.compose.checks import BASE, LAST, MERGE_OF_ALL
 from mergestream.compose.encoder import EncoderSettings
+from mergestream.merging.encoder import read_encoder
 from mergestream.runs.directory import Run, readable
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError
@@ -23,6 +24,7 @@ class Chosen:
     Args:
         name: for people: ``θ₀``, ``encoder of task 2``, or the merge's folder, such as ``magmax-0.5``.
         path: its file.
+        base: the file of θ₀.
         sha256: the checksum of the file.
         seen: how many tasks it has seen.
         metrics: what is known of a merge, its metrics.json; empty for θ₀ and the encoder of a task.
@@ -31,6 +33,7 @@ class Chosen:
 
     name: str
     path: Path
+    base: Path
     sha256: str
     seen: int
     metrics: Mapping[str, Any]
@@ -38,7 +41,7 @@ class Chosen:
 
     def weights(self) -> dict[str, Tensor]:
         """Return its weights."""
-        return files.read_tensors(self.path)
+        return read_encoder(self.path, self.base)
 
 
 def chosen_encoder(settings: EncoderSettings) -> Chosen:
@@ -57,7 +60,7 @@ def chosen_encoder(settings: EncoderSettings) -> Chosen:
     untrained = settings.method.data == "none"
     if settings.encoder == BASE or (untrained and settings.encoder == LAST):
         path = run.base_file()
-        return Chosen("θ₀", path, path.stem, 0, {}, num_classes)
+        return Chosen("θ₀", path, path, path.stem, 0, {}, num_classes)
     if untrained:
         raise UserError(
             f"encoder={settings.encoder} needs trained encoders; method={settings.method.id} trains none. Write "
@@ -94,7 +97,8 @@ def _of_task(settings: EncoderSettings, tasks: int, num_classes: int) -> Chosen:
             f"encoder={task}. Write encoder={trained} or encoder={MERGE_OF_ALL}"
         )
     path = run.trained_encoder(task - 1)
-    return Chosen(f"encoder of task {task}", path, files.verify(path), tasks if joint else task, {}, num_classes)
+    seen = tasks if joint else task
+    return Chosen(f"encoder of task {task}", path, run.base_file(), files.verify(path), seen, {}, num_classes)
 
 
 def _merge(settings: EncoderSettings, tasks: int, num_classes: int) -> Chosen:
@@ -111,7 +115,7 @@ def _merge(settings: EncoderSettings, tasks: int, num_classes: int) -> Chosen:
     same = all(metrics["provenance"].get(key) == trained.get(key) for key in ("base_sha256", "data_sha256"))
     if not same or _is_older(settings, path):
         raise UserError(f"a merge must be of the encoders of its run; {readable(folder)} is of earlier ones. {advice}")
-    return Chosen(folder.name, path, checksum, tasks, metrics, num_classes)
+    return Chosen(folder.name, path, run.base_file(), checksum, tasks, metrics, num_classes)
 
 
 def _is_older(settings: EncoderSettings, merged: Path) -> bool:

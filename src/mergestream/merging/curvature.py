@@ -82,6 +82,11 @@ class CurvatureFiles:
     def _open(self, checkpoint: Source) -> None:
         folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         path = folder / f"{self.kind}.safetensors"
+        if not isinstance(checkpoint, Checkpoint):
+            raise UserError(
+                f"this merge needs {WHAT[self.kind]} of every task, which adapters have not; {folder} holds one. "
+                "Train all weights (model.adapter=null), or choose another strategy or calibration"
+            )
         if not path.is_file():
             raise UserError(
                 f"this merge needs {WHAT[self.kind]} of every task; {path} is missing. Repeat the command of the "

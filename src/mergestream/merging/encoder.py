@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mergestream.merging.adapters import Adapter
+from mergestream.merging.checkpoints import Checkpoint
 from mergestream.merging.provenance import provenance
 from mergestream.merging.tensors import is_statistic
+from mergestream.merging.tied_weights import Ties
+from mergestream.runs.directory import ADAPTER
 from mergestream.runtime import files
 from mergestream.strategies.strategy import BoundStrategy
+
+
+def read_encoder(path: Path, base: Path) -> dict[str, Tensor]:
+    """Return the weights of an encoder from its file, or from that of its adapter: θ₀ + (α/r) · B A, float32.
+
+    Args:
+        path: the file.
+        base: the file of θ₀.
+    """
+    if path.name != ADAPTER:
+        return files.read_tensors(path)
+    theta = files.read_tensors(base)
+    opened = Checkpoint(base)
+    try:
+        adapter = Adapter(path.parent, opened, Ties(), warnings.warn)
+        for name in adapter.updates:
+            tau = torch.empty(theta[name].numel())
+            flat = theta[name].float().flatten()
+            adapter.task_vector(name, 0, flat, tau)
+            theta[name] = (flat + tau).view(theta[name].shape)
+    finally:
+        opened.close()
+    return theta
 
 
 def apply(base: Mapping[str, Tensor], tau: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -58,8 +58,8 @@ def merge_checkpoints(
     Computes in float32; the result has the dtypes of θ₀. Files are read, merged and written block by block, so memory
     grows neither with the model nor with T up to 20 (see `TaskVectors`). Neither block size nor threads change a bit of
     the result. Strategies on matrices need more memory: per thread, one weight and its factors (tsv, iso_c, iso_cts,
-    opcm, wudi) or one weight of all tasks (knots, della). With a calibration, the merged task vector waits in a file
-    beside `out`; one of matrices (svc) needs one weight and its factors per thread.
+    opcm, wudi, core_space) or one weight of all tasks (knots, della). With a calibration, the merged task vector waits
+    in a file beside `out`; one of matrices (svc) needs one weight and its factors per thread.
 
     Example:
         merge_checkpoints("base.safetensors", ["a.safetensors", "b.safetensors"], "ties", "m.safetensors", density=0.1)

@@ -161,6 +161,15 @@ class TaskVectors:
             self._curvature[kind] = CurvatureFiles(kind, self.base, self.checkpoints, self.device)
         return self._curvature[kind]
 
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]] | None:
+        """Return B_t [m, r] and A_t [r, n] of each task, with τ_t = B_t A_t before ``weights``.
+
+        None if a task has another change than one of low rank, as every encoder that is saved whole.
+        """
+        found = [c.low_rank(name) if isinstance(c, Adapter) else None for c in self.checkpoints]
+        known = [(B.to(self.device), A.to(self.device)) for B, A in (pair for pair in found if pair is not None)]
+        return known if len(known) == len(found) else None
+
     def blocks(self, names: Sequence[str], *, streamed: bool = False, whole: bool = False) -> list[Block]:
         """Return the blocks of `names`, in order.
 

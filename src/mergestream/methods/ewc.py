@@ -253,7 +253,7 @@ class EWC(Method):
         found = fisher_diagonal(model, counted(), estimator=self.estimator, gradient=gradient)
         self.gradient = None
         fisher = {name.removeprefix("0."): f for name, f in found.items()}
-        anchor = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+        anchor = {name: p.detach().clone() for name, p in encoder.named_parameters() if name in fisher}
         if self.consolidation != "separate":
             old = self.terms[-1][0] if self.terms else {name: torch.zeros_like(f) for name, f in fisher.items()}
             share = 1 - self.decay if self.consolidation == "ema" else 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from mergestream.reporting.rows import BENCHMARK, data_set, retention_column, retention_columns
+from mergestream.runs.directory import ADAPTER, ENCODER
 from mergestream.runs.identity import equal_hash
 from mergestream.runs.results import Metrics
 from mergestream.runs.retention import Measurement, all_beside, read
@@ -52,7 +53,8 @@ def _encoder(result: Path, metrics: Metrics) -> Path:
     """Return the encoder whose accuracy is the final one of a metrics.json."""
     if metrics["kind"] == "merge":
         return result.with_name("merged.safetensors")
-    return result.parent / f"task-{len(metrics['overall']) - 1:02d}" / "encoder.safetensors"
+    name = ADAPTER if metrics["config"]["model"].get("adapter") else ENCODER
+    return result.parent / f"task-{len(metrics['overall']) - 1:02d}" / name
 
 
 def _of_other_data(found: Mapping[Path, Mapping[Path, Measurement]]) -> dict[Path, str]:

@@ -3,6 +3,7 @@
 <root>/<dataset>/<stream>[-<tasks>]/<model>/<method>/seed-<seed>[-<tag>]/
   config.yaml  stream.json  base.json  metrics.json
   task-00/encoder.safetensors  task-00/evaluation.json  …  (task-NN/checkpoint.safetensors during training)
+  With adapters, task-00/adapter_model.safetensors and task-00/adapter_config.json stand in for the encoder.
   merges/<strategy>-<scale>/merged.safetensors  metrics.json
 <root>/_base/<sha256>.safetensors
 """
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a report needs none
     from torch import Tensor
 
 SEAL = "# checksum: "  # of the lines above it in config.yaml
+ENCODER = "encoder.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as peft names them
 CURVATURES = ("fisher", "gram", "classes")
 AUTO = "auto"  # a value that the start of the training decides
 
@@ -50,6 +53,7 @@ class Run:
         tag: tells apart runs that agree in everything else of the path.
         options: by config group, the option that was typed where it differs from the name, as in ``dataset=folder``.
         extra: overrides that the command needs besides those that name the run.
+        adapter: whether the tasks train adapters.
     """
 
     root: Path
@@ -62,6 +66,7 @@ class Run:
     tag: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
+    adapter: bool = False
 
     @property
     def path(self) -> Path:
@@ -107,8 +112,12 @@ class Run:
         return self.path / f"task-{index:02d}"
 
     def encoder(self, index: int) -> Path:
-        """The image tower after task `index`."""
-        return self.task(index) / "encoder.safetensors"
+        """The image tower after task `index`, or the adapter of it."""
+        return self.task(index) / (ADAPTER if self.adapter else ENCODER)
+
+    def adapter_config(self, index: int) -> Path:
+        """How peft reads the adapter of task `index`."""
+        return self.task(index) / ADAPTER_CONFIG
 
     def method_state(self, index: int) -> Path:
         """What the method keeps after task `index`."""
@@ -194,7 +203,8 @@ class Run:
     def drop(self, index: int) -> None:
         """Delete the encoder and the method's state of a task that a running merge covers, and record it."""
         files.write_json(self.evaluation(index), {**self.record(index), "dropped": True})
-        for path in (self.method_state(index), *(self.curvature(index, kind) for kind in CURVATURES)):
+        others = (self.method_state(index), *(self.curvature(index, kind) for kind in CURVATURES))
+        for path in (*others, self.adapter_config(index)):
             path.unlink(missing_ok=True)
         self.encoder(index).unlink(missing_ok=True)
 
@@ -406,12 +416,16 @@ class Run:
                 "options of its training"
             )
         try:
+            known = self.record(index)["files"]
             checksum = files.verify(path)
+            config = self.adapter_config(index)
+            if self.adapter and files.checksum(config) != known.get(config.name):
+                raise UserError(f"{readable(config)} was altered (its checksum differs)")
         except UserError as error:
             raise UserError(f"{error}. {self.advice}") from error
         if files.read_metadata(path).get("base_sha256") != self.base()["sha256"]:
             raise UserError(f"{readable(path)} was trained from another θ₀ than base.json names")
-        if checksum != self.record(index)["files"].get(path.name):
+        if checksum != known.get(path.name):
             raise UserError(f"{readable(path)} is not the encoder that was evaluated. {self.advice}")
         return path
 

@@ -19,6 +19,8 @@ NEUTRAL += ("activation_checkpointing", "threads", "evaluate")
 FORMER = {"eval_precision": "32-true", "accumulate": 1, "compile": False}
 FORMER |= {"curvature.samples": 256}
 FORMER |= {"method.average": None, "method.average_every": 1, "method.average_decay": 0.99}
+FORMER |= {"model.adapter": None, "model.adapter_rank": 8, "model.adapter_alpha": 16}
+FORMER |= {"model.adapter_targets": ["in_proj", "c_fc", "c_proj"]}
 FORMER |= {"dataset.layout": "classes", "stream.layout": "tasks", "dataset.mtil": False}
 
 # How every model preprocessed images before base.json recorded it, besides the mean and std of its tag.

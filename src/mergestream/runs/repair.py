@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mergestream.runs.directory import CURVATURES, Run, base_path, readable
+from mergestream.runs.directory import ADAPTER, ADAPTER_CONFIG, CURVATURES, ENCODER, Run, base_path, readable
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
@@ -89,7 +89,7 @@ def _of_task(run: Run, index: int) -> Iterator[Damage]:
         yield from found
         return
     record = run.record(index)
-    known = [run.encoder(index).name, run.method_state(index).name]
+    known = [ENCODER, ADAPTER, ADAPTER_CONFIG, run.method_state(index).name]
     known += [run.curvature(index, kind).name for kind in CURVATURES]
     if not isinstance(record["files"], dict) or set(record["files"]) - set(known):  # a path in it could lead anywhere
         yield Damage(written, f"{readable(written)} names files that no task has", index)
@@ -98,9 +98,9 @@ def _of_task(run: Run, index: int) -> Iterator[Damage]:
         path = run.task(index) / name
         if record.get("dropped") and not path.exists():
             continue
-        if found := list(_unsound(run, path, partial(files.verify, path), index)):
+        if found := list(_unsound(run, path, partial(files.checksum, path), index)):
             yield from found
-        elif files.verify(path) != checksum:
+        elif files.checksum(path) != checksum:
             yield Damage(path, f"{readable(path)} is not the file that task {index + 1} was evaluated with", index)
 
 
@@ -129,4 +129,4 @@ def _running(run: Run) -> list[Path]:
 def _rows(run: Run) -> list[Path]:
     """Return the evaluations of the running merges, one file for each task."""
     found = [path for _, folder in run.task_folders() for path in folder.glob("*.json")]
-    return sorted(path for path in found if path.name != "evaluation.json")
+    return sorted(path for path in found if path.name not in ("evaluation.json", ADAPTER_CONFIG))

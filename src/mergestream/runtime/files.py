@@ -91,6 +91,12 @@ def remove_partials(folder: Path, hours: float = 0) -> None:
                 path.unlink()
 
 
+def write_plain_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as JSON without a checksum, for a file that other programs read."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` as JSON with its checksum. NaN and infinities, which JSON lacks, become null."""
     plain = _plain(value)
@@ -184,6 +190,19 @@ def verify(path: Path) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     return _verify(path, status.st_mtime_ns, status.st_size)
+
+
+def checksum(path: Path) -> str:
+    """Return the checksum of a file: that of `verify` for safetensors, and the sha256 of any other.
+
+    Raises:
+        UserError: if the file is missing, or a safetensors file was altered.
+    """
+    if path.suffix == ".safetensors":
+        return verify(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    return sha256(path)
 
 
 @cache

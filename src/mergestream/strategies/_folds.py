@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -28,6 +29,16 @@ def summed(taus: Tensor) -> Tensor:
     torch adds a single column in another order than several columns, and in a third order if the column is contiguous.
     """
     return taus.sum(0) if taus[0].numel() > 1 else total(taus)
+
+
+def trimmed_to_share(taus: Tensor, density: float) -> Tensor:
+    """Return a copy of matrices [T, m, n] in which the largest magnitudes of each stay, a share `density`."""
+    dropped = taus[0].numel() - math.floor(density * taus[0].numel())
+    if not dropped:
+        return taus.clone()
+    size = taus.abs()
+    limits = size.flatten(1).kthvalue(dropped, dim=1).values
+    return torch.where(size > limits.view(-1, 1, 1), taus, 0.0)
 
 
 def elected(taus: Tensor, majority: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
-from mergestream.strategies._folds import elected
+from mergestream.strategies._folds import elected, trimmed_to_share
 from mergestream.strategies._matrices import on_matrices, svd
 from mergestream.strategies.reference import Reference
 from mergestream.strategies.strategy import strategy
@@ -40,10 +38,4 @@ def knots(taus: Tensor, *, density: float = 0.2) -> Tensor:
     if not len(S):
         return torch.zeros(rows, columns, device=taus.device)
     parts = Vt.reshape(len(S), tasks, columns).transpose(0, 1)
-    dropped = parts[0].numel() - math.floor(density * parts[0].numel())
-
-    size = parts.abs()
-    if dropped:
-        limits = size.flatten(1).kthvalue(dropped, dim=1).values
-        parts = torch.where(size > limits.view(-1, 1, 1), parts, 0.0)
-    return (U * S) @ elected(parts.clone())[0]
+    return (U * S) @ elected(trimmed_to_share(parts, density))[0]

@@ -152,6 +152,9 @@ class SurveyedVectors(Protocol):
             UserError: if that of a task is missing or damaged, or was made from another encoder.
         """
 
+    def factors(self, name: str) -> Sequence[tuple[Tensor, Tensor]] | None:
+        """Return B_t [m, r_t] and A_t [r_t, n] of each task, with τ_t = B_t A_t; None if a task is no adapter."""
+
     def blocks(self, names: Sequence[str], *, streamed: bool = False, whole: bool = False) -> list[Block]:
         """Return the blocks of `names`, in order.
 

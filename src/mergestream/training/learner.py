@@ -123,7 +123,7 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and its schedule, which both start anew with every task."""
-        optimizer = self.make_optimizer(self.encoder.parameters())
+        optimizer = self.make_optimizer([p for p in self.encoder.parameters() if p.requires_grad])
         total = int(self.trainer.estimated_stepping_batches)
         warmup = self.warmup if isinstance(self.warmup, int) else round(self.warmup * total)
         schedule = LambdaLR(

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mergestream.compose.training import FitSettings, TrainingSettings
 from mergestream.data.inventory import Inventory
@@ -17,6 +18,7 @@ from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
 from mergestream.evaluation import evaluate
 from mergestream.metrics import Counts
+from mergestream.models import adapters
 from mergestream.models.clip import Clip, TextHead, text_head
 from mergestream.runs.directory import Run, readable, store_base
 from mergestream.runs.identity import departures
@@ -136,6 +138,8 @@ class Session:
             print(*said, sep="\n", end="\n" * bool(said))
             _write_start(settings, stream, clip, base, inventory)
         processes.barrier()
+        if settings.adapter:
+            adapters.attach(clip.encoder, settings.adapter, settings.fit.seed)
         stamp, heads = run.stamp(settings.config), [task.classes for task in stream.tasks]
         return cls(
             settings=settings,
@@ -182,7 +186,7 @@ class Session:
     def measure(self, weights: Mapping[str, Tensor], seen: int) -> Counts:
         """Return the counts of other weights than those in training, which stay as they are."""
         own = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
-        self.encoder.load_state_dict(weights)
+        adapters.load_weights(self.encoder, weights)
         counts = self.evaluate(seen)
         self.encoder.load_state_dict(own)
         return counts
@@ -190,7 +194,15 @@ class Session:
     def evaluate(self, seen: int) -> Counts:
         """Return the counts of the encoder on all tasks, of which it has been trained on the first `seen`."""
         where: dict[str, Any] = {"device": self.device, "precision": self.settings.fit.eval_precision}
-        return evaluate(self.encoder, self.head, self.stream, seen=seen, **where)
+        with parametrize.cached():  # adapters are added to their matrices once
+            return evaluate(self.encoder, self.head, self.stream, seen=seen, **where)
+
+    def start_over(self) -> None:
+        """Give the encoder the weights θ₀, or its adapters their first values."""
+        if self.settings.adapter:
+            adapters.reset(self.encoder, self.settings.fit.seed)
+        else:
+            self.encoder.load_state_dict(self.base)
 
     def stamp_of(self, plan: TaskPlan) -> dict[str, str]:
         """Return the metadata of the files of a task."""
@@ -217,7 +229,7 @@ def _prepare(encoder: nn.Module, settings: TrainingSettings, device: torch.devic
     """Set how the device computes, and check that the encoder can do what the settings say.
 
     Raises:
-        UserError: if the encoder cannot compute activations again, or has no projection.
+        UserError: if the encoder cannot compute activations again, has no projection, or cannot have the adapters.
     """
     precision = settings.fit.precision
     set_matrix_precision(device, precision)
@@ -227,6 +239,8 @@ def _prepare(encoder: nn.Module, settings: TrainingSettings, device: torch.devic
         require_checkpointing(encoder)
     if "classes" in settings.curvature:
         require_projection(encoder)
+    if settings.adapter:
+        adapters.adapted(encoder, settings.adapter)
 
 
 def _next_parent(settings: TrainingSettings, record: TaskRecord, index: int, parent: str) -> str:

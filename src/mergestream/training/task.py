@@ -12,6 +12,7 @@ from mergestream.merging.curvature import made_with
 from mergestream.merging.encoder import apply
 from mergestream.merging.engine import AVERAGE, merged_task_vector
 from mergestream.metrics import Counts, still_known
+from mergestream.models import adapters
 from mergestream.runtime import files, processes
 from mergestream.runtime.seeding import key, seed_all
 from mergestream.training import curvature
@@ -50,7 +51,8 @@ def restore(session: Session, plan: TaskPlan) -> None:
     kept = run.encoder(index).is_file()
     if kept or is_last:
         run.require_stamp(run.encoder(index), session.stamp_of(plan))
-        session.encoder.load_state_dict(files.read_tensors(run.encoder(index)))
+        load = adapters.load_adapter if run.adapter else adapters.load_weights
+        load(session.encoder, files.read_tensors(run.encoder(index)))
     state = files.read_tensors(run.method_state(index)) if run.method_state(index).exists() else {}
     # With keep_tasks=false only the files of the last finished task are there, and they are enough.
     if state or is_last or kept or not _last_state_exists(session):
@@ -69,7 +71,7 @@ def fit(session: Session, plan: TaskPlan, parent: str, progress: StreamProgress)
     """
     settings, run, index = session.settings, session.run, plan.index
     if settings.method.start == "base":
-        session.encoder.load_state_dict(session.base)
+        session.start_over()
     elif settings.method.start == "merged" and index:
         assert session.merging is not None
         session.encoder.load_state_dict(session.merging.weights())
@@ -114,9 +116,16 @@ def save(session: Session, plan: TaskPlan, fitted: Fitted) -> dict[str, str]:
     """Write the encoder and the state of the method; return the checksums of the files by name."""
     run, method = session.run, session.settings.method
     encoder, state_file = run.encoder(plan.index), run.method_state(plan.index)
-    state = session.encoder.state_dict()
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    written = {encoder.name: files.write_tensors(encoder, weights, fitted.marks)}
+    written = {}
+    if lora := session.settings.adapter:
+        config = run.adapter_config(plan.index)
+        files.write_plain_json(config, adapters.adapter_config(session.encoder, lora))
+        written[config.name] = files.checksum(config)
+        weights = adapters.adapter_tensors(session.encoder)
+    else:
+        state = session.encoder.state_dict()
+        weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    written[encoder.name] = files.write_tensors(encoder, weights, fitted.marks)
     if state := method.state():
         require_finite(state, f"the state of method={method.id}", fitted.label)
         written[state_file.name] = files.write_tensors(state_file, state, fitted.marks)
