@@ -93,6 +93,8 @@ class Command:
             with environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them
                 self._run(main)
         finally:
+            if self.saved:
+                interrupt.note_saved()
             self.shared.clear()
             self.saved = False
         if self.failed:
@@ -122,7 +124,8 @@ class Command:
         except Stopped as stopped:
             if self.is_guest:
                 raise
-            _leave(stopped, stopped.saved or self.saved, signals.inherited.get(stopped.signum))
+            self.saved |= stopped.saved
+            _leave(stopped, self.saved, signals.inherited.get(stopped.signum))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):
                 raise
@@ -144,7 +147,8 @@ class Command:
                 raise
             _exit_with(error)
         except Stopped as stopped:  # before or after the job
-            _leave(stopped, stopped.saved or self.saved, None)
+            self.saved |= stopped.saved
+            _leave(stopped, self.saved, None)
 
 
 def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
