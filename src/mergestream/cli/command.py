@@ -28,6 +28,7 @@ from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import environment, placement, rank
 from mergestream.strategies.reference import references
 
+PLACES = ("local", "slurm", "ray")  # the options of the config group `cluster`
 DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
 
@@ -176,9 +177,20 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
     sys.exit(stopped.code)
 
 
+def place_of(cfg: DictConfig) -> str:
+    """Return where the jobs of a sweep run, the name of the config group `cluster`.
+
+    Raises:
+        UserError: if it is none of its options.
+    """
+    if (place := OmegaConf.select(cfg, "cluster.name", default=PLACES[0])) not in PLACES:
+        raise UserError(f"cluster.name must be one of {', '.join(PLACES)}; got cluster.name={place}")
+    return place
+
+
 def _require_sweep(cfg: DictConfig) -> None:
     """Check that a single run is not asked to run elsewhere."""
-    place = omegaconf.OmegaConf.select(cfg, "cluster.name", default="local")
+    place = place_of(cfg)
     if place != "local" and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"cluster={place} is for sweeps, and for experiments; write -m for a single run, too")
 
