@@ -24,12 +24,11 @@ def test_the_time_limit(cluster, one):
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     fast(cluster)
     assert finished(cluster, single) == one
-    again = finished(cluster, nodes, "nodes")
+    assert finished(cluster, nodes, "nodes") == trained(cluster.folder / "two", *PLAIN, "devices=2")
     for job in (single, nodes):
         log = cluster.log(job)
         assert f"SLURM has requeued job {job}" in log
         assert "stopped by SIGUSR1 at task 1 of 2, epoch 1, step" in log
-    assert again == trained(cluster.folder / "two", *PLAIN, "devices=2")
 
 
 def test_no_progress(cluster):
@@ -58,12 +57,17 @@ def test_a_lost_node(cluster, one):
     cluster.run("scontrol", "requeuehold", job)
     cluster.run("scontrol", "update", f"JobId={job}", f"ExcNodeList={node}")
     cluster.run("scontrol", "release", job)
-    cluster.started_again(job)
+
+    def waits() -> bool:
+        os.utime(lock)  # for the other node, its holder is alive
+        return f"on {node} since" in cluster.log(job)
+
+    until(waits, lambda: cluster.log(job))
+    assert "an earlier start of this job" in cluster.log(job)
+    os.utime(lock, (0, 0))  # now it counts as dead
     fast(cluster)
     assert finished(cluster, job) == one
     assert cluster.facts(job)["NodeList"] != node
-    assert f"on {node} since" in cluster.log(job)
-    assert "an earlier start of this job" in cluster.log(job)
 
 
 def test_a_handler_of_its_own(cluster, one):
