@@ -69,10 +69,7 @@ docs: setup ## build the documentation into site/; warnings are errors
 test: setup ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($(JOBS) + 1)) --dist worksteal
 
-# The launcher for submitit has a folder of its own, since it is in no lock.
-test-slurm: setup ## start a SLURM of two nodes here (as root, with Debian's packages), and try on it what docs/clusters.md lists
-	test -d .venv/slurm || $(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --target .venv/slurm \
-		hydra-submitit-launcher==1.2.0 submitit==1.5.4 cloudpickle==3.1.3
+test-slurm: setup ## start a SLURM of three nodes here (as root, with Debian's packages), and try on it what docs/clusters.md lists
 	scripts/slurm/test.sh $(BIN)/python
 
 fuzz: setup ## try 500 random pictures, checkpoints and command lines of each kind, where the suite tries 25

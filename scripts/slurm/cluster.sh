@@ -1,13 +1,14 @@
 #!/bin/bash
-# A SLURM of two nodes on this machine, for tests: munge, slurmctld, slurmdbd with MariaDB, and one slurmd for each node.
+# A SLURM of three nodes on this machine, for tests: munge, slurmctld, slurmdbd with MariaDB, and one slurmd for each node.
 #   scripts/slurm/cluster.sh install     Debian's packages
 #   scripts/slurm/cluster.sh start       idempotent; prints the SLURM_CONF with which the commands find this cluster
 #   scripts/slurm/cluster.sh stop        ends its jobs, and its own processes by their ids
 # Needs root. No systemd, no cgroups, loopback alone; nothing below /etc/slurm is read or written.
-# Nodes n1 and n2 claim CPUS cores, MEMORY MB and two GPUs each; /node-local is a folder of each node's own.
-# Partitions: work (default); low, whose jobs those of high pre-empt: they get their --signal, or SIGTERM, and are requeued.
+# Each node claims CPUS cores, MEMORY MB and two GPUs; /node-local is a folder of its own.
+# Partitions: work (n1 and n2, default); low and high (n3): jobs of high pre-empt those of low, which get their --signal,
+# or SIGTERM, and are requeued.
 set -euo pipefail
-NODES="n1 n2" CPUS=${CPUS:-4} MEMORY=${MEMORY:-8000}
+NODES="n1 n2 n3" CPUS=${CPUS:-4} MEMORY=${MEMORY:-8000}
 DIR=${MERGESTREAM_SLURM_DIR:-/var/lib/mergestream-slurm}  # configuration, state, logs, process ids
 export SLURM_CONF=$DIR/slurm.conf MYSQL_UNIX_PORT=$DIR/db.sock
 DAEMONS="$NODES slurmctld slurmdbd mariadbd munged"  # in the order in which they stop
@@ -16,7 +17,7 @@ alive() { [ -s "$DIR/$1.pid" ] && kill -0 "$(cat "$DIR/$1.pid")" 2>/dev/null; }
 wait_for() { for _ in $(seq 150); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "waited in vain: $*" >&2; return 1; }
 stopped() { ! alive "$1"; }
 installed() { for program in munged slurmctld slurmd slurmdbd mariadbd srun unshare; do command -v $program >/dev/null || return 1; done; }
-idle() { [ "$(sinfo -h -p work -t idle,alloc,mix -o %D)" = 2 ]; }
+idle() { [ "$(sinfo -h -N -t idle,alloc,mix -o %N | sort -u | wc -l)" = 3 ]; }
 no_jobs() { [ -z "$(squeue -h -t running,completing)" ]; }
 
 # A requeued job waits as long as its credentials live, two minutes unless cred_expire says otherwise.
@@ -57,11 +58,12 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=26819
 JobAcctGatherType=jobacct_gather/none
-NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.1 Port=27001 CPUs=$CPUS RealMemory=$MEMORY Gres=gpu:2 State=UNKNOWN
-NodeName=n2 NodeHostname=n2 NodeAddr=127.0.0.1 Port=27002 CPUs=$CPUS RealMemory=$MEMORY Gres=gpu:2 State=UNKNOWN
+$(for name in $NODES; do
+    echo "NodeName=$name NodeHostname=$name NodeAddr=127.0.0.1 Port=2700${name#n} CPUs=$CPUS RealMemory=$MEMORY Gres=gpu:2"
+done)
 PartitionName=work Nodes=n[1-2] Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=OFF State=UP
-PartitionName=low Nodes=n[1-2] MaxTime=INFINITE DefaultTime=60 PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE State=UP
-PartitionName=high Nodes=n[1-2] MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=low Nodes=n3 MaxTime=INFINITE DefaultTime=60 PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE State=UP
+PartitionName=high Nodes=n3 MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 CONF
 }
 

@@ -12,5 +12,6 @@ unshare --uts --mount true 2>/dev/null || skip "this machine cannot make namespa
 trap '"$here/cluster.sh" stop' EXIT
 SLURM_CONF=$("$here/cluster.sh" start)
 export SLURM_CONF MERGESTREAM_SLURM=1 OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE  # every job would compile the package again
 # A folder of its own, which the other pytest sessions of this machine do not tidy away.
-"$python" -m pytest -n 3 --dist loadfile --verbosity=1 --basetemp="$(dirname "$SLURM_CONF")/tests" tests/slurm "$@"
+"$python" -m pytest -n 4 --dist loadfile --verbosity=1 --basetemp="$(dirname "$SLURM_CONF")/tests" tests/slurm "$@"

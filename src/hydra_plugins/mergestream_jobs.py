@@ -30,12 +30,15 @@ class Jobs(BasicLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs. One that fails is shown on a line; the others run all the same."""
+        from mergestream.cli.command import place_of
+
         assert self.config is not None  # Hydra calls `setup` first
+        place = place_of(self.config)
         cluster: dict[str, Any] = OmegaConf.to_container(self.config.cluster, resolve=True)  # type: ignore[assignment]
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
-        if cluster["name"] == "slurm":
+        if place == "slurm":
             self._slurm(jobs, cluster)
-        elif cluster["name"] == "ray":
+        elif place == "ray":
             self._ray(jobs, cluster)
         elif cluster["dry_run"]:
             self._look(jobs, "They run here, one after the other or side by side.", 0)

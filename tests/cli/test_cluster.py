@@ -272,7 +272,7 @@ def test_fetch_loads_each_data_set_and_model_once(tmp_path):
 
 
 def test_one_process_at_a_time_fetches(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lock, "STALE", 0.1)
+    monkeypatch.setattr(lock, "MOMENT", 0)
     holder = "import sys, time; from pathlib import Path; from mergestream.runtime.lock import turn\n"
     holder += (
         "with turn(Path(sys.argv[1]), 'x'): print('mine', flush=True); sys.stdin.read(); Path(sys.argv[2]).touch()"
@@ -282,7 +282,7 @@ def test_one_process_at_a_time_fetches(tmp_path, capsys, monkeypatch):
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as first:
         first.stdout.readline()
         monkeypatch.setattr(lock.time, "sleep", lambda seconds: first.stdin.close())
-        with lock.turn(tmp_path / "lock", "dataset=cars"):
+        with lock.turn(tmp_path / "lock", "fetches dataset=cars"):
             assert (tmp_path / "done").exists()
     assert capsys.readouterr().err == "waiting for another process, which fetches dataset=cars\n"
     assert not (tmp_path / "lock").exists()

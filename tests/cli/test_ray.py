@@ -60,13 +60,28 @@ def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, numb
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
-    assert "type the same command again to continue the jobs of Ray" in err
+    assert err == (
+        f"stopped by {number.name}; 1 of 1 tasks of Ray saved something new. "
+        "Type the same command again to continue from what is saved\n"
+    )
     (log,) = (tmp_path / "cut").rglob("_sweeps/*/train/0.log")
     assert "stopped by SIGTERM at task" in log.read_text()
     for name in ("cut", "whole"):
         process = start(f"root={tmp_path / name}", *words)
         assert process.communicate()[1] == ""
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole") != {}
+
+
+@needs_ray
+def test_a_signal_before_anything_is_saved_says_so(tmp_path):
+    process = start(f"root={tmp_path}", *ON_RAY, *WORDS, "seed=1")
+    while not list(tmp_path.rglob("0.log.starts")):  # then the job imports what it needs, for seconds
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert "0 of 1 tasks of Ray saved something new" in err
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
 
 
 @needs_ray

@@ -86,3 +86,29 @@ def test_any_override(script, tmp_path_factory, monkeypatch):
         assert not list(here.iterdir()), (words, list(here.iterdir()))
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("train.py", ["+dataset.order.0=null"], "dataset.order must be the name of an order"),
+        ("merge.py", ["++dataset.order=[nan]"], "dataset.order must be the name of an order"),
+        ("train.py", ["stream.order=[nan]"], "stream.order must be the name of an order"),
+        ("train.py", ["+method.foo=false"], "got an unexpected keyword argument 'foo'; got method.foo=False"),
+        ("train.py", ["+dataset.foo=3"], "got an unexpected keyword argument 'foo'; got dataset.foo=3"),
+        ("train.py", ["+cluster.name._target_=x"], "cluster.name must be one of local, slurm, ray; got cluster.name="),
+        ("train.py", ["-m", "seed=1,2", "+cluster.name._target_=x"], "cluster.name must be one of local, slurm, ray"),
+        (
+            "train.py",
+            ["method._target_=builtins.dict", "allow_targets=[builtins]"],
+            "_target_=builtins.dict must say which arguments it takes, and does not. Wrap it in a function",
+        ),
+    ],
+)
+def test_messages_name_the_key_that_was_typed(script, words, message, tmp_path):
+    outcome = command(script, *words, f"root={tmp_path}")
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))

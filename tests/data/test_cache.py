@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -151,3 +153,29 @@ def test_what_cannot_be_read_back_is_not_used(source, tmp_path, monkeypatch, cap
     monkeypatch.setattr(cache, "_checksum", lambda pixels: "another")
     assert cached(source, tmp_path / "cache", True, 32) == (source, None)
     assert "cannot be read back as it was written" in capsys.readouterr().err
+
+
+def test_one_of_two_jobs_that_need_them_at_once_decodes_the_images(source, tmp_path, monkeypatch, capsys):
+    looked, written = threading.Barrier(2, timeout=30), []
+
+    def read(pixels, index, status, original=cache._read):
+        found = original(pixels, index, status)
+        if pixels.name not in vars(here):
+            setattr(here, pixels.name, True)
+            looked.wait()  # until both have seen that there are none
+        return found
+
+    def write(paths, pixels, *arguments, original=cache._write):
+        written.append(pixels)
+        original(paths, pixels, *arguments)
+
+    here = threading.local()
+    monkeypatch.setattr(cache, "_read", read)
+    monkeypatch.setattr(cache, "_write", write)
+    with ThreadPoolExecutor(2) as pool:
+        for found, _ in pool.map(lambda _: cached(source, tmp_path / "cache", "auto", 32), range(2)):
+            assert same(found.train.images, source.train.images)
+            assert same(found.test.images, source.test.images)
+    assert len(written) == len(set(written)) == 2  # training and test images, once each
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert capsys.readouterr().err == ""

@@ -15,3 +15,12 @@ def cluster(tmp_path: Path):
     from slurm.cluster import Cluster
 
     return Cluster(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The tensor files of one process, uninterrupted."""
+    from slurm.cluster import trained
+    from slurm.runs import PLAIN
+
+    return trained(tmp_path_factory.mktemp("one"), *PLAIN)

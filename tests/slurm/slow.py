@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,4 +35,18 @@ def never_ready() -> None:
         time.sleep(600)
 
     Session.open = wait  # type: ignore[method-assign]
+    train.main()
+
+
+def like_submitit(allowed: int) -> None:
+    """Run train.py below a handler that requeues the job as often as allowed, as submitit's does around a function."""
+    from mergestream.cli import train
+
+    def time_is_up(*arguments: Any) -> None:
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= allowed:
+            raise RuntimeError("Job not requeued because: timed-out too many times.")
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        sys.exit(-1)
+
+    signal.signal(signal.SIGUSR2, time_is_up)
     train.main()

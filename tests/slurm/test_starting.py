@@ -90,8 +90,11 @@ def test_a_root_that_is_not_shared(here):
 
 
 def test_inside_an_allocation(here):
-    """`salloc`, and a test of two processes in it | passes; the variables of the job start no processes"""
-    words = ("python", "-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "tests/training/test_run.py"))
-    done = here.run("salloc", "--ntasks-per-node=2", *words, "-k", "two_processes_equal_one and seq")
+    """`salloc`, and tests of side-by-side jobs, several processes and signals in it | pass, as they do outside"""
+    files = ("training/test_run.py", "training/test_faults.py", "runtime/test_side_by_side.py", "cli/test_sweeps.py")
+    chosen = "two_processes_equal_one and seq or error_in_a_process or side_by_side and bytes or asked_to_start_the_job"
+    words = ("python", "-m", "pytest", "-p", "no:cacheprovider", *(str(ROOT / "tests" / file) for file in files))
+    done = here.run("salloc", "--ntasks-per-node=2", *words, "-k", f"{chosen} or test_side_by_side")
     assert done.returncode == 0, done.stdout
+    assert "8 passed" in done.stdout
     assert "SLURM_JOB_ID" not in os.environ

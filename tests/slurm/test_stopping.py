@@ -4,42 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
 
-import pytest
-from helpers import ROOT, noise
-from slurm.cluster import Cluster, script, tensors, trained, until
-
-TRAIN = (*noise()[:-2], "tasks=2", "batch_size=16", "epochs=1", "method=seq", "checkpoint.every_minutes=0")
-PLAIN, TRAIN = (*TRAIN, "logger=none"), (*TRAIN, "logger._target_=slow.logger", "allow_targets=[slow]")
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """The tensor files of one process, uninterrupted."""
-    return trained(tmp_path_factory.mktemp("one"), *PLAIN)
-
-
-def in_training(cluster: Cluster, job: str, root: str = "runs") -> None:
-    """Wait until the job has saved something of its first task."""
-    until(lambda: list((cluster.folder / root).rglob("checkpoint.safetensors")), lambda: cluster.log(job))
-
-
-def slow(cluster: Cluster) -> None:
-    (cluster.folder / "slow").touch()
-
-
-def fast(cluster: Cluster) -> None:
-    (cluster.folder / "slow").unlink()
-
-
-def finished(cluster: Cluster, job: str, root: str = "runs") -> dict[str, bytes]:
-    """Wait for the end of the job, and return the tensor files of its run."""
-    assert cluster.ended(job) == "COMPLETED", cluster.log(job)
-    assert "Traceback" not in cluster.log(job)
-    return tensors(cluster.folder / root)
+from slurm.cluster import script, trained, until
+from slurm.runs import PLAIN, TRAIN, fast, finished, in_training, slow
 
 
 def test_the_time_limit(cluster, one):
@@ -56,12 +24,11 @@ def test_the_time_limit(cluster, one):
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     fast(cluster)
     assert finished(cluster, single) == one
-    again = finished(cluster, nodes, "nodes")
+    assert finished(cluster, nodes, "nodes") == trained(cluster.folder / "two", *PLAIN, "devices=2")
     for job in (single, nodes):
         log = cluster.log(job)
         assert f"SLURM has requeued job {job}" in log
         assert "stopped by SIGUSR1 at task 1 of 2, epoch 1, step" in log
-    assert again == trained(cluster.folder / "two", *PLAIN, "devices=2")
 
 
 def test_no_progress(cluster):
@@ -78,38 +45,6 @@ def test_no_progress(cluster):
     assert "Traceback" not in cluster.log(job)
 
 
-def test_pre_emption(cluster, one):
-    """`train.sh`, pre-empted by another job | saved, requeued; the bytes of one start"""
-    slow(cluster)
-    job = cluster.submit(script("train.sh"), *TRAIN, "root=runs", options=("--partition=low",))
-    in_training(cluster, job)
-    node = cluster.facts(job)["NodeList"]
-    cluster.submit("sleep 3", options=("--partition=high", f"--nodelist={node}", "--exclusive"))
-    cluster.started_again(job)
-    fast(cluster)
-    assert finished(cluster, job) == one
-
-
-def test_pre_emption_is_no_time_out(cluster, one):
-    """`cluster=slurm cluster.timeouts=0`, pre-empted; then its time is up | the bytes of one start; the job fails"""
-    slow(cluster)
-    words = ("cluster=slurm", "cluster.gpus=0", "cluster.partition=low", "cluster.timeouts=0", "cluster.wait=false")
-    jobs = {}
-    for root, minutes in (("runs", 60), ("limit", 4)):
-        done = cluster.run("python", "train.py", "-m", *TRAIN, *words, f"cluster.minutes={minutes}", f"root={root}")
-        jobs[root] = re.search(r"^submitted 1 jobs of train as (\d+); ", done.stdout, re.MULTILINE)[1] + "_0"
-        in_training(cluster, jobs[root], root)
-    node = cluster.facts(jobs["runs"])["NodeList"]
-    cluster.submit("sleep 3", options=("--partition=high", f"--nodelist={node}", "--exclusive"))
-    cluster.started_again(jobs["runs"])
-    cluster.run("scancel", "--batch", "--signal=USR1", jobs["limit"])  # as SLURM does less than two minutes before
-    assert cluster.ended(jobs["limit"]) == "FAILED"
-    (log,) = cluster.folder.glob("limit/_sweeps/*/train/0.log")
-    assert f"the time of job {jobs['limit']} was up 1 times, and cluster.timeouts=0 allows no more" in log.read_text()
-    fast(cluster)
-    assert finished(cluster, jobs["runs"]) == one
-
-
 def test_a_lost_node(cluster, one):
     """a job whose process was killed starts again on another node | it waits for the lock; the bytes of one start"""
     slow(cluster)
@@ -122,56 +57,36 @@ def test_a_lost_node(cluster, one):
     cluster.run("scontrol", "requeuehold", job)
     cluster.run("scontrol", "update", f"JobId={job}", f"ExcNodeList={node}")
     cluster.run("scontrol", "release", job)
-    cluster.started_again(job)
+
+    def waits() -> bool:
+        os.utime(lock)  # for the other node, its holder is alive
+        return f"on {node} since" in cluster.log(job)
+
+    until(waits, lambda: cluster.log(job))
+    assert "an earlier start of this job" in cluster.log(job)
+    os.utime(lock, (0, 0))  # now it counts as dead
     fast(cluster)
     assert finished(cluster, job) == one
     assert cluster.facts(job)["NodeList"] != node
-    assert f"on {node} since" in cluster.log(job)
-    assert "an earlier start of this job" in cluster.log(job)
 
 
-@pytest.fixture
-def sweep(cluster):
-    """(root, minutes, time-outs) → the job of a sweep that submitit has submitted. Its command waits for the job."""
-    packages = ROOT / ".venv/slurm"
-    if not packages.is_dir():
-        pytest.skip("make test-slurm puts submitit there")
-    cluster.environment["PYTHONPATH"] += f":{packages}"
-    waiting = []
-
-    def start(root: str, minutes: int, timeouts: int) -> str:
-        options = {
-            "timeout_min": minutes,
-            "cpus_per_task": 1,
-            "max_num_timeout": timeouts,
-            "submitit_folder": f"{root}-%j",
-        }
-        words = [f"hydra.launcher.{key}={value}" for key, value in options.items()]
-        words += ["hydra/launcher=submitit_slurm", f"hydra.sweep.dir={root}-sweep", f"root={root}"]
-        command = ["python", "train.py", "-m", *TRAIN, *words]
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        waiting.append(subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, **pipes))
-        until(lambda: list(cluster.folder.glob(f"{root}-[0-9]*/*_submitted.pkl")))
-        return next(cluster.folder.glob(f"{root}-[0-9]*")).name.partition("-")[2]
-
-    yield start
-    for process in waiting:
-        process.kill()
-        process.wait()
-
-
-def test_submitit(cluster, one, sweep):
-    """`hydra/launcher=submitit_slurm`, when the time is up | saved, requeued; without time-outs left the job fails"""
+def test_a_handler_of_its_own(cluster, one):
+    """a job whose own handler of USR2 requeues it, as submitit's | saved first, then requeued; if not, the job fails"""
     slow(cluster)
-    goes_on, used_up = sweep("goes_on", 60, 1), sweep("used_up", 5, 0)
-    for job, root in ((goes_on, "goes_on"), (used_up, "used_up")):
+    jobs = {
+        root: cluster.submit(
+            f'exec python -c "import slow; slow.like_submitit({allowed})" "$@"', *TRAIN, f"root={root}"
+        )
+        for root, allowed in (("goes_on", 1), ("used_up", 0))
+    }
+    for root, job in jobs.items():
         in_training(cluster, job, root)
-        cluster.run("scancel", "--signal=USR2", job)
-    cluster.started_again(goes_on)
+        cluster.run("scancel", "--batch", "--signal=USR2", job)
+    cluster.started_again(jobs["goes_on"])
     fast(cluster)
-    assert cluster.ended(used_up) == "FAILED"
-    (log,) = cluster.folder.glob("used_up-*/*_log.err")
-    assert log.read_text().startswith("stopped by SIGUSR2 at task 1 of 2, epoch 1, step")
-    assert "\nerror: Job not requeued because: timed-out too many times.\n" in log.read_text()
-    assert "Traceback" not in log.read_text()
-    assert finished(cluster, goes_on, "goes_on") == one
+    assert cluster.ended(jobs["used_up"]) == "FAILED"
+    log = cluster.log(jobs["used_up"])
+    assert log.startswith("stopped by SIGUSR2 at task 1 of 2, epoch 1, step")
+    assert "\nerror: Job not requeued because: timed-out too many times.\n" in log
+    assert "Traceback" not in log
+    assert finished(cluster, jobs["goes_on"], "goes_on") == one

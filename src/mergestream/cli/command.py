@@ -28,6 +28,7 @@ from mergestream.runtime.interrupt import Signals, Stopped
 from mergestream.runtime.processes import environment, placement, rank
 from mergestream.strategies.reference import references
 
+PLACES = ("local", "slurm", "ray")  # the options of the config group `cluster`
 DEBUG = "HYDRA_FULL_ERROR"  # the environment variable with which Hydra, and we, show tracebacks
 
 
@@ -93,6 +94,8 @@ class Command:
             with environment(DEBUG, "1"):  # makes Hydra raise its exceptions instead of printing them
                 self._run(main)
         finally:
+            if self.saved:
+                interrupt.note_saved()
             self.shared.clear()
             self.saved = False
         if self.failed:
@@ -122,7 +125,8 @@ class Command:
         except Stopped as stopped:
             if self.is_guest:
                 raise
-            _leave(stopped, stopped.saved or self.saved, signals.inherited.get(stopped.signum))
+            self.saved |= stopped.saved
+            _leave(stopped, self.saved, signals.inherited.get(stopped.signum))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if not self.one_line_errors or (one_line(error) is None and isinstance(error, OSError)):
                 raise
@@ -144,7 +148,8 @@ class Command:
                 raise
             _exit_with(error)
         except Stopped as stopped:  # before or after the job
-            _leave(stopped, stopped.saved or self.saved, None)
+            self.saved |= stopped.saved
+            _leave(stopped, self.saved, None)
 
 
 def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:
@@ -172,9 +177,20 @@ def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -
     sys.exit(stopped.code)
 
 
+def place_of(cfg: DictConfig) -> str:
+    """Return where the jobs of a sweep run, the name of the config group `cluster`.
+
+    Raises:
+        UserError: if it is none of its options.
+    """
+    if (place := OmegaConf.select(cfg, "cluster.name", default=PLACES[0])) not in PLACES:
+        raise UserError(f"cluster.name must be one of {', '.join(PLACES)}; got cluster.name={place}")
+    return place
+
+
 def _require_sweep(cfg: DictConfig) -> None:
     """Check that a single run is not asked to run elsewhere."""
-    place = omegaconf.OmegaConf.select(cfg, "cluster.name", default="local")
+    place = place_of(cfg)
     if place != "local" and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise UserError(f"cluster={place} is for sweeps, and for experiments; write -m for a single run, too")
 

@@ -163,13 +163,25 @@ def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: A
         if received:
             for task in waiting:
                 ray.cancel(task)
-            ray.wait(waiting, num_returns=len(waiting), timeout=PATIENCE)
-            raise Stopped(
-                received[-1],
-                "stopped; type the same command again to continue the jobs of Ray where they stopped",
-                True,
-            )
+            _, late = ray.wait(waiting, num_returns=len(waiting), timeout=PATIENCE)
+            raise _stopped(received[-1], parts, len(late))
     return [line for part in sorted(errors) for line in errors[part]]
+
+
+def _stopped(signum: int, parts: Parts, late: int) -> Stopped:
+    """Return what to raise when the tasks have ended, but for some that were too late to."""
+    saved = sum(_saved(str(parts.log(part))).exists() for part in range(len(parts.numbers)))
+    said = (
+        f"stopped by {signal.Signals(signum).name}; {saved} of {len(parts.numbers)} tasks of Ray saved something new. "
+    )
+    if late:
+        said += f"{late} had not ended {PATIENCE / 60:g} minutes later. "
+    return Stopped(signum, f"{said}Type the same command again to continue from what is saved", bool(saved))
+
+
+def _saved(log: str) -> Path:
+    """Return the file that a task makes which has saved something new."""
+    return Path(f"{log}.saved")
 
 
 def _errors(ray: Any, task: Any, parts: Parts, part: int) -> list[str]:
@@ -209,7 +221,7 @@ def _work(command: list[str], environment: dict[str, str], folder: str, log: str
         starts.write(b"\n")
     again = os.path.getsize(starts.name) - 1
     visible = {name: os.environ[name] for name in VISIBLE if name in os.environ}
-    environment = {**environment, **visible, lock.TASK: f"{log} {again}"}
+    environment = {**environment, **visible, lock.TASK: f"{log} {again}", interrupt.SAVED: str(_saved(log))}
     follow = [sys.executable, "-c", FOLLOW] if sys.platform == "linux" else []
     with open(log, "ab") as out:
         process = subprocess.Popen(

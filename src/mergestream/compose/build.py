@@ -44,19 +44,34 @@ def build(
         bound = instantiate({**values, "_partial_": True, "_convert_": "all"})
     except InstantiationException as error:
         raise UserError(f"_target_={node.get('_target_')} must be importable: {first_line(error)}") from error
-    signature, partial = inspect.signature(bound.func), bool(node.get("_partial_"))
+    partial = bool(node.get("_partial_"))
+    try:
+        signature = inspect.signature(bound.func)
+    except ValueError as error:  # of a function in C
+        raise UserError(
+            f"_target_={node['_target_']} must say which arguments it takes, and does not. Wrap it in a function"
+        ) from error
     try:
         (signature.bind_partial if partial else signature.bind)(*bound.args, **bound.keywords, **arguments)
         if partial:
             return bound
     except TypeError as error:
-        raise UserError(f"{node['_target_']} does not fit its config: {error}") from error
+        raise UserError(
+            f"{node['_target_']} does not fit its config: {error}{_typed(node, values, signature)}"
+        ) from error
     return bound(**arguments)
+
+
+def _typed(node: Mapping[Any, Any], values: Mapping[str, Any], signature: inspect.Signature) -> str:
+    """Return the keys of a config group that a function does not take, as they are typed."""
+    group = node._get_full_key(None) if isinstance(node, DictConfig) else ""
+    keys = [key for key in values if key not in signature.parameters and not key.startswith("_")]
+    return f"; got {', '.join(f'{group}.{key}={node[key]}' for key in keys)}" if group and keys else ""
 
 
 def method_of(config: Mapping[Any, Any]) -> Method:
     """Return the method that a config names, or a record of one."""
-    return build(DictConfig(config["method"]), config.get("allow_targets", ()), without=AVERAGING)
+    return build(DictConfig(config["method"], key="method"), config.get("allow_targets", ()), without=AVERAGING)
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -387,6 +387,7 @@ STREAM: Mapping[str, Rule] = {
     "seed": _whole(0, 2**32 - 1),
     "batch_size": _whole(1),
     "dataset.version": _version,
+    "dataset.order": _order,  # where stream.order comes from
     "stream.order": _order,
     "stream.increments": _increments,
     "stream.validation": _number("at least 0 and below 1", lambda x: 0 <= x < 1),

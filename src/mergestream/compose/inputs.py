@@ -117,7 +117,7 @@ class Inputs:
             root = Path(str(node.get("root", "")))
             if node.get("download") and (not root.exists() or os.access(root, os.W_OK)):
                 for name in sorted(suite.get("datasets") or [str(node.name)]):
-                    stack.enter_context(turn(root / "_fetching" / name, f"dataset={name}"))
+                    stack.enter_context(turn(root / "_fetching" / name, f"fetches dataset={name}"))
             return build(node, cfg.allow_targets, without=without, **suite, **kept)
 
     def _checked(self, source: Source) -> Source:

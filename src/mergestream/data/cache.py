@@ -23,6 +23,7 @@ from mergestream.data.source import Source, Split
 from mergestream.models.transforms import CROP_SCALE
 from mergestream.runtime import files, processes
 from mergestream.runtime.errors import UserError, first_line
+from mergestream.runtime.lock import turn
 
 VERSION = 1  # of the files
 CHUNK = 64  # images that are opened before any of them is used
@@ -94,35 +95,38 @@ def cached(source: Source, folder: Path, mode: bool | str, size: int) -> tuple[S
 
 
 def _cached(split: Split, paths: Sequence[str], folder: Path, side: int) -> Split:
-    """Return a split with decoded images, which are written first where they are not there yet."""
+    """Return a split with decoded images. Where they are not there yet, one of all processes writes them first."""
     names = "\0".join([*paths, str(side)]).encode(errors="surrogateescape")
     name = f"decoded-{xxhash.xxh3_64_hexdigest(names)}"
     pixels, index = folder / f"{name}.bin", folder / f"{name}.json"
     status = f"{VERSION}-{fingerprint([paths])}"
-    images = _read(pixels, index, status)
+    images, _ = _read(pixels, index, status)
     if images is None:
-        _require_space(folder, sum(math.prod(_reduced(*size, side)) * 3 for size in _sizes(paths)))
-        _write(paths, pixels, index, side, status)
-        images = _read(pixels, index, status)
+        with turn(folder / f"_{name}", f"writes {pixels}"):
+            images, reason = _read(pixels, index, status)  # another process may just have written them
+            if images is None:
+                if reason:
+                    processes.say(f"{reason}; decoding again")
+                _require_space(folder, sum(math.prod(_reduced(*size, side)) * 3 for size in _sizes(paths)))
+                _write(paths, pixels, index, side, status)
+                images, _ = _read(pixels, index, status)
     if images is None:
         raise UserError(f"{pixels} cannot be read back as it was written")
     return replace(split, images=images)
 
 
-def _read(pixels: Path, index: Path, status: str) -> Images | None:
-    """Return the decoded images; None if there are none, they are of other files, or they were altered."""
+def _read(pixels: Path, index: Path, status: str) -> tuple[Images | None, str]:
+    """Return the decoded images, or None and why those that are there cannot be used."""
     if not index.exists():
-        return None
+        return None, ""
     with suppress(UserError, OSError, ValueError):
         content = files.read_json(index, "status", "sizes", "xxh3_128", own=True)
         if content["status"] != status:
-            processes.say(f"{index} was made for other images or by another version; decoding again")
-            return None
+            return None, f"{index} was made for other images or by another version"
         images = DecodedImages(pixels, np.array(content["sizes"], dtype=np.int64).reshape(-1, 2))
         if pixels.stat().st_size == images.ends[-1] and _checksum(images.pixels) == content["xxh3_128"]:
-            return images
-    processes.say(f"{pixels} was altered (its checksum differs); decoding again")
-    return None
+            return images, ""
+    return None, f"{pixels} was altered (its checksum differs)"
 
 
 def _write(paths: Sequence[str], pixels: Path, index: Path, side: int, status: str) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *TIME_IS_UP)  # Ctrl-C; kill and pre-e
 # The environment variable of `cluster=slurm` with three words: how often the time of a job may be up, when it is, in
 # seconds since 1970, and a file with a line for each time that it was.
 TIMEOUTS = "MERGESTREAM_TIMEOUTS"
+# The environment variable of a task of Ray with a file, which is made if the task has saved something new.
+SAVED = "MERGESTREAM_SAVED"
 EARLY = (
     240  # seconds before the end: SLURM is asked for a signal 120 before, may send it 60 earlier, and counts coarsely
 )
@@ -124,6 +127,12 @@ def _work_is_done() -> None:
 
 
 atexit.register(_work_is_done)
+
+
+def note_saved() -> None:
+    """Let who started this process know that it has saved something new, if they asked for it."""
+    if SAVED in os.environ:
+        Path(os.environ[SAVED]).touch()
 
 
 def leave_threads(code: int, seconds: float) -> None:

@@ -27,6 +27,7 @@ NAME = ".lock"
 HEARTBEAT = 10.0  # seconds between two touches of the file
 STALE = 60.0  # seconds without a touch, after which a holder on another machine counts as dead
 PATIENCE = STALE + HEARTBEAT  # seconds that a job started again waits for the process that it replaces
+MOMENT = 1.0  # seconds, after which a process that waits for its turn says so
 TASK = (
     "MERGESTREAM_TASK"  # the environment variable with the name of a task of Ray and how often that was started before
 )
@@ -97,29 +98,32 @@ def held(folder: Path) -> Iterator[Lock]:
 
 
 @contextmanager
-def turn(folder: Path, what: str) -> Iterator[Lock]:
+def turn(folder: Path, work: str) -> Iterator[Lock]:
     """Wait until no other process holds the lock of `folder`, and hold it within the block.
 
     Args:
         folder: see `held`.
-        what: what this process waits for, in words.
+        work: what the other process does, in words; shown if that takes more than a moment.
     """
-    waiting = False
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    began, said = time.monotonic(), False
     while True:
         try:
             lock = _acquire(folder)
             break
         except HeldError:
-            if not waiting:
-                print(f"waiting for another process, which fetches {what}", file=sys.stderr)
-            waiting = True
-            time.sleep(min(1.0, STALE / 10))
+            waited = time.monotonic() - began
+            if not said and waited >= MOMENT:
+                print(f"waiting for another process, which {work}", file=sys.stderr)
+                said = True
+            time.sleep(min(0.05 + waited / 10, 1.0, STALE / 10))
     try:
         yield lock
     finally:
         lock.release()
-        with suppress(OSError):
-            folder.rmdir()
+        for path in (folder, *made):
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _acquire(folder: Path) -> Lock:
