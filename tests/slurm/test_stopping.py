@@ -18,10 +18,17 @@ def test_the_time_limit(cluster, one):
     nodes = cluster.submit(script("train_nodes.sh"), *TRAIN, "root=nodes")
     for job, root in ((single, "runs"), (nodes, "nodes")):
         in_training(cluster, job, root)
+    stopping = [single, nodes]
+    for job in stopping:
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # less than two minutes are left
-    for job in (single, nodes):
-        cluster.started_again(job)
-        cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+    def started_again() -> bool:
+        for job in [job for job in stopping if int(cluster.facts(job)["Restarts"])]:
+            cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")  # before the next signal
+            stopping.remove(job)
+        return not stopping
+
+    until(started_again, lambda: cluster.log(single) + cluster.log(nodes))
     fast(cluster)
     assert finished(cluster, single) == one
     assert finished(cluster, nodes, "nodes") == trained(cluster.folder / "two", *PLAIN, "devices=2")

@@ -100,9 +100,10 @@ def _cached(split: Split, paths: Sequence[str], folder: Path, side: int) -> Spli
     name = f"decoded-{xxhash.xxh3_64_hexdigest(names)}"
     pixels, index = folder / f"{name}.bin", folder / f"{name}.json"
     status = f"{VERSION}-{fingerprint([paths])}"
-    images, _ = _read(pixels, index, status)
+    lock = folder / f"_{name}"  # is there while a process writes, and after one that was killed
+    images, _ = (None, "") if lock.exists() else _read(pixels, index, status)
     if images is None:
-        with turn(folder / f"_{name}", f"writes {pixels}"):
+        with turn(lock, f"writes {pixels}"):
             images, reason = _read(pixels, index, status)  # another process may just have written them
             if images is None:
                 if reason:
