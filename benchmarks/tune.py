@@ -25,13 +25,15 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from mergestream import strategies
+from mergestream.runs.directory import CURVATURES
 from mergestream.runtime import files
 from mergestream.runtime.processes import cores
 
@@ -57,26 +59,22 @@ BUDGET = {
     "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.3", "1.0", "3.0"]},
     "merged": RATES,
 }
-CURVATURE = "curvature.fisher: true, curvature.gram: true, curvature.classes: true"
-# What else names the training of a method.
-WORDS = {
-    **{method: f"method: {method}, {CURVATURE}" for method in ("seq", "ind")},
-    **{method: f"method: {method}, curvature.classes: true" for method in ("ewc", "lwf")},
-    "merged": "method: merged, strategy: ema",
-}
+WORDS = {"merged": "method: merged, strategy: ema"}  # what else names the training of a method
 # weighted_average without weights is average; core_space is for adapters.
 LEFT_OUT = {"weighted_average", "core_space"}
 STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
-# By the name of a calibration, the key that is chosen like λ.
-VALUES = {"": "lambda", "align": "calibration.coefficient", "lines": "calibration.beta", "svc": "lambda"}
-CALIBRATED = [f"{strategy} {name}" for strategy in ("average", "magmax") for name in VALUES if name]
+# The key that is chosen like λ, by the name of a calibration, with its statistics if they are not the default.
+VALUES = {"": "lambda", "align": "calibration.coefficient", "align encoder": "calibration.coefficient"}
+VALUES |= {"lines": "calibration.beta", "svc": "lambda"}
+CALIBRATED = [f"{strategy} {name}" for strategy in ("average", "magmax") for name in ("align", "lines", "svc")]
 MERGED = {
     "seq": [*STRATEGIES, *CALIBRATED],
     "ind": [*STRATEGIES, *CALIBRATED],
     "ewc": ["magmax", "magmax align"],
-    "lwf": ["magmax", "magmax align", "ema", "ema align"],
+    "lwf": ["magmax", "magmax align encoder", "ema", "ema align encoder"],  # ema is near the last encoder
     "merged": ["ema", "average", "magmax"],
 }
+MERGES = {name for names in MERGED.values() for name in names}
 JUDGES = {
     **{method: ["magmax", "average", "ties", "task_arithmetic"] for method in ("seq", "ind")},
     **{method: ["", "magmax"] for method in ("ewc", "lwf")},
@@ -180,8 +178,7 @@ class Search:
             words = shared(words)
             for calibration, key in VALUES.items():
                 if names := [name.split()[0] for name in missing if name.partition(" ")[2] == calibration]:
-                    adjusted = [f"calibration={calibration}"] if calibration else []
-                    adjusted.append(f"{key}=select")
+                    adjusted = [word.replace(": ", "=") for word in adjustment(calibration)] + [f"{key}=select"]
                     self.run("merge.py", stream, [*words, f"strategy={','.join(names)}", *adjusted], SEEDS)
 
     def run(self, script: str, stream: str, words: list[str], seeds: list[int]) -> None:
@@ -196,13 +193,29 @@ class Search:
 
 def named(method: str, values: Mapping[str, str]) -> list[str]:
     """The words that name the training of a method."""
-    words = WORDS.get(method, f"method: {method}").split(", ")
+    words = WORDS.get(method, f"method: {method}").split(", ") + curvature_of(MERGED.get(method, []))
     return [*(word.replace(": ", "=") for word in words), *(f"{key}={value}" for key, value in values.items())]
 
 
 def shared(words: list[str]) -> list[str]:
     """Those words of a training that its merges need too; they have a strategy of their own."""
     return [word for word in words if not word.startswith(("curvature.", "strategy", "logger"))]
+
+
+def curvature_of(merges: Iterable[str]) -> list[str]:
+    """The words for what a training must save for some merges, as YAML has them."""
+    merges = list(merges)
+    kinds = {strategies.get(name.split()[0]).needs for name in merges} | {
+        "classes" for name in merges if "align" in name
+    }
+    return [f"curvature.{kind}: true" for kind in CURVATURES if kind in kinds]
+
+
+def adjustment(calibration: str) -> list[str]:
+    """The words for one of `VALUES`, as YAML has them."""
+    name, _, statistics = calibration.partition(" ")
+    of_statistics = [f"calibration.statistics: {statistics}"] if statistics else []
+    return [f"calibration: {name}", *of_statistics] if name else []
 
 
 def tag(method: str) -> str:
@@ -225,10 +238,10 @@ def validated(root: Path) -> pd.DataFrame:
         if not within or config["seed"] not in SEEDS or config["stream"]["validation"] != 0.2:
             continue
         not_merged = method == "joint" or (merge["strategy"], changed) == ("ema", {"decay": 0})
-        calibration = changed.pop("calibration", "")
+        calibration = f"{changed.pop('calibration', '')} {changed.pop('calibration.statistics', '')}".strip()
         changed = {key: value for key, value in changed.items() if value != "select"}
         line["strategy"] = "" if not_merged else f"{merge['strategy']} {calibration}".strip()
-        if line["strategy"] not in ("", *STRATEGIES, *CALIBRATED) or (changed and not not_merged):
+        if line["strategy"] not in ("", *MERGES) or (changed and not not_merged):
             continue
         for tried in merge.get("validation", []):
             value = next(value for key, value in tried.items() if key != "accuracy")
@@ -277,11 +290,15 @@ def compared(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_scales(results: pd.DataFrame, stream: str, method: str, values: pd.Series) -> dict[str, float]:
-    """merge → the λ or β with the best accuracy, the smallest of equals, of the encoders that `values` name."""
+    """merge → the λ or β with the best accuracy, the smallest of equals, of the encoders that `values` name.
+
+    It has the merges that were measured.
+    """
     found = over_seeds(results, SEEDS)
     mine = found[(found["stream"] == stream) & (found["method"] == method)]
     mine = mine[(mine[CONFIGURATION] == values[CONFIGURATION]).all(axis=1)].sort_values("value")
-    accuracies = {name: mine[mine["strategy"] == name].set_index("value")["accuracy"] for name in MERGED[method]}
+    measured = [name for name in MERGED[method] if name in set(mine["strategy"])]
+    accuracies = {name: mine[mine["strategy"] == name].set_index("value")["accuracy"] for name in measured}
     # Means of equal sums can differ in their last digits.
     return {name: float(of.index[of > of.max() - ROUNDING][0]) for name, of in accuracies.items()}
 
@@ -292,17 +309,20 @@ def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
     train, merge = [f"{stream}_zeroshot: {{ {data}, method: zeroshot }}"], []
     best = chosen.loc[TUNED_ON.get(stream, stream)]
     for name in TRAINED:
+        if name not in best.index:  # it was not measured
+            continue
         method, _, alone = name.partition(" ")
         values = best.loc[name]
         lent = method == "joint" and stream in TUNED_ON  # which does not depend on T: a report lends it
         same = alone and bool((values[CONFIGURATION] == best.loc[method, CONFIGURATION]).all())
         if lent or same:
             continue
+        scales = choose_scales(results, stream, method, values) if method in MERGED and not alone else {}
         words = f"method: {method}, tag: {alone}" if alone else WORDS.get(method, f"method: {method}")
+        words += "".join(f", {word}" for word in curvature_of(scales))
         words += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
         train.append(f"{stream}_{name.replace(' ', '_')}: {{ {data}, {words} }}")
-        if method in MERGED and not alone:
-            scales = choose_scales(results, stream, method, values)
+        if scales:
             merge += grids(f"{stream}_{method}", f"{data}, {', '.join(shared(words.split(', ')))}", scales)
     parts = ["    train:", *(f"      {line}" for line in train), "    merge:", *(f"      {line}" for line in merge)]
     return "\n".join([HEAD.format(stream=stream), *parts]) + "\n"
@@ -313,7 +333,8 @@ def grids(name: str, words: str, scales: Mapping[str, float]) -> list[str]:
     lines = []
     for calibration, key in VALUES.items():
         of = {merge.split()[0]: value for merge, value in scales.items() if merge.partition(" ")[2] == calibration}
-        adjusted, named = (f", calibration: {calibration}", f"{name}_{calibration}") if calibration else ("", name)
+        named = "_".join([name, *calibration.split()])
+        adjusted = "".join(f", {word}" for word in adjustment(calibration))
         for value in sorted({value for merge, value in of.items() if calibration or merge != "magmax"}):
             these = [merge for merge in of if of[merge] == value and (calibration or merge != "magmax")]
             strategies = f'strategy: "{",".join(these)}"{adjusted}, {key}: {value:g}'

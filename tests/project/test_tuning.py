@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import sys
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from mergestream.runtime import files
 def tune():
     spec = importlib.util.spec_from_file_location("tune", ROOT / "benchmarks/tune.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclass looks for it
     spec.loader.exec_module(module)
     return module
 
@@ -33,7 +35,7 @@ def results(tune):
                     line = {"stream": stream, "method": method, "optimizer.lr": rate, "method.strength": strength}
                     for strategy in [*tune.MERGED.get(method, []), *([""] if method != "ind" else [])]:
                         lines += [
-                            {**line, "seed": seed, "strategy": strategy, "lambda": x, "accuracy": 0.8 - x}
+                            {**line, "seed": seed, "strategy": strategy, "value": x, "accuracy": 0.8 - x}
                             for x in (0.5, 0.3)
                             for seed in tune.SEEDS
                         ]
@@ -63,7 +65,7 @@ def test_the_best_configuration_wins(tune, results):
 def test_training_is_chosen_for_merges_and_without_one(tune, results):
     results.better(0.3, method="seq", strategy="", **{"optimizer.lr": "3e-05"})
     results.better(0.3, method="seq", strategy="wudi", **{"optimizer.lr": "0.001"})  # no judge
-    for strategy in tune.JUDGES[1:]:
+    for strategy in tune.JUDGES["seq"][1:]:
         results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
     chosen = tune.choose_training(results)
     assert chosen.loc[("glyphs_10", "seq"), "optimizer.lr"] == "0.0006"
@@ -85,13 +87,13 @@ def test_what_only_one_seed_has_is_not_chosen(tune, results):
 
 
 def test_scales_have_the_best_mean_over_seeds(tune, results):
-    results.better(0.5, method="seq", strategy="ties", seed=6, **{"lambda": 0.5})
-    results.better(0.55, method="seq", strategy="average", seed=6, **{"lambda": 0.5})
+    results.better(0.5, method="seq", strategy="ties", seed=6, value=0.5)
+    results.better(0.55, method="seq", strategy="average", seed=6, value=0.5)
     chosen = tune.choose_training(results).loc[("digits_5", "seq")]
     scales = tune.choose_scales(results, "digits_5", "seq", chosen)
     assert scales["ties"] == 0.3  # (0.5 + 0 + 0) / 3 < 0.2, by which 0.3 is ahead everywhere
     assert scales["average"] == 0.3
-    results.better(0.2, method="seq", strategy="average", seed=7, **{"lambda": 0.5})
+    results.better(0.2, method="seq", strategy="average", seed=7, value=0.5)
     assert tune.choose_scales(results, "digits_5", "seq", chosen)["average"] == 0.5
 
 
@@ -99,19 +101,19 @@ def test_the_smallest_of_equal_scales_is_taken(tune, results):
     lines = (results["strategy"] == "ties") & (results["method"] == "seq")
     for scale, values in ((0.3, (0.1, 0.2, 0.3)), (0.5, (0.3, 0.2, 0.1))):  # whose means differ in the last digit
         for seed, value in zip(tune.SEEDS, values, strict=True):
-            results.loc[lines & (results["lambda"] == scale) & (results["seed"] == seed), "accuracy"] = value
+            results.loc[lines & (results["value"] == scale) & (results["seed"] == seed), "accuracy"] = value
     chosen = tune.choose_training(results).loc[("digits_5", "seq")]
     assert tune.choose_scales(results, "digits_5", "seq", chosen)["ties"] == 0.3
 
 
 def test_the_table_has_what_was_compared(tune, results):
-    for strategy in tune.JUDGES:
+    for strategy in tune.JUDGES["seq"]:
         results.better(0.1, method="seq", strategy=strategy, **{"optimizer.lr": "0.0006"})
     table = tune.compared(results, tune.choose_training(results))
     found = table[table["method"] == "seq"].groupby("stream")
-    scales, rates, strategies = 2 * len(tune.SEEDS), len(tune.RATES["optimizer.lr"]), len(tune.STRATEGIES)
-    judged = rates * (len(tune.JUDGES) + 1)  # and the last encoder
-    assert len(found.get_group("digits_5")) == scales * (judged + strategies - len(tune.JUDGES))
+    scales, rates, strategies = 2 * len(tune.SEEDS), len(tune.RATES["optimizer.lr"]), len(tune.MERGED["seq"])
+    judged = rates * (len(tune.JUDGES["seq"]) + 1)  # and the last encoder
+    assert len(found.get_group("digits_5")) == scales * (judged + strategies - len(tune.JUDGES["seq"]))
     assert len(found.get_group("glyphs_20")) == scales * strategies
     assert set(found.get_group("glyphs_20")["optimizer.lr"]) == {"0.0006"}
 
@@ -134,7 +136,7 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
 
 
 def test_what_is_read_from_a_root(tune, tmp_path):
-    """Of seven merges two: one, and the last encoder itself."""
+    """Of nine merges three: one, the last encoder itself, and a calibrated one."""
     roots = []
 
     def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2):
@@ -152,17 +154,25 @@ def test_what_is_read_from_a_root(tune, tmp_path):
     merge("ties", {}, seed=1)
     merge("ties", {}, rate=5e-4)
     merge("ties", {}, validation=0.1)
+    merge("magmax", {"calibration": "align", "calibration.coefficient": "select"})
+    merge("average", {"calibration": "align", "calibration.steps": 7})
     found = pd.concat([tune.validated(root) for root in roots])
     expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
-    expected |= {"lambda": 0.5, "accuracy": 0.7}
-    assert found.to_dict("records") == [{**expected, "strategy": "ties"}, {**expected, "strategy": ""}]
+    expected |= {"value": 0.5, "accuracy": 0.7}
+    names = ["ties", "", "magmax align"]
+    assert found.to_dict("records") == [{**expected, "strategy": name} for name in names]
+
+
+def test_what_was_not_measured_is_left_out(tune, results):
+    measured = results[(results["method"] != "merged") & (results["strategy"] != "dop")]
+    sweeper = sweeper_of(tune, "digits_5", measured)
+    assert "merged" not in {grid["method"] for grid in [*sweeper["train"].values(), *sweeper["merge"].values()]}
+    strategies = {name for grid in sweeper["merge"].values() for name in grid["strategy"].split(",")}
+    assert strategies == {name.split()[0] for name in tune.MERGES} - {"dop"}
 
 
 def test_the_experiments_are_what_the_published_table_says(tune):
-    keys = ["stream", "method", *tune.CONFIGURATION, "strategy", "seed"]
-    texts = {key: str for key in keys if key != "seed"}
-    table = pd.read_csv(ROOT / "docs/tuning.csv", dtype=texts).fillna(dict.fromkeys(texts, ""))
-    results = table.melt(keys, var_name="lambda", value_name="accuracy").dropna().astype({"lambda": float})
+    results = tune.published()
     chosen = tune.choose_training(results)
     for stream in tune.STREAMS:
         written = (ROOT / f"configs/experiment/embedded_{stream}.yaml").read_text()
@@ -173,16 +183,25 @@ def test_every_method_has_the_same_budget(tune):
     assert {len(list(itertools.product(*grid.values()))) for grid in tune.BUDGET.values()} == {6}
 
 
+def adjusted(grid):
+    return [grid[key] for key in ("calibration", "calibration.statistics") if key in grid]
+
+
+def value_of(grid):
+    (value,) = (grid[key] for key in ("lambda", "calibration.beta", "calibration.coefficient") if key in grid)
+    return value
+
+
 def test_the_experiment_has_every_merge_once(tune, results):
     for stream in tune.TUNED_ON:  # takes what another stream has, so its own accuracies do not count
         results.better(0.3, stream=stream, method="seq", **{"optimizer.lr": "0.001"})
     results.better(0.3, stream="glyphs_10", method="seq", **{"optimizer.lr": "0.0002"})
-    results.better(0.4, stream="glyphs_5", strategy="ties", **{"lambda": 0.5})
+    results.better(0.4, stream="glyphs_5", strategy="ties", value=0.5)
     sweeper = sweeper_of(tune, "glyphs_5", results)
     assert {grid["method"] for grid in sweeper["train"].values()} == {"zeroshot", *tune.BUDGET} - {"joint"}
     assert "joint" in {grid["method"] for grid in sweeper_of(tune, "glyphs_10", results)["train"].values()}
     merges = [
-        (grid["method"], strategy, grid["lambda"])
+        (grid["method"], " ".join([strategy, *adjusted(grid)]), value_of(grid))
         for grid in sweeper["merge"].values()
         for strategy in grid["strategy"].split(",")
     ]
