@@ -70,7 +70,7 @@ def test_a_calibrated_merge_has_a_folder_and_a_record_of_its_own(merge, folder, 
     assert plain["merge"] == {"strategy": "average", "scale": 1.0, "options": {}, "changed": {}}
     assert "already merged" in merge("strategy=average", "calibration=svc", "lambda=0.5").out
     out = command("report.py", f"root={root}").out
-    assert "calibration = svc" in out
+    assert "seq + average, svc" in out
 
 
 def test_prefixes_of_adjusted_merges_are_merges_of_fewer_tasks(merge, folder, root, run_at, monkeypatch):

@@ -177,17 +177,28 @@ def test_equal_numbers_are_the_same_protocol(tmp_path):
     assert "60.00 ± 14.14" in outcome.out
 
 
-def test_what_takes_the_place_of_lambda_is_shown_as_lambda(tmp_path):
+@pytest.mark.parametrize(
+    ("made", "options", "scale"),
+    [
+        ({"scale": 1.0}, "calibration = lines", "0.4"),
+        ({"scale": 0.9}, "calibration = lines, lambda = 0.9", "0.4"),
+        ({"scale": 0.9, "selected_on": "validation"}, "calibration = lines, calibration.beta = 0.4", "selected"),
+        ({"scale": 1.0, "selected_on": "validation"}, "calibration = lines, calibration.beta = 0.4", "selected"),
+    ],
+)
+def test_what_takes_the_place_of_lambda_is_shown_as_lambda(tmp_path, made, options, scale):
     write(tmp_path, seed=1)
     path = write(tmp_path, seed=1, strategy="magmax") / "metrics.json"
     content = files.read_json(path)
-    made = {"scale": 1.0, "calibration": {"name": "align", "coefficient": 0.4, "steps": 50}}
-    made["changed"] = {"calibration": "align", "calibration.coefficient": 0.4, "calibration.steps": 50}
+    made["calibration"] = {"name": "lines", "beta": 0.4}
+    made["changed"] = {"calibration": "lines", "calibration.beta": 0.4}
+    content["config"]["candidates"] = [1.0]
     files.write_json(path, {**content, "merge": {**content["merge"], **made}})
     assert command("report.py", f"root={tmp_path}").code == 0
-    (line,) = pd.read_csv(tmp_path / "_report/report.csv").query("strategy == 'magmax'").to_dict("records")
-    assert line["name"] == "MagMax, align, calibration.steps = 50"
-    assert (line["options"], line["scale"]) == ("calibration = align, calibration.steps = 50", 0.4)
+    table = pd.read_csv(tmp_path / "_report/report.csv", dtype=str)
+    (line,) = table.query("strategy == 'magmax'").to_dict("records")
+    assert line["name"].startswith(f"MagMax, {options.removeprefix('calibration = ')}")
+    assert (line["options"], line["scale"]) == (options, scale)
 
 
 def test_only_merges_with_the_same_candidates_are_averaged(tmp_path):

@@ -129,6 +129,29 @@ def test_a_merge_without_class_statistics_names_the_command(paths):
     assert not paths[0].with_name("out.safetensors").exists()
 
 
+def test_class_statistics_of_another_head_are_refused(paths, tasks):
+    for change in (lambda text: -text, lambda text: text[:, :-1].contiguous()):
+        save_file({**tasks[1], "text": change(tasks[1]["text"])}, paths[2].with_name("classes.safetensors"))
+        with pytest.raises(UserError, match="class statistics of one text head"):
+            aligned(paths)
+
+
+def test_one_image_for_each_class_is_enough(paths, tasks):
+    for path, task in zip(paths[1:], tasks, strict=True):
+        rounding = 1e-16 * torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+        save_file({**task, "average.scatter": rounding + rounding.T}, path.with_name("classes.safetensors"))
+    assert aligned(paths)["proj"].isfinite().all()
+
+
+@pytest.mark.parametrize(("scale", "depth"), [(0.5, None), ([1.0, 0.5], None), (None, [1, 0.5])])
+def test_it_is_not_scaled(paths, scale, depth):
+    bound = Adjustments(calibration=calibrations.get("align").bind(OPTIONS), depth=depth)
+    with pytest.raises(UserError, match="calibration=align fits the merge as it is, with lambda=1 and no depth; got"):
+        merge_checkpoints(
+            paths[0], paths[1:], "average", paths[0].with_name("o.safetensors"), scale=scale, adjustments=bound
+        )
+
+
 def test_class_statistics_of_another_tower_are_refused(paths, tasks):
     for path, task in zip(paths[1:], tasks, strict=True):
         save_file({**task, "text": task["text"][:, :-1].contiguous()}, path.with_name("classes.safetensors"))

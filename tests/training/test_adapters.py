@@ -350,7 +350,7 @@ def test_commands_read_an_adapter_as_an_encoder(trained, tmp_path):
         logits = text_head(clip, [["one"], ["two"]])(clip.encoder(clip.transforms.eval(Image.fromarray(pixels))[None]))
     best = logits.softmax(-1)[0].max()
     answer = json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])
-    assert f"{float(best):.4f}"[:5] in json.dumps(answer)
+    assert answer["classes"][0]["probability"] == pytest.approx(float(best), abs=1e-4)
     outcome = command("analyze.py", *words, "analysis=interpolation")
     assert outcome.code == 0, outcome.err
 
@@ -362,6 +362,8 @@ def test_commands_read_an_adapter_as_an_encoder(trained, tmp_path):
     ("words", "expected"),
     [
         (("model.adapter=dora",), "model.adapter must be one of lora"),
+        (("model.adapter=null",), "model.adapter_rank is for model.adapter=lora; got model.adapter_rank=4"),
+        (("curvature.classes=true",), "without curvature; got curvature.classes=true"),
         (("model.adapter_rank=0",), "model.adapter_rank must be a whole number, 1 or more"),
         (("model.adapter_rank=129",), "model.adapter_rank must be at most 128, since transformer.resblocks.0.attn is"),
         (("model.adapter_alpha=0",), "model.adapter_alpha must be a number, positive"),
@@ -387,7 +389,7 @@ def test_bad_input(tmp_path, words, expected):
 def test_a_run_holds_adapters_or_encoders(trained):
     root, _ = trained
     for script in ("train.py", "merge.py"):
-        outcome = command(script, f"root={root}", *WORDS, "method=seq", "model.adapter=null")
+        outcome = command(script, f"root={root}", *WORDS, "method=seq", "model.adapter=null", "model.adapter_rank=8")
         assert outcome.code == 1
         assert "has model.adapter=lora where this command says no model.adapter" in outcome.err
 

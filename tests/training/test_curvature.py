@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from mergestream.compose.run import run_of
 from mergestream.merging import merge_checkpoints
+from mergestream.merging.accumulate import Accumulation
+from mergestream.merging.engine import AVERAGE
 from mergestream.models.clip import TextHead
 from mergestream.models.tiny import tiny
 from mergestream.runs.directory import Run
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.strategies import calibrations
 from mergestream.strategies.adjustments import Adjustments
+from mergestream.training import task
 from mergestream.training.class_statistics import class_statistics, require_projection
 from mergestream.training.curvature import input_grams
 
@@ -105,10 +110,48 @@ def test_class_statistics_need_a_projection():
         require_projection(torch.nn.Linear(2, 2))
 
 
-def test_class_statistics_are_also_of_the_mean_of_the_encoders_so_far(curved):
-    first, second = (load_file(curved.curvature(index, "classes")) for index in range(2))
-    torch.testing.assert_close(first["average.mean"], first["encoder.mean"], rtol=0, atol=1e-5)
-    assert (second["average.mean"] - second["encoder.mean"]).abs().max() > 1e-3
+def test_class_statistics_are_also_of_the_mean_of_the_encoders_so_far(curved, monkeypatch):
+    """The weights that they are taken with are the mean of the files."""
+    seen = []
+    monkeypatch.setattr(task, "class_statistics", lambda _encoder, _head, weights, _batches: seen.append(weights) or {})
+    session = SimpleNamespace(
+        run=curved, mean=Accumulation(AVERAGE), base=load_file(curved.base_file()), encoder=None, head=None
+    )
+    for index in range(3):
+        task._class_statistics(session, SimpleNamespace(index=index))
+        thetas = [load_file(curved.encoder(i)) for i in range(index + 1)]
+        for name, mean in seen[-1]["average"].items():
+            torch.testing.assert_close(mean, sum(theta[name] for theta in thetas) / len(thetas), rtol=0, atol=1e-6)
+        assert all(torch.equal(tensor, thetas[-1][name]) for name, tensor in seen[-1]["encoder"].items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The words of a run on the digits with class statistics, and the accuracy of its merge."""
+    root = tmp_path_factory.mktemp("trained")
+    words = (f"root={root}", "tasks=5", "epochs=2", "stream.validation=0.1", "optimizer.lr=3e-4")
+    for outcome in (command("train.py", *words, "curvature.classes=true"), command("merge.py", *words)):
+        assert outcome.code == 0, outcome.err
+    (plain,) = root.rglob("merges/magmax-0.5/metrics.json")
+    return words, files.read_json(plain)["summary"]["final_accuracy"]
+
+
+@pytest.mark.parametrize("options", [(), ("calibration.coefficient=select", "candidates=[0.5,1]"), ("prefixes=true",)])
+def test_a_run_is_aligned(trained, options):
+    words, plain = trained
+    outcome = command("merge.py", *words, "calibration=align", *options)
+    assert outcome.code == 0, outcome.err
+    aligned = files.read_json(Path(outcome.out.split("results in ")[1].strip()) / "metrics.json")
+    assert aligned["summary"]["final_accuracy"] > plain + 0.02
+    assert aligned["merge"]["calibration"]["coefficient"] in (0.5, 1.0)
+    assert aligned["merge"]["calibration"]["seed"] == aligned["config"]["seed"]
+
+
+def test_curvature_of_encoders_that_are_gone(tmp_path):
+    assert command("train.py", f"root={tmp_path}", *WORDS, "merge_every_task=true", "keep_tasks=false").code == 0
+    outcome = command("train.py", f"root={tmp_path}", *WORDS, "merge_every_task=true", "curvature.classes=true")
+    assert outcome.code == 1
+    assert "curvature.classes=true needs the encoder of each task" in outcome.err
 
 
 def test_encoders_do_not_depend_on_it(curved, tmp_path):
@@ -212,11 +255,11 @@ def test_class_statistics_belong_to_the_encoders_so_far(curved, tmp_path):
     base, paths, out = curved.base_file(), [curved.encoder(t) for t in range(3)], tmp_path / "out.safetensors"
     merge_checkpoints(base, paths[:2], "average", out, adjustments=bound)
     out.unlink()
-    with pytest.raises(
-        UserError, match="was made with the encoders .* Merge the first tasks of the run in their order"
-    ):
+    with pytest.raises(UserError, match="of the mean of other encoders than the first 1 checkpoints. Merge the first"):
         merge_checkpoints(base, paths[1:], "average", out, adjustments=bound)
     assert not out.exists()
+    of_tasks = calibrations.get("align").bind({"statistics": "encoder", "coefficient": 1.0, "steps": 1})
+    merge_checkpoints(base, paths[::-1], "average", out, adjustments=Adjustments(calibration=of_tasks))
 
 
 def test_checkpoints_must_not_share_a_file(tmp_path):

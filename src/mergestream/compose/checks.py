@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from mergestream.compose.overrides import typed
 from mergestream.compose.run import data_decide_tasks, merges_every_task
 from mergestream.runs.directory import CURVATURES
+from mergestream.runs.identity import FORMER
 from mergestream.runtime.errors import UserError, program
 from mergestream.runtime.rules import (
     is_number,
@@ -66,8 +67,7 @@ def check_training(cfg: DictConfig) -> None:
             "Leave calibration out, and merge when the training has finished"
         )
     _check_epochs(cfg)
-    if cfg.model.adapter is not None:
-        _check_adapter(cfg)
+    _check_adapter(cfg)
     if cfg.accumulate > cfg.batch_size:
         raise UserError(
             f"accumulate must be at most batch_size={cfg.batch_size}, which it divides; got accumulate={cfg.accumulate}"
@@ -88,7 +88,12 @@ def check_training(cfg: DictConfig) -> None:
 
 
 def _check_adapter(cfg: DictConfig) -> None:
-    """Check that a training needs nothing that adapters cannot give."""
+    """Check that a training needs nothing that adapters cannot give, and that their options have adapters."""
+    if cfg.model.adapter is None:
+        for key in ("adapter_rank", "adapter_alpha", "adapter_targets"):
+            if (value := _plain(cfg.model[key])) != FORMER[f"model.{key}"]:
+                raise UserError(f"model.{key} is for model.adapter=lora; got model.{key}={value}. Leave it out")
+        return
     wrong = {
         f"method={cfg.method.id}": cfg.method.get("start") == "merged",  # no adapter of this rank holds a merge
         f"method.average={cfg.method.average}": cfg.method.average is not None,

@@ -168,6 +168,7 @@ def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
 
 def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str, Any]) -> RunMerge:
     bound, scales = bound_strategy(cfg), scales_of(cfg)
+    bound.require_scales(scales)
     calibration = bound.adjustments.calibration
     option = None if calibration is None else calibration.selected
     if option is not None:

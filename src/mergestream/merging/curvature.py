@@ -36,7 +36,6 @@ class CurvatureFiles:
     def __init__(self, kind: str, base: Checkpoint, checkpoints: Sequence[Source], device: torch.device):
         self.kind, self.base, self.device = kind, base, device
         self.files: list[Checkpoint] = []
-        self._so_far: list[str] = []  # checksums of the encoders
         try:
             for checkpoint in checkpoints:
                 self._open(checkpoint)
@@ -65,13 +64,15 @@ class CurvatureFiles:
 
     def _values(self, file: Checkpoint, name: str, start: int, shape: Sequence[int] | None) -> Tensor:
         if name not in file.entries:
-            raise UserError(f"{WHAT[self.kind]} must hold every weight; {file.path} has no {name}")
+            whole = "every weight" if self.kind != "classes" else name
+            raise UserError(f"{WHAT[self.kind]} must hold {whole}; {file.path} has no {name}")
         entry = file.entries[name]
         raw = torch.empty(tuple(entry.shape if shape is None else shape), dtype=entry.dtype)
         file.read(name, start, bytes_of(raw))
         values = raw.float()
         if not is_finite(values) or (self.kind == "fisher" and bool((values < 0).any())):
-            raise UserError(f"{WHAT[self.kind]} must be finite and not negative; {name} in {file.path} is not")
+            rule = "finite and not negative" if self.kind == "fisher" else "finite"
+            raise UserError(f"{WHAT[self.kind]} must be {rule}; {name} in {file.path} is not")
         return values.to(self.device)
 
     def close(self) -> None:
@@ -84,7 +85,7 @@ class CurvatureFiles:
         path = folder / f"{self.kind}.safetensors"
         if not isinstance(checkpoint, Checkpoint):
             raise UserError(
-                f"this merge needs {WHAT[self.kind]} of every task, which adapters have not; {folder} holds one. "
+                f"this merge needs {WHAT[self.kind]} of every task, which adapters do not have; {folder} holds one. "
                 "Train all weights (model.adapter=null), or choose another strategy or calibration"
             )
         if not path.is_file():
@@ -109,12 +110,21 @@ class CurvatureFiles:
             files.verify(path)
             if file.metadata["encoder"] != checkpoint.metadata.get(files.CHECKSUM):
                 raise UserError(f"{path} was made from another encoder than {checkpoint.path}. {self._again()}")
-            self._so_far.append(file.metadata["encoder"])
-            if file.metadata.get("encoders") not in (None, made_with(self._so_far)):
+
+    def require_past(self) -> None:
+        """Check that the statistics of each task are of the mean of the checkpoints up to it, where a file says so.
+
+        Raises:
+            UserError: if they are of the mean of others.
+        """
+        so_far: list[str] = []
+        for number, file in enumerate(self.files, 1):
+            so_far.append(file.metadata.get("encoder", ""))
+            if file.metadata.get("encoders") not in (None, made_with(so_far)):
                 raise UserError(
-                    f"{path} was made with the encoders {file.metadata['encoders']}; the first {len(self._so_far)} "
-                    f"checkpoints are {made_with(self._so_far)}. Merge the first tasks of the run in their order, or, "
-                    f"if one was trained again since: {self._again()}"
+                    f"{file.path} is of the mean of other encoders than the first {number} checkpoints. Merge the "
+                    "first tasks of a run in their order, or write calibration.statistics=encoder; or, if a task was "
+                    f"trained again since: {self._again()}"
                 )
 
     def _again(self) -> str:

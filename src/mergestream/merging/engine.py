@@ -18,7 +18,7 @@ from mergestream.merging.output import Output, check_out, output, path_of, requi
 from mergestream.merging.provenance import provenance
 from mergestream.merging.scratch import Memory, Scratch
 from mergestream.merging.tensors import bytes_of, is_finite, is_statistic
-from mergestream.merging.vectors import TaskVectors
+from mergestream.merging.vectors import TaskVectors, single_threaded
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_choice, require_number
 from mergestream.strategies.adjustments import PLAIN, Adjustments
@@ -98,6 +98,7 @@ def merge_checkpoints(
     bound = bound.adjusted(adjustments)
     bound.require_chosen()
     targets = _targets(Path(out), bound.scale if scale is None else scale)
+    bound.require_scales(list(targets))
     if isinstance(checkpoints, (str, Path)):
         raise UserError(f"checkpoints must be a list of paths; got checkpoints={checkpoints}")
     if not checkpoints:
@@ -202,7 +203,8 @@ def _by_depth(emit: Emit, factors: Mapping[str, float]) -> Emit:
 def _calibrate(vectors: TaskVectors, bound: BoundCalibration, merged: Memory | Scratch, emit: Emit) -> None:
     """Call `emit` with the calibrated task vector of every block of all weights."""
     calibration, names = bound.calibration, vectors.names
-    arguments = calibration.survey(merged, vectors, **bound.options) if calibration.survey else bound.options
+    with single_threaded():  # another number of threads changes the bits
+        arguments = calibration.survey(merged, vectors, **bound.options) if calibration.survey else bound.options
 
     def calibrate(block: Block, base: Tensor, taus: Rows) -> None:
         tau = merged.read(block).to(base.device)

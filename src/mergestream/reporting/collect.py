@@ -242,7 +242,9 @@ def _rule(merge: Mapping[str, Any]) -> dict[str, str]:
     """Return what the columns of a row say of how a merge was made."""
     calibration, changed = merge.get("calibration", {}), dict(merge["changed"])
     scale = merge["scale"]
-    if (key := AS_SCALE.get(calibration.get("name"))) and scale == 1:
+    if (key := AS_SCALE.get(calibration.get("name"))) and "selected_on" not in merge:
+        if scale != 1:
+            changed["lambda"] = scale
         scale = calibration[key]
         changed.pop(f"calibration.{key}", None)
     # Runs of one row share the rule, not the number, if it was selected on validation data.

@@ -166,6 +166,23 @@ class BoundStrategy:
             adjustments = replace(adjustments, calibration=calibration)
         return replace(self, adjustments=adjustments)
 
+    def require_scales(self, scales: Sequence[float]) -> None:
+        """Check that the calibration works with these values of λ, none if λ is to be selected, and with ``depth``.
+
+        Raises:
+            UserError: if it does not.
+        """
+        calibration = self.adjustments.calibration
+        if calibration is None or not calibration.calibration.fixed:
+            return
+        wrong = [f"lambda={scales[0]:g}" if scales else "lambda=select"] if list(scales) != [1.0] else []
+        wrong += [f"depth={list(self.adjustments.depth)}"] if self.adjustments.depth is not None else []
+        if wrong:
+            raise UserError(
+                f"calibration={calibration.calibration.name} fits the merge as it is, with lambda=1 and no depth; got "
+                f"{wrong[0]}. Leave it out, and write calibration.coefficient=NUMBER, or select"
+            )
+
     def require_chosen(self) -> None:
         """Check that no option of the calibration is left to be chosen on validation data.
 

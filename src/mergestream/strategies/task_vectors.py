@@ -116,6 +116,13 @@ class Curvature(Protocol):
     def tensors(self, name: str) -> Iterator[Tensor]:
         """Yield the tensor `name` of each task, float32; its shape may differ between tasks."""
 
+    def require_past(self) -> None:
+        """Check that class statistics of a mean of encoders are of the task vectors up to the task.
+
+        Raises:
+            UserError: if they are not.
+        """
+
 
 class SurveyedVectors(Protocol):
     """The task vectors of all weights, read block by block."""

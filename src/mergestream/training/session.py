@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,6 +17,8 @@ from mergestream.data.inventory import Inventory
 from mergestream.data.stream import TaskStream
 from mergestream.data.tasks import Task
 from mergestream.evaluation import evaluate
+from mergestream.merging.accumulate import Accumulation
+from mergestream.merging.engine import AVERAGE
 from mergestream.metrics import Counts
 from mergestream.models import adapters
 from mergestream.models.clip import Clip, TextHead, text_head
@@ -86,6 +88,7 @@ class Session:
         encode: calls the encoder in training; compiled once for all tasks, if it is compiled.
         zero_shot: counts of θ₀.
         setup_seconds: how long opening took.
+        mean: of the encoders so far, kept for ``curvature.classes``.
     """
 
     settings: TrainingSettings
@@ -104,6 +107,7 @@ class Session:
     encode: Callable[[Tensor], Tensor]
     zero_shot: Counts
     setup_seconds: float
+    mean: Accumulation = field(default_factory=lambda: Accumulation(AVERAGE))
 
     @classmethod
     def open(

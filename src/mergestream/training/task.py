@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mergestream.merging.curvature import made_with
 from mergestream.merging.encoder import apply
-from mergestream.merging.engine import AVERAGE, merged_task_vector
 from mergestream.metrics import Counts, still_known
 from mergestream.models import adapters
 from mergestream.runtime import files, processes
@@ -164,8 +163,11 @@ def curve(session: Session, plan: TaskPlan, kinds: Sequence[str], written: Mappi
 def _class_statistics(session: Session, plan: TaskPlan) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the class statistics of the task by its encoder and by the mean of all so far, and what those are."""
     processes.barrier()  # the first process has written the encoder
-    paths = [session.run.encoder(index) for index in range(plan.index + 1)]
-    tau, _ = merged_task_vector(session.run.base_file(), paths, AVERAGE)
+    run, mean = session.run, session.mean
+    paths = [run.encoder(index) for index in range(plan.index + 1)]
+    for path in paths[mean.tasks :]:
+        mean.add(run.base_file(), path)
+    tau, _ = mean.task_vector()
     weights = {"encoder": files.read_tensors(paths[-1]), "average": apply(session.base, tau, 1.0)}
     checksums = [files.read_metadata(path)[files.CHECKSUM] for path in paths]
     batches = (_samples(session) for _ in weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,10 @@ def survey(
             "calibration=align fits the projection of a vision transformer of open_clip, proj; the weights that are "
             "merged have none. Leave calibration out"
         )
-    gaussians = gaussians_of(vectors.curvature("classes"), statistics)
+    found = vectors.curvature("classes")
+    if statistics == "average":
+        found.require_past()
+    gaussians = gaussians_of(found, statistics)
     (block,) = vectors.blocks([name], whole=True)
     (base,) = vectors.map_rows(lambda _block, base, _taus: base.double().cpu().clone(), [block])
     if tuple(base.shape) != (gaussians.mean.shape[1], gaussians.text.shape[1]):
@@ -99,14 +103,14 @@ def survey(
     return {"projection": name, "fitted": (fitted - base).float(), "coefficient": float(coefficient)}
 
 
-@calibration(scale=1.0, matrices=True, survey=survey, check=check, selectable="coefficient")
+@calibration(scale=1.0, matrices=True, fixed=True, survey=survey, check=check, selectable="coefficient")
 def align(merged: Tensor, taus: Rows, *, name: str, projection: str, fitted: Tensor, coefficient: float) -> Tensor:
-    """The projection becomes argmin_P Σ_c E_{x ~ N(μ_c, Σ)} CE(s · cos(x P, e), c), near its start; the rest is c·τ.
+    """The projection P descends the mean over Gaussians g of E_{x ~ N(μ_g, Σ)} CE(s · cos(x P, e), class of g).
 
-    x are the inputs of the projection. Their mean for each class, and the covariance that all classes share, are what
-    every task saved (``curvature.classes``); e and s are the text embeddings and the scale of the frozen head. Adam
-    starts at the merged projection, and takes a fixed number of steps. It is the alignment of a classifier with
-    Gaussian features (Zhang et al., SLCA, ICCV 2023) turned round: the head stays, and the projection moves. Ours.
+    All other weights are c·τ. x are the inputs of the projection; there is a Gaussian for each class of each task. Its
+    mean, and the covariance that all share, are what the tasks saved (``curvature.classes``); e and s are the text
+    embeddings and the scale of the frozen head. Adam starts at P₀ + c·τ_P and takes a fixed number of steps. Ours:
+    Zhang et al. (SLCA, ICCV 2023) train a classifier on Gaussian features; here it stays, and the projection moves.
 
     Args:
         merged: τ, what the strategy made of a matrix, float32 [m, n], or of a block of another weight, [n].
@@ -125,19 +129,33 @@ def gaussians_of(found: Curvature, statistics: str) -> Gaussians:
     def values(name: str) -> list[Tensor]:
         return [tensor.double().cpu() for tensor in found.tensors(name)]
 
-    classes, text = torch.cat(values("classes")).long(), torch.cat(values("text"))
+    classes, scales = torch.cat(values("classes")).long(), torch.cat(values("scale"))
     known, column = torch.unique(classes, return_inverse=True)
-    embeddings = torch.zeros(len(known), text.shape[1], dtype=torch.float64)
-    embeddings[column] = text
+    embeddings = _embeddings(values("text"), column, len(known))
+    if embeddings is None or not torch.allclose(scales, scales[:1], rtol=1e-4):
+        raise UserError(
+            "calibration=align needs class statistics of one text head; those of the tasks have different embeddings "
+            "of a class, or different scales"
+        )
     counts = [tensor.sum() for tensor in values("count")]
     scatters = zip(values(f"{statistics}.scatter"), counts, strict=True)
     covariance = torch.stack([scatter * count for scatter, count in scatters]).sum(0) / torch.stack(counts).sum()
-    jitter = JITTER * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    means = torch.cat(values(f"{statistics}.mean"))
+    # One image for each class leaves nothing but rounding, which is relative to the features themselves.
+    jitter = JITTER * covariance.diagonal().mean() + torch.finfo(torch.float32).eps * means.square().mean()
     factor = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance), dtype=torch.float64))
     # In the order of the ids, so that the order of tasks with different classes does not matter.
     order = torch.argsort(classes, stable=True)
-    means = torch.cat(values(f"{statistics}.mean"))[order]
-    return Gaussians(means, factor, column[order], embeddings, float(values("scale")[0]))
+    return Gaussians(means[order], factor, column[order], embeddings, float(scales[0]))
+
+
+def _embeddings(texts: Sequence[Tensor], column: Tensor, classes: int) -> Tensor | None:
+    """Return the embedding of each class, [C, D]; None if the tasks have different ones."""
+    if len({text.shape[1] for text in texts}) > 1:
+        return None
+    found = torch.zeros(classes, texts[0].shape[1], dtype=torch.float64)
+    found[column] = torch.cat(list(texts))
+    return found if torch.allclose(found[column], torch.cat(list(texts)), rtol=0, atol=1e-4) else None
 
 
 def fit(start: Tensor, gaussians: Gaussians, *, steps: int, rate: float, seed: int) -> Tensor:

@@ -37,6 +37,7 @@ class TaskVectorCalibration:
             function gets what it returns instead of the options. `merged` is a `MergedVector`, `vectors` a
             `SurveyedVectors`.
         check: ``check(**options)``, which raises a `UserError` if an option breaks its rule.
+        fixed: the result is fitted to all weights as they are, so λ must be 1, and ``depth`` changes none.
         selectable: the option that may be ``select``: it is then chosen on validation data, like λ.
         published: options that were published for certain strategies, by the name of the strategy. An option that is
             None takes this value, or the one under "". One called ``coefficient`` takes the strategy's published λ.
@@ -48,6 +49,7 @@ class TaskVectorCalibration:
     layered: bool = False
     survey: Callable[..., dict[str, Any]] | None = None
     check: Callable[..., None] | None = None
+    fixed: bool = False
     selectable: str | None = None
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
