@@ -73,6 +73,29 @@ def test_retention_is_that_of_the_report(report):
     assert sum(cell != "" for cell in cells.values()) > 60
 
 
+def test_align_is_what_its_report_says():
+    found = pd.read_csv(PUBLISHED / "align.csv")
+    streams = [("digits", 5), ("glyphs", 5), ("glyphs", 10)]
+
+    def p(value):
+        return "< 0.001" if value < 0.001 else f"= {value:.2f}" if value >= 0.1 else f"= {value:.3f}"
+
+    shown = {
+        "align, accuracy (%)": lambda r: f"{100 * r.final_accuracy:.1f} ± {100 * r.final_accuracy_std:.1f}",
+        "minus MagMax": lambda r: f"{100 * r.minus_baseline:+.1f} (p {p(r.p)})".replace("-", "−"),
+    }
+    text = (ROOT / "docs/results.md").read_text()
+    for corner, of in shown.items():
+        _, *lines = re.search(rf"^\| {re.escape(corner)} \|.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)[0].splitlines()
+        for line in lines[1:]:
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            for (dataset, tasks), cell in zip(streams, cells, strict=True):
+                where = (found["dataset"] == dataset) & (found["tasks"] == tasks) & (found["name"] == name)
+                assert [of(row) for row in found[where].itertuples()] == [cell]
+        assert len(lines) > 8
+    assert (found["n"] == 5).all()
+
+
 def facts(lines, conflicts):
     """What the second table of docs/results.md says of one benchmark: row → text."""
     values = {name: 100 * value for name, value in zip(lines["name"], lines["final_accuracy"], strict=True)}
