@@ -6,6 +6,7 @@ Hydra loads launchers only from this namespace, at every start: what takes long 
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +35,7 @@ class Jobs(BasicLauncher):
 
         assert self.config is not None  # Hydra calls `setup` first
         place = place_of(self.config)
+        require_one_cluster(job_overrides)
         cluster: dict[str, Any] = OmegaConf.to_container(self.config.cluster, resolve=True)  # type: ignore[assignment]
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         if place == "slurm":
@@ -51,7 +53,7 @@ class Jobs(BasicLauncher):
     def _parts(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> tuple[list[list[str]], list[str], Path]:
         """Return the overrides of each job, those of Hydra's own for all, and a folder, for parts of the sweep."""
         assert self.config is not None
-        words = [[word for word in job if not word.lstrip("+~").startswith("cluster")] for _, job in jobs]
+        words = [[word for word in job if not _is_of_cluster(word)] for _, job in jobs]
         own = ("hydra.mode", "hydra.sweep.", "hydra.sweeper.", "hydra/launcher", "hydra/sweeper")
         common = [word for word in self.config.hydra.overrides.hydra if not word.lstrip("+~").startswith(own)]
         return words, common, Path(self.config.hydra.sweep.dir) / self.command.name
@@ -139,6 +141,28 @@ class Jobs(BasicLauncher):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.sweep.dir = str(self.config.hydra.sweep.dir)  # with the time of the sweep
         return config
+
+
+def require_one_cluster(jobs: Sequence[Sequence[str]]) -> None:
+    """Require that all jobs have the same overrides of the config group `cluster`: it says how the sweep runs.
+
+    Raises:
+        UserError: if they differ, for example in a list of partitions without quotes.
+    """
+    from mergestream.runtime.errors import UserError
+
+    asked = [{word for word in job if _is_of_cluster(word)} for job in jobs]
+    if varied := sorted(set().union(*asked) - set.intersection(*asked)) if asked else []:
+        key = varied[0].partition("=")[0].lstrip("+~")
+        values = [word.partition("=")[2] for word in varied if word.partition("=")[0].lstrip("+~") == key]
+        rule = f"{key} must be the same for all jobs of a sweep; got {' and '.join(values)}"
+        hint = f". For a list, write \"{key}='{','.join(values)}'\"" if key == "cluster.partition" else ""
+        raise UserError(rule + hint)
+
+
+def _is_of_cluster(word: str) -> bool:
+    """Return whether an override is of the config group `cluster`."""
+    return re.match(r"[+~]*cluster\b", word) is not None
 
 
 def jobs_at_once(config: DictConfig, jobs: Sequence[Sequence[str]]) -> int:

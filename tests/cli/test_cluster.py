@@ -15,7 +15,7 @@ from mergestream.cli import pipeline, slurm
 from mergestream.runtime import interrupt, lock
 
 TRAIN = (*[word for word in noise() if not word.startswith("tasks=")], "epochs=1", "logger=none")
-SINFO = "work|work*|8|16000|gpu:a100:2(S:0-1)\ncpus|cpus|16|32000+|(null)\n"
+SINFO = "work|work*|8|16000|gpu:a100:2(S:0-1)\ncpus|cpus|16|32000+|(null)\n2080|2080|12|8000|gpu:4\n"
 
 
 @pytest.fixture
@@ -55,7 +55,17 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
         ({"gpus": 0, "partition": "cpus"}, {"partition": "cpus", "cpus-per-task": "1", "time": "1440"}),
         ({"gpus": 0, "cpus": 6}, {"cpus-per-task": "6", "time": "1440"}),
         ({"gpus": 0, "jobs_per_node": 3, "memory": "9G"}, {"mem": "9G", "cpus-per-task": "3", "time": "1440"}),
-        ({"partition": "none"}, "must be a partition of SLURM, one of cpus, work; got cluster.partition=none"),
+        (
+            {"partition": 2080},
+            {"partition": "2080", "mem": "2000M", "gres": "gpu:1", "cpus-per-task": "3", "time": "1440"},
+        ),
+        (
+            {"partition": "work,2080", "gpus": 2},
+            {"partition": "work,2080", "mem": "4000M", "gres": "gpu:2", "cpus-per-task": "6", "time": "1440"},
+        ),
+        ({"partition": "none"}, "must be a partition of SLURM, one of 2080, cpus, work; got cluster.partition=none"),
+        ({"partition": "work,none"}, "one of 2080, cpus, work; got cluster.partition=work,none"),
+        ({"partition": "2080,work", "gpus": 3}, "at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"gpus": 3}, "cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"partition": "cpus"}, "must be at most 0, which .* Write cluster.gpus=0 to run on CPUs"),
         ({"minutes": "soon"}, "cluster.minutes must be a whole number, 1 or more; got cluster.minutes=soon"),
@@ -125,6 +135,35 @@ def test_a_listed_job_is_that_of_the_sweep(tmp_path):
     assert outcome.code == 1
     assert outcome.err.startswith("error: job 7 (")
     assert outcome.err.endswith("tasks must be a whole number, 1 or more; got tasks=0\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ("cluster=slurm", "cluster.partition=work,2080"),
+            "cluster.partition must be the same for all jobs of a sweep; got 2080 and work. "
+            "For a list, write \"cluster.partition='2080,work'\"",
+        ),
+        (("cluster.jobs_per_node=1,2",), "cluster.jobs_per_node must be the same for all jobs of a sweep; got 1 and 2"),
+        (("cluster=slurm,local",), "cluster must be the same for all jobs of a sweep; got local and slurm"),
+    ],
+)
+def test_jobs_of_a_sweep_have_one_cluster(words, expected, tmp_path, programs):
+    programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
+    outcome = command("train.py", "-m", f"root={tmp_path}", "seed=1,2", *words)
+    assert (outcome.code, outcome.err) == (1, f"error: {expected}\n")
+    assert not list(tmp_path.rglob("train"))
+
+
+def test_several_partitions_are_a_list_in_quotes(tmp_path, programs):
+    programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
+    words = ("seed=1,2", "cluster=slurm", "cluster.wait=false", "cluster.partition='work,2080'")
+    outcome = command("train.py", "-m", f"root={tmp_path}", *words)
+    assert outcome.code == 0, outcome.err
+    (script,) = tmp_path.rglob("array.sh")
+    assert "#SBATCH --partition=work,2080\n" in script.read_text()
+    assert "--array=0-1" in script.read_text()
 
 
 @pytest.mark.parametrize(

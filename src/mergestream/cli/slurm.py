@@ -83,10 +83,9 @@ def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
     each = cluster["jobs_per_node"]
     if each == AUTO:
         each = cluster["cpus"] if small and not cluster["gpus"] and cluster["cpus"] != AUTO else 1
-    cores, megabytes, gpus = _node(cluster["partition"], cluster["gpus"])
-    share = cluster["gpus"] / gpus if gpus else 0.0
-    cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, int(cores * share), 1)
-    memory = cluster["memory"] if cluster["memory"] != AUTO else f"{int(megabytes * share)}M" if share else None
+    cores, megabytes = _share(cluster["partition"], cluster["gpus"])
+    cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, cores, 1)
+    memory = cluster["memory"] if cluster["memory"] != AUTO else f"{megabytes}M" if megabytes else None
     options = {"partition": cluster["partition"], "account": cluster["account"], "mem": memory}
     options |= {"gres": f"gpu:{cluster['gpus']}" if cluster["gpus"] else None, "cpus-per-task": cpus}
     options |= {"time": cluster["minutes"], "dependency": f"afterok:{cluster['after']}" if cluster["after"] else None}
@@ -129,26 +128,37 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) or is_whole(value)
 
 
-def _node(partition: str | None, wanted: int) -> tuple[int, int, int]:
-    """Return cores, MB and GPUs of the node of a partition with the most GPUs.
+def _share(partition: str | int | None, wanted: int) -> tuple[int, int]:
+    """Return the share of so many GPUs in the cores and the MB of a node; of several partitions, the smallest.
+
+    Args:
+        partition: its name, or several with commas between; None is the default of the cluster.
+        wanted: GPUs.
 
     Raises:
-        UserError: if the partition does not exist, or none of its nodes has as many GPUs as wanted.
+        UserError: if a partition does not exist, or none of its nodes has as many GPUs.
     """
     rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%P|%c|%m|%G").splitlines()]
-    names = sorted({row[0] for row in rows})
-    own = [row for row in rows if (row[0] == partition if partition is not None else row[1].endswith("*"))]
-    if not own:
-        choice = f"got cluster.partition={partition}" if partition else "this cluster has no default; set it"
-        raise UserError(f"cluster.partition must be a partition of SLURM, one of {', '.join(names)}; {choice}")
-    nodes = [(_gpus(row[4]), int(re.sub(r"\D", "", row[2])), int(re.sub(r"\D", "", row[3]))) for row in own]
+    default = [row[0] for row in rows if row[1].endswith("*")][:1]
+    names = default if partition is None else str(partition).split(",")
+    if not names or not {*names} <= {row[0] for row in rows}:
+        choice = f"got cluster.partition={partition}" if names else "this cluster has no default; set it"
+        known = ", ".join(sorted({row[0] for row in rows}))
+        raise UserError(f"cluster.partition must be a partition of SLURM, one of {known}; {choice}")
+    shares = [_share_of(name, [row for row in rows if row[0] == name], wanted) for name in names]
+    return min(cores for cores, _ in shares), min(megabytes for _, megabytes in shares)
+
+
+def _share_of(partition: str, rows: Sequence[Sequence[str]], wanted: int) -> tuple[int, int]:
+    """Return the share of so many GPUs in the cores and the MB of the node of a partition with the most GPUs."""
+    nodes = [(_gpus(row[4]), int(re.sub(r"\D", "", row[2])), int(re.sub(r"\D", "", row[3]))) for row in rows]
     gpus, cores, megabytes = max(nodes)
     if wanted > gpus:
         raise UserError(
-            f"cluster.gpus must be at most {gpus}, which a node of partition {own[0][0]} has; got cluster.gpus={wanted}"
+            f"cluster.gpus must be at most {gpus}, which a node of partition {partition} has; got cluster.gpus={wanted}"
             + (". Write cluster.gpus=0 to run on CPUs." if not gpus else "")
         )
-    return cores, megabytes, gpus
+    return (cores * wanted // gpus, megabytes * wanted // gpus) if gpus else (0, 0)
 
 
 def _gpus(resources: str) -> int:
