@@ -127,8 +127,8 @@ class Nodes:
     @staticmethod
     def nodes():
         return [
-            {"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0}},
-            {"Alive": True, "Resources": {"CPU": 64.0}},
+            {"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0, "memory": 128.0 * 2**30}},
+            {"Alive": True, "Resources": {"CPU": 64.0, "memory": 256.0 * 2**30}},
             {"Alive": False, "Resources": {"CPU": 256.0, "GPU": 8.0}},
         ]
 
@@ -158,6 +158,12 @@ def test_what_a_task_asks_for(changed, small, expected):
         ({"gpus": 1.5}, "cluster.gpus must be 0, a share of one GPU, a whole number, or auto"),
         ({"cpus": 65}, "cluster.cpus must be at most 64"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto"),
+        ({"memory": "257G"}, "cluster.memory must be at most 256G, which a node of Ray has; got cluster.memory=257G"),
+        (
+            {"gpus": 1, "cpus": 33},
+            "one node of Ray must have all that a task asks for, and none has; got cluster.cpus=33, cluster.gpus=1",
+        ),
+        ({"memory": "200G"}, "and none has; got cluster.cpus=8, cluster.gpus=1, cluster.memory=200G"),
         ({"memory": "many"}, "cluster.memory must be a number with K, M, G or T"),
     ],
 )

@@ -122,13 +122,31 @@ def asked(ray: Any, cluster: Mapping[str, Any], small: bool) -> Asked:
     if cpus == AUTO:
         share = gpus / largest["GPU"] if gpus and largest.get("GPU") else 1.0
         cpus = each if small else max(each, int(largest.get("CPU", 1) * share), 1)
-    for key, wanted, name in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
-        if not any(node.get(name, 0) >= wanted for node in nodes):
-            most = max(node.get(name, 0) for node in nodes)
-            raise UserError(
-                f"cluster.{key} must be at most {most:g}, which a node of Ray has; got cluster.{key}={wanted}"
-            )
-    return Asked(each, cpus, float(gpus), _bytes(cluster["memory"]))
+    memory = _bytes(cluster["memory"])
+    _require_node(nodes, {"cpus": ("CPU", cpus), "gpus": ("GPU", gpus), "memory": ("memory", memory or 0)}, cluster)
+    return Asked(each, cpus, float(gpus), memory)
+
+
+def _require_node(
+    nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, tuple[str, float]], cluster: Mapping[str, Any]
+) -> None:
+    """Check that one node has all that a task asks for: Ray would wait for such a node for ever.
+
+    Args:
+        nodes: the resources of each, in Ray's names.
+        wanted: for each key of the config group, the resource and how much.
+        cluster: the config group.
+    """
+    for key, (name, value) in wanted.items():
+        most = max(node.get(name, 0) for node in nodes)
+        if value > most:
+            said = f"{most / UNITS['G']:.3g}G" if key == "memory" else f"{most:g}"
+            given = cluster[key] if key == "memory" else value
+            raise UserError(f"cluster.{key} must be at most {said}, which a node of Ray has; got cluster.{key}={given}")
+    if not any(all(node.get(name, 0) >= value for name, value in wanted.values()) for node in nodes):
+        given = {key: cluster[key] if key == "memory" else value for key, (_, value) in wanted.items() if value}
+        named = ", ".join(f"cluster.{key}={value}" for key, value in given.items())
+        raise UserError(f"one node of Ray must have all that a task asks for, and none has; got {named}")
 
 
 def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: Asked, folder: Path) -> list[str]:
