@@ -113,7 +113,19 @@ def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
     assert json.loads((folder / "3.json").read_text()) == {"first": 3, "jobs": [["seed=4", f"root={tmp_path}/runs"]]}
     script = (folder / "array.sh").read_text()
     assert "#SBATCH --signal=B:USR1@120" in script
-    assert 'export MERGESTREAM_TIMEOUTS="2 $(($(date +%s) + 86400)) ""$folder/$number.timeouts"\n' in script
+    assert 'export MERGESTREAM_TIMEOUTS="2 $(($(date +%s) - SECONDS + 86400)) ""$folder/$number.timeouts"\n' in script
+
+
+def test_the_time_of_a_job_begins_before_the_lines_of_setup(tmp_path):
+    asked = slurm.Asked({"time": "10"}, 1, ["SECONDS=1000"], 3)  # as if they took so long
+    words = [sys.executable, "-c", f"import os; print(os.environ['{interrupt.TIMEOUTS}'])"]
+    (tmp_path / "job.sh").write_text(slurm._script("train", asked, tmp_path, words, 0, 1))
+    began = int(time.time())
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "0"}
+    said = subprocess.check_output(["bash", tmp_path / "job.sh"], text=True, env=environment)
+    allowed, end, file = said.split()
+    assert (allowed, file) == ("3", f"{tmp_path}/0.timeouts")
+    assert -400 <= int(end) - began < 0
 
 
 def test_slurm_that_does_not_answer(tmp_path, programs, monkeypatch):

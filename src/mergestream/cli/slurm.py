@@ -257,7 +257,8 @@ def _head(name: str, asked: Asked, more: Mapping[str, str]) -> list[str]:
 
 def _timeouts(asked: Asked, file: str) -> str:
     """Return the line of a batch script for `interrupt.requeue`; the file is in the shell's words."""
-    end = f"$(($(date +%s) + {60 * int(asked.options['time'])}))"
+    # The lines of cluster.setup before it may have taken minutes; bash counts in SECONDS since it started.
+    end = f"$(($(date +%s) - SECONDS + {60 * int(asked.options['time'])}))"
     return f'export {interrupt.TIMEOUTS}="{asked.timeouts} {end} "{file}'
 
 
