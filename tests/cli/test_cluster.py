@@ -97,18 +97,21 @@ def test_what_a_job_asks_for(values, expected, programs):
 
 
 def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
-    """The first job says why it failed, the second completes, the third is lost, and SLURM forgets the fourth."""
-    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; touch $f/3.log; echo 42'
-    shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|NODE_FAIL\\n"
+    """Job 0 says why it failed, 1 completes, 2 is cancelled before it starts, 3 has no log, and SLURM forgets 4."""
+    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; touch $f/4.log; echo 42'
+    shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|CANCELLED\\n42|3|FAILED\\n"
     programs(sbatch=log, squeue=f"printf '{shown}'", sinfo=f"printf '{SINFO}'")
-    outcome = command("train.py", "-m", "seed=1,2,3,4", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2")
+    outcome = command(
+        "train.py", "-m", "seed=1,2,3,4,5", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2"
+    )
     (folder,) = tmp_path.glob("runs/_sweeps/*/train")
     assert outcome.code == 1
-    assert f"submitted 4 jobs of train as 42; logs in {folder}" in outcome.out
+    assert f"submitted 5 jobs of train as 42; logs in {folder}" in outcome.out
     assert outcome.err.splitlines() == [
         "error: job 0 (seed=1): no",
-        f"error: job 2: node_fail; it wrote no {folder}/2.log; root must be a folder that all nodes share",
-        f"error: job 3: of unknown end; its log is {folder}/3.log",
+        f"error: job 2: cancelled; it did not start; there is no {folder}/2.log",
+        f"error: job 3: failed; it wrote no {folder}/3.log; root must be a folder that all nodes share",
+        f"error: job 4: of unknown end; its log is {folder}/4.log",
     ]
     assert json.loads((folder / "3.json").read_text()) == {"first": 3, "jobs": [["seed=4", f"root={tmp_path}/runs"]]}
     script = (folder / "array.sh").read_text()

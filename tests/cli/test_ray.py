@@ -10,11 +10,13 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, command, config, noise
 
 from mergestream.cli import on_ray
+from mergestream.cli.listed import Parts
 from mergestream.cli.on_ray import asked
 from mergestream.compose.run import run_of
 from mergestream.runtime import processes
@@ -170,6 +172,26 @@ def test_what_a_task_asks_for(changed, small, expected):
 def test_what_no_node_has_is_refused(changed, message):
     with pytest.raises(UserError, match=message):
         asked(Nodes, {**DEFAULTS, **changed}, False)
+
+
+def test_a_node_without_the_folder_and_one_that_was_lost(tmp_path):
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        cause = FileNotFoundError("no such folder")
+
+    def get(error):
+        raise error
+
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError))
+    parts = Parts(tmp_path, [range(1)], [])
+    assert on_ray._errors(ray, RayTaskError("ray::_work"), parts, 0) == [
+        f"job 0: failed (no such folder); it wrote no {tmp_path}/0.log; root must be a folder that all nodes share"
+    ]
+    assert on_ray._errors(ray, RayError("a node died"), parts, 0) == [
+        f"job 0: Ray lost it (a node died); it did not start; there is no {tmp_path}/0.log"
+    ]
 
 
 def test_without_ray(tmp_path, monkeypatch):

@@ -206,6 +206,8 @@ def _errors(ray: Any, task: Any, parts: Parts, part: int) -> list[str]:
     """Return why a task failed that has ended; nothing if it has not."""
     try:
         code = ray.get(task)
+    except ray.exceptions.RayTaskError as error:  # it could not start its command
+        return parts.why(part, f"failed ({first_line(error.cause or error)})")
     except ray.exceptions.RayError as error:
         return parts.why(part, f"Ray lost it ({first_line(error)})")
     return parts.why(part, f"exit code {code}") if code else []
