@@ -75,6 +75,10 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
         ({"options": 5}, "cluster.options must hold names and numbers, such as .*; got cluster.options=5"),
         ({"options": {"nice": None}}, "cluster.options must hold names and numbers"),
         ({"options": {"time": 5}}, "cluster.options must not have time, which is the key cluster.minutes"),
+        ({"options": {"dependency": "afterok:4"}}, "must not have dependency, which is the key cluster.after"),
+        ({"options": {"kill-on-invalid-dep": "no"}}, "kill-on-invalid-dep, which is set with the key cluster.after"),
+        ({"options": {"nodes": 2}}, "must not have nodes, which is 1 for all jobs; cluster.gpus sets their GPUs"),
+        ({"options": {"ntasks": 2}}, "must not have ntasks, which is 1 for all jobs"),
         ({"options": {"output": "x"}}, "cluster.options must not have output, which is set for all jobs"),
     ],
 )

@@ -32,6 +32,9 @@ OWN = {  # options of sbatch that have a key, or that jobs cannot do without
     "time": "the key cluster.minutes",
     "cpus-per-task": "the key cluster.cpus",
     "mem": "the key cluster.memory",
+    "dependency": "the key cluster.after",
+    "kill-on-invalid-dep": "set with the key cluster.after",
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "1 for all jobs; cluster.gpus sets their GPUs"),
     **dict.fromkeys(("array", "job-name", "open-mode", "output", "requeue", "signal"), "set for all jobs"),
 }
 OVER = (
@@ -120,7 +123,7 @@ def _check(cluster: Mapping[str, Any]) -> None:
             "cluster.options must hold names and numbers, such as +cluster.options.constraint=a100; "
             f"got cluster.options={options}"
         )
-    for option in OWN.keys() & options.keys():
+    for option in sorted(OWN.keys() & options.keys()):
         raise UserError(f"cluster.options must not have {option}, which is {OWN[option]}")
 
 
