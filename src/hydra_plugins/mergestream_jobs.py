@@ -80,7 +80,8 @@ class Jobs(BasicLauncher):
         assert self.config is not None
         words, common, folder = self._parts(jobs)
         asked = slurm.asked(cluster, are_small(self.config, words))
-        require_devices(self.config, words, cluster["gpus"])
+        together, cpus = min(asked.each, len(jobs)), int(asked.options["cpus-per-task"])
+        require_devices(self.config, words, cluster["gpus"], cpus, together)
         if cluster["dry_run"]:
             named = ", ".join(f"{key}={value}" for key, value in asked.options.items())
             self._look(jobs, f"Each job of SLURM runs {asked.each} and asks for {named}.", cluster["gpus"])
@@ -190,8 +191,14 @@ def are_small(config: DictConfig, jobs: Sequence[Sequence[str]]) -> bool:
     return models == {SMALL} and devices <= {"auto", "1"} and (on_cpu or not any(Path(path).exists() for path in GPUS))
 
 
-def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int) -> None:
-    """Require that the jobs train on as many GPUs as each asks for, before they wait for them.
+def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int, cpus: int, together: int) -> None:
+    """Require that the jobs train on as many GPUs or CPU cores as each asks for, before they wait for them.
+
+    Args:
+        config: the config of the sweep.
+        jobs: the overrides of each job.
+        gpus, cpus: of a job of SLURM.
+        together: jobs of the sweep that share one.
 
     Raises:
         UserError: if one of them needs more.
@@ -206,6 +213,9 @@ def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int
             raise UserError("accelerator=gpu needs a GPU, and jobs ask for none; got cluster.gpus=0")
         if gpus and accelerator != "cpu" and wanted > gpus:
             raise UserError(f"devices must be at most cluster.gpus; got devices={devices} and cluster.gpus={gpus}")
+        if (not gpus or accelerator == "cpu") and wanted > (cores := max(cpus // together, 1)):
+            rule = f"devices must be at most the CPU cores of a job, here {cores}; got devices={devices}"
+            raise UserError(f"{rule}. Write cluster.cpus={wanted * together}")
 
 
 def _typed(job: Sequence[str]) -> dict[str, str]:

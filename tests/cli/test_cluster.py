@@ -195,11 +195,23 @@ def test_several_partitions_are_a_list_in_quotes(tmp_path, programs):
             "accelerator=gpu needs a GPU, and jobs ask for none; got cluster.gpus=0",
         ),
         (("devices=2", "cluster.gpus=2"), ""),
-        (("devices=2", "cluster.gpus=0"), ""),
+        (
+            ("devices=2", "cluster.gpus=0"),
+            "devices must be at most the CPU cores of a job, here 1; got devices=2. Write cluster.cpus=2",
+        ),
+        (
+            ("devices=2", "cluster.gpus=0", "cluster.cpus=3", "cluster.jobs_per_node=2", "seed=1,2"),
+            "devices must be at most the CPU cores of a job, here 1; got devices=2. Write cluster.cpus=4",
+        ),
+        (("devices=2", "cluster.gpus=0", "cluster.cpus=2"), ""),
+        (
+            ("devices=5", "accelerator=cpu"),
+            "devices must be at most the CPU cores of a job, here 4; got devices=5. Write cluster.cpus=5",
+        ),
         (("devices=2", "accelerator=cpu"), ""),
     ],
 )
-def test_jobs_need_no_more_gpus_than_they_ask_for(words, expected, tmp_path, programs):
+def test_jobs_need_no_more_devices_than_they_ask_for(words, expected, tmp_path, programs):
     programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
     outcome = command("train.py", "-m", f"root={tmp_path}", "cluster=slurm", "cluster.wait=false", *words)
     assert outcome.err == (f"error: {expected}\n" if expected else "")
