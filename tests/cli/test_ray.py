@@ -123,6 +123,17 @@ def test_a_task_has_the_cores_and_threads_that_ray_reserves(monkeypatch):
     assert processes.cores() == 1
 
 
+@pytest.mark.parametrize(("gpus", "seen"), [(0.0, ""), (1.0, "3")])
+def test_a_task_sees_the_gpus_that_ray_gives_it(gpus, seen, tmp_path, monkeypatch):
+    """The command may have others, and Ray may leave those of the node to a task that asks for none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    environment = on_ray._environment(on_ray.Asked(1, 1, gpus, None))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    show = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    assert on_ray._work(show, environment, str(tmp_path), str(tmp_path / "log")) == 0
+    assert (tmp_path / "log").read_text() == f"{seen}\n"
+
+
 class Nodes:
     """Two nodes of a cluster of Ray."""
 

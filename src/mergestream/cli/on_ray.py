@@ -230,7 +230,8 @@ def _noted() -> Iterator[list[int]]:
 def _environment(asked: Asked) -> dict[str, str]:
     """Return the environment of a task: that of this command, as on SLURM, with the resources that Ray reserves."""
     # The command that starts the sweep has Hydra raise what jobs shall print on one line.
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    # GPUs are those of the node: Ray names them to the task.
+    environment = {name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", *VISIBLE)}
     environment.setdefault("OMP_NUM_THREADS", "1" if asked.each > 1 else str(asked.cpus))
     return environment | {processes.CORES: str(asked.cpus)} | ({} if asked.gpus else dict.fromkeys(VISIBLE, ""))
 
@@ -241,7 +242,8 @@ def _work(command: list[str], environment: dict[str, str], folder: str, log: str
         starts.write(b"\n")
     again = os.path.getsize(starts.name) - 1
     visible = {name: os.environ[name] for name in VISIBLE if name in os.environ}
-    environment = {**environment, **visible, lock.TASK: f"{log} {again}", interrupt.SAVED: str(_saved(log))}
+    # A task without GPUs has empty values in `environment`, which Ray may not have set.
+    environment = {**visible, **environment, lock.TASK: f"{log} {again}", interrupt.SAVED: str(_saved(log))}
     follow = [sys.executable, "-c", FOLLOW] if sys.platform == "linux" else []
     with open(log, "ab") as out:
         process = subprocess.Popen(
