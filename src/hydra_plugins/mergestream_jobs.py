@@ -152,8 +152,8 @@ def require_one_cluster(jobs: Sequence[Sequence[str]]) -> None:
     """
     from mergestream.runtime.errors import UserError
 
-    asked = [{word for word in job if _is_of_cluster(word)} for job in jobs]
-    if varied := sorted(set().union(*asked) - set.intersection(*asked)) if asked else []:
+    asked = {frozenset(word for word in job if _is_of_cluster(word)) for job in jobs}
+    if varied := sorted({word for job in asked for word in job if not all(word in other for other in asked)}):
         key = varied[0].partition("=")[0].lstrip("+~")
         values = [word.partition("=")[2] for word in varied if word.partition("=")[0].lstrip("+~") == key]
         rule = f"{key} must be the same for all jobs of a sweep; got {' and '.join(values)}"
