@@ -231,9 +231,21 @@ def test_time_outs_are_counted_and_other_restarts_are_not(tmp_path, monkeypatch,
         assert len(file.read_text().splitlines()) == lines
     monkeypatch.setenv(interrupt.TIMEOUTS, f"2 {end + 100} {file}")
     assert interrupt.requeue(True).startswith(
-        "error: the time of job 7 was up 3 times, and cluster.timeouts=2 allows no more; type the same command"
+        "error: the time of job 7 was up 3 times, and cluster.timeouts=2 allows no more; type the same command again"
     )
     assert (tmp_path / "asked").read_text() == "requeue 7\n" * 4
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"0 {end + 100} {file}.none")
+    assert "the time of job 7 was up once, and" in interrupt.requeue(True)
+
+
+def test_only_a_job_whose_time_is_up_needs_to_have_saved_something(tmp_path, monkeypatch, programs):
+    programs(scontrol="")
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"8 {int(time.time()) + 3600} {tmp_path}/7.timeouts")
+    assert interrupt.requeue(False) == "SLURM has requeued job 7"  # pre-empted
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"8 {int(time.time()) + 100} {tmp_path}/7.timeouts")
+    assert "so it is not requeued. Give it more time (cluster.minutes), or" in interrupt.requeue(False)
 
 
 def test_a_dry_run_knows_what_is_finished_and_what_the_rest_may_cost(trained):

@@ -35,6 +35,6 @@ def test_pre_emption_is_no_time_out(cluster, one):
     cluster.run("scancel", "--batch", "--signal=USR1", jobs["limit"])  # as SLURM does less than two minutes before
     assert cluster.ended(jobs["limit"]) == "FAILED"
     (log,) = cluster.folder.glob("limit/_sweeps/*/train/0.log")
-    assert f"the time of job {jobs['limit']} was up 1 times, and cluster.timeouts=0 allows no more" in log.read_text()
+    assert f"the time of job {jobs['limit']} was up once, and cluster.timeouts=0 allows no more" in log.read_text()
     fast(cluster)
     assert finished(cluster, jobs["runs"]) == one
