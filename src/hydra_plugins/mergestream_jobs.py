@@ -76,6 +76,7 @@ class Jobs(BasicLauncher):
     def _slurm(self, jobs: Sequence[tuple[int, Sequence[str]]], cluster: dict[str, Any]) -> None:
         from mergestream.cli import slurm
         from mergestream.cli.command import print_error
+        from mergestream.cli.listed import counted
 
         assert self.config is not None
         words, common, folder = self._parts(jobs)
@@ -87,7 +88,8 @@ class Jobs(BasicLauncher):
             self._look(jobs, f"Each job of SLURM runs {asked.each} and asks for {named}.", cluster["gpus"])
             return
         submitted = slurm.submit(self.command.name, words, common, asked, folder)
-        print(f"submitted {len(jobs)} jobs of {self.command.name} as {submitted.ids}; logs in {submitted.parts.folder}")
+        said = f"submitted {counted(len(jobs), 'job')} of {self.command.name} as {submitted.ids}"
+        print(f"{said}; logs in {submitted.parts.folder}")
         if not cluster["wait"]:
             return
         for lines in slurm.wait(submitted).values():

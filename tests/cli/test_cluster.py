@@ -68,7 +68,8 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
         ({"partition": "2080,work", "gpus": 3}, "at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"gpus": 3}, "cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"partition": "cpus"}, "must be at most 0, which .* Write cluster.gpus=0 to run on CPUs"),
-        ({"minutes": "soon"}, "cluster.minutes must be a whole number, 1 or more; got cluster.minutes=soon"),
+        ({"minutes": "soon"}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=soon"),
+        ({"minutes": 4}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=4"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto; got cluster.cpus=0"),
         ({"account": ["a"]}, r"cluster.account must be a name or a number, or null; got cluster.account=\['a'\]"),
         ({"setup": "module"}, r"cluster.setup must be a list of lines, such as .*; got cluster.setup=module"),
@@ -154,6 +155,22 @@ def test_a_listed_job_is_that_of_the_sweep(tmp_path):
     assert outcome.code == 1
     assert outcome.err.startswith("error: job 7 (")
     assert outcome.err.endswith("tasks must be a whole number, 1 or more; got tasks=0\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "slurm_load_partitions: Unable to contact slurm controller (connect failure)",
+            "SLURM does not answer; type the same command again later: ",
+        ),
+        ("sinfo: error: no such option", "SLURM refuses: "),
+    ],
+)
+def test_slurm_that_fails(said, expected, tmp_path, programs):
+    programs(sbatch="", squeue="", sinfo=f"echo '{said}' >&2; exit 1")
+    outcome = command("train.py", "-m", "seed=1", f"root={tmp_path}/runs", "cluster=slurm")
+    assert (outcome.code, outcome.err) == (1, f"error: {expected}{said}\n")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +335,7 @@ def test_stages_depend_on_each_other(stages, programs, tmp_path):
     programs(sbatch="cp $2 $2.seen; echo 44", squeue="", sinfo=f"printf '{SINFO}'")
     ends |= {
         "train.py": (0, "submitted 3 jobs of train as 42; logs in x\n"),
-        "merge.py": (0, "submitted 1 jobs of merge as 43; x"),
+        "merge.py": (0, "submitted 1 job of merge as 43; x"),
     }
     outcome = command("pipeline.py", f"root={tmp_path}", "cluster=slurm")
     assert outcome.code == 0, outcome.err

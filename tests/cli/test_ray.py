@@ -63,7 +63,7 @@ def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, numb
     _, err = process.communicate()
     assert process.returncode == 128 + number
     assert err == (
-        f"stopped by {number.name}; 1 of 1 tasks of Ray saved something new. "
+        f"stopped by {number.name}; 1 of 1 task of Ray saved something new. "
         "Type the same command again to continue from what is saved\n"
     )
     (log,) = (tmp_path / "cut").rglob("_sweeps/*/train/0.log")
@@ -82,7 +82,7 @@ def test_a_signal_before_anything_is_saved_says_so(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert "0 of 1 tasks of Ray saved something new" in err
+    assert "0 of 1 task of Ray saved something new" in err
     assert not list(tmp_path.rglob("checkpoint.safetensors"))
 
 
@@ -152,11 +152,11 @@ DEFAULTS = {"gpus": "auto", "cpus": "auto", "memory": None, "jobs_per_node": "au
 @pytest.mark.parametrize(
     ("changed", "small", "expected"),
     [
-        ({}, False, "8 CPUs and 1 GPUs"),
+        ({}, False, "8 CPUs and 1 GPU"),
         ({"gpus": 2, "memory": "64G"}, False, "16 CPUs and 2 GPUs, 64 GiB of memory"),
         ({"gpus": 0.25}, False, "2 CPUs and 0.25 GPUs"),
         ({"gpus": 0, "cpus": 48}, False, "48 CPUs and 0 GPUs"),
-        ({}, True, "1 CPUs and 0 GPUs"),
+        ({}, True, "1 CPU and 0 GPUs"),
         ({"cpus": 4}, True, "4 CPUs and 0 GPUs"),
     ],
 )
@@ -228,5 +228,5 @@ def test_a_dry_run(tmp_path):
     out, _ = process.communicate()
     assert process.returncode == 0
     assert out.count("to run, cost unknown") == 2
-    assert "Each task of Ray runs 1 and asks for 1 CPUs and 0 GPUs" in out
+    assert "Each task of Ray runs 1 and asks for 1 CPU and 0 GPUs" in out
     assert not run_of(config("train", f"root={tmp_path}", *WORDS, "seed=1")).path.exists()

@@ -12,6 +12,11 @@ from pathlib import Path
 ERROR = "error: "  # how a command begins a line that says what is wrong
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, such as ``1 job`` or ``2 jobs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Parts:
     """A sweep in parts, each with some of its jobs. A part is the command of the sweep again, with its file.

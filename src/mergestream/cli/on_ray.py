@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergestream.cli.listed import Parts, divided
+from mergestream.cli.listed import Parts, counted, divided
 from mergestream.runtime import interrupt, lock, processes
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.interrupt import Stopped
@@ -50,7 +50,7 @@ class Asked:
 
     def __str__(self) -> str:
         memory = "" if self.memory is None else f", {self.memory / UNITS['G']:.3g} GiB of memory"
-        return f"{self.cpus} CPUs and {self.gpus:g} GPUs{memory}"
+        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}{memory}"
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: A
         work.remote(parts.command(part), environment, os.getcwd(), str(parts.log(part))): part
         for part in range(len(parts.numbers))
     }
-    print(f"{len(jobs)} jobs in {len(part_of)} tasks of Ray; logs in {parts.folder}")
+    print(f"{counted(len(jobs), 'job')} in {counted(len(part_of), 'task')} of Ray; logs in {parts.folder}")
     errors: dict[int, list[str]] = {}
     waiting = list(part_of)
     with _noted() as received:
@@ -189,9 +189,8 @@ def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: A
 def _stopped(signum: int, parts: Parts, late: int) -> Stopped:
     """Return what to raise when the tasks have ended, but for some that were too late to."""
     saved = sum(_saved(str(parts.log(part))).exists() for part in range(len(parts.numbers)))
-    said = (
-        f"stopped by {signal.Signals(signum).name}; {saved} of {len(parts.numbers)} tasks of Ray saved something new. "
-    )
+    tasks = f"{saved} of {counted(len(parts.numbers), 'task')} of Ray"
+    said = f"stopped by {signal.Signals(signum).name}; {tasks} saved something new. "
     if late:
         said += f"{late} had not ended {PATIENCE / 60:g} minutes later. "
     return Stopped(signum, f"{said}Type the same command again to continue from what is saved", bool(saved))

@@ -24,8 +24,10 @@ from mergestream.runtime.rules import is_whole, require_bool, require_whole
 
 AUTO = "auto"
 LARGEST = 1000  # jobs of an array, one less than SLURM allows unless told otherwise
+SHORTEST = interrupt.EARLY // 60 + 1  # minutes of a job; in less, each signal would look like one near its end
 PATIENCE = 600.0  # seconds without an answer of SLURM
 FORGETFUL = "Invalid job id"  # SLURM's word for jobs that ended minutes ago
+UNREACHABLE = re.compile(r"Unable to contact slurm controller|Connection refused|Socket timed out", re.IGNORECASE)
 OWN = {  # options of sbatch that have a key, or that jobs cannot do without
     "partition": "the key cluster.partition",
     "account": "the key cluster.account",
@@ -103,7 +105,7 @@ def _check(cluster: Mapping[str, Any]) -> None:
     Raises:
         UserError: if one breaks its rule.
     """
-    for key, least in {"gpus": 0, "minutes": 1, "timeouts": 0}.items():
+    for key, least in {"gpus": 0, "minutes": SHORTEST, "timeouts": 0}.items():
         require_whole(f"cluster.{key}", cluster[key], least)
     for key in ("wait", "dry_run"):
         require_bool(f"cluster.{key}", cluster[key])
@@ -179,7 +181,10 @@ def _ask(*words: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise UserError(f"SLURM refuses: {' '.join(done.stderr.split()) or f'{words[0]} failed'}")
+        said = " ".join(done.stderr.split()) or f"{words[0]} failed"
+        # Its controller is down, or cannot be reached from here.
+        answer = "does not answer; type the same command again later" if UNREACHABLE.search(said) else "refuses"
+        raise UserError(f"SLURM {answer}: {said}")
     return done.stdout
 
 
@@ -306,7 +311,7 @@ def wait(submitted: Submitted) -> dict[int, list[str]]:
             pause = min(1.5 * pause, 15.0)
     except Stopped as stopped:
         ids = " ".join(submitted.arrays)
-        raise Stopped(stopped.signum, f"stopped to wait; the jobs go on. scancel {ids} ends them") from None
+        raise Stopped(stopped.signum, f"stopped waiting; the jobs go on. scancel {ids} ends them") from None
     return {
         number: submitted.parts.why(number, state.lower()) for number, state in states.items() if state != "COMPLETED"
     }
