@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def test_a_folder_that_goes_while_it_is_created_is_created_again(tmp_path, monke
     with lock.turn(tmp_path / "a" / "b", "works"):
         assert list((tmp_path / "a" / "b").glob(".lock-*"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_goes_before_it_is_read_is_created_again(tmp_path, monkeypatch):
+    gone, listdir = [tmp_path / "a"], os.listdir
+
+    def late(path):
+        if gone:
+            gone.pop().rmdir()
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", late)
+    with lock.held(tmp_path / "a"):
+        assert list((tmp_path / "a").glob(".lock-*"))
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])

@@ -199,8 +199,12 @@ def _replaced(content: dict) -> bool:
 
 
 def _locks(folder: Path) -> dict[Path, dict]:
-    """Return the locks of a folder and their contents."""
-    paths = [path for path in folder.glob(f"{NAME}-*") if path.name.removeprefix(f"{NAME}-").isdecimal()]
+    """Return the locks of a folder and their contents; none if its last writer has removed it."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return {}
+    paths = [folder / name for name in names if name.startswith(NAME) and name.removeprefix(f"{NAME}-").isdecimal()]
     contents = {path: _read(path) for path in paths if len(path.name) < 20}  # tokens are longer
     return {path: content for path, content in contents.items() if content is not None}
 
