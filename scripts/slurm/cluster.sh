@@ -13,7 +13,15 @@ DIR=${MERGESTREAM_SLURM_DIR:-/var/lib/mergestream-slurm}  # configuration, state
 export SLURM_CONF=$DIR/slurm.conf MYSQL_UNIX_PORT=$DIR/db.sock
 DAEMONS="$NODES slurmctld slurmdbd mariadbd munged"  # in the order in which they stop
 
-alive() { [ -s "$DIR/$1.pid" ] && kill -0 "$(cat "$DIR/$1.pid")" 2>/dev/null; }
+# After a reboot, the id in a file may be that of a process of somebody else: its command tells.
+alive() {
+    local words
+    [ -s "$DIR/$1.pid" ] && words=$(tr '\0' ' ' <"/proc/$(cat "$DIR/$1.pid")/cmdline") || return 1
+    case $1 in
+    n?) [[ $words =~ ^([^ ]*/)?slurmd\ .*-N\ $1\  ]] ;;
+    *) [[ $words =~ ^([^ ]*/)?$1\  ]] ;;
+    esac
+} 2>/dev/null
 wait_for() { for _ in $(seq 150); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "waited in vain: $*" >&2; return 1; }
 stopped() { ! alive "$1"; }
 installed() { for program in munged slurmctld slurmd slurmdbd mariadbd srun unshare; do command -v $program >/dev/null || return 1; done; }
@@ -121,10 +129,15 @@ stop() {
         scancel --user=root || true
         wait_for no_jobs || true
     fi
+    local left=0
     for name in $DAEMONS; do
-        if alive "$name"; then kill "$(cat "$DIR/$name.pid")"; wait_for stopped "$name"; fi
+        if alive "$name"; then
+            kill "$(cat "$DIR/$name.pid")" || true  # it may just have ended
+            wait_for stopped "$name" || { left=1; continue; }
+        fi
         rm -f "$DIR/$name.pid"
     done
+    return $left
 }
 
 case "${1:-}" in

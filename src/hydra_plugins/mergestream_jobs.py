@@ -6,6 +6,7 @@ Hydra loads launchers only from this namespace, at every start: what takes long 
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +35,7 @@ class Jobs(BasicLauncher):
 
         assert self.config is not None  # Hydra calls `setup` first
         place = place_of(self.config)
+        require_one_cluster(job_overrides)
         cluster: dict[str, Any] = OmegaConf.to_container(self.config.cluster, resolve=True)  # type: ignore[assignment]
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         if place == "slurm":
@@ -51,7 +53,7 @@ class Jobs(BasicLauncher):
     def _parts(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> tuple[list[list[str]], list[str], Path]:
         """Return the overrides of each job, those of Hydra's own for all, and a folder, for parts of the sweep."""
         assert self.config is not None
-        words = [[word for word in job if not word.lstrip("+~").startswith("cluster")] for _, job in jobs]
+        words = [[word for word in job if not _is_of_cluster(word)] for _, job in jobs]
         own = ("hydra.mode", "hydra.sweep.", "hydra.sweeper.", "hydra/launcher", "hydra/sweeper")
         common = [word for word in self.config.hydra.overrides.hydra if not word.lstrip("+~").startswith(own)]
         return words, common, Path(self.config.hydra.sweep.dir) / self.command.name
@@ -74,17 +76,20 @@ class Jobs(BasicLauncher):
     def _slurm(self, jobs: Sequence[tuple[int, Sequence[str]]], cluster: dict[str, Any]) -> None:
         from mergestream.cli import slurm
         from mergestream.cli.command import print_error
+        from mergestream.cli.listed import counted
 
         assert self.config is not None
         words, common, folder = self._parts(jobs)
         asked = slurm.asked(cluster, are_small(self.config, words))
-        require_devices(self.config, words, cluster["gpus"])
+        together, cpus = min(asked.each, len(jobs)), int(asked.options["cpus-per-task"])
+        require_devices(self.config, words, cluster["gpus"], cpus, together)
         if cluster["dry_run"]:
             named = ", ".join(f"{key}={value}" for key, value in asked.options.items())
             self._look(jobs, f"Each job of SLURM runs {asked.each} and asks for {named}.", cluster["gpus"])
             return
         submitted = slurm.submit(self.command.name, words, common, asked, folder)
-        print(f"submitted {len(jobs)} jobs of {self.command.name} as {submitted.ids}; logs in {submitted.parts.folder}")
+        said = f"submitted {counted(len(jobs), 'job')} of {self.command.name} as {submitted.ids}"
+        print(f"{said}; logs in {submitted.parts.folder}")
         if not cluster["wait"]:
             return
         for lines in slurm.wait(submitted).values():
@@ -141,6 +146,28 @@ class Jobs(BasicLauncher):
         return config
 
 
+def require_one_cluster(jobs: Sequence[Sequence[str]]) -> None:
+    """Require that all jobs have the same overrides of the config group `cluster`: it says how the sweep runs.
+
+    Raises:
+        UserError: if they differ, for example in a list of partitions without quotes.
+    """
+    from mergestream.runtime.errors import UserError
+
+    asked = {frozenset(word for word in job if _is_of_cluster(word)) for job in jobs}
+    if varied := sorted({word for job in asked for word in job if not all(word in other for other in asked)}):
+        key = varied[0].partition("=")[0].lstrip("+~")
+        values = [word.partition("=")[2] for word in varied if word.partition("=")[0].lstrip("+~") == key]
+        rule = f"{key} must be the same for all jobs of a sweep; got {' and '.join(values)}"
+        hint = f". For a list, write \"{key}='{','.join(values)}'\"" if key == "cluster.partition" else ""
+        raise UserError(rule + hint)
+
+
+def _is_of_cluster(word: str) -> bool:
+    """Return whether an override is of the config group `cluster`."""
+    return re.match(r"[+~]*cluster\b", word) is not None
+
+
 def jobs_at_once(config: DictConfig, jobs: Sequence[Sequence[str]]) -> int:
     """Return how many jobs run side by side on this machine."""
     from mergestream.runtime.errors import UserError
@@ -166,8 +193,14 @@ def are_small(config: DictConfig, jobs: Sequence[Sequence[str]]) -> bool:
     return models == {SMALL} and devices <= {"auto", "1"} and (on_cpu or not any(Path(path).exists() for path in GPUS))
 
 
-def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int) -> None:
-    """Require that the jobs train on as many GPUs as each asks for, before they wait for them.
+def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int, cpus: int, together: int) -> None:
+    """Require that the jobs train on as many GPUs or CPU cores as each asks for, before they wait for them.
+
+    Args:
+        config: the config of the sweep.
+        jobs: the overrides of each job.
+        gpus, cpus: of a job of SLURM.
+        together: jobs of the sweep that share one.
 
     Raises:
         UserError: if one of them needs more.
@@ -182,6 +215,9 @@ def require_devices(config: DictConfig, jobs: Sequence[Sequence[str]], gpus: int
             raise UserError("accelerator=gpu needs a GPU, and jobs ask for none; got cluster.gpus=0")
         if gpus and accelerator != "cpu" and wanted > gpus:
             raise UserError(f"devices must be at most cluster.gpus; got devices={devices} and cluster.gpus={gpus}")
+        if (not gpus or accelerator == "cpu") and wanted > (cores := max(cpus // together, 1)):
+            rule = f"devices must be at most the CPU cores of a job, here {cores}; got devices={devices}"
+            raise UserError(f"{rule}. Write cluster.cpus={wanted * together}")
 
 
 def _typed(job: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from mergestream.cli import pipeline, slurm
 from mergestream.runtime import interrupt, lock
 
 TRAIN = (*[word for word in noise() if not word.startswith("tasks=")], "epochs=1", "logger=none")
-SINFO = "work|work*|8|16000|gpu:a100:2(S:0-1)\ncpus|cpus|16|32000+|(null)\n"
+SINFO = "work|work*|8|16000|gpu:a100:2(S:0-1)\ncpus|cpus|16|32000+|(null)\n2080|2080|12|8000|gpu:4\n"
 
 
 @pytest.fixture
@@ -55,16 +55,31 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
         ({"gpus": 0, "partition": "cpus"}, {"partition": "cpus", "cpus-per-task": "1", "time": "1440"}),
         ({"gpus": 0, "cpus": 6}, {"cpus-per-task": "6", "time": "1440"}),
         ({"gpus": 0, "jobs_per_node": 3, "memory": "9G"}, {"mem": "9G", "cpus-per-task": "3", "time": "1440"}),
-        ({"partition": "none"}, "must be a partition of SLURM, one of cpus, work; got cluster.partition=none"),
+        (
+            {"partition": 2080},
+            {"partition": "2080", "mem": "2000M", "gres": "gpu:1", "cpus-per-task": "3", "time": "1440"},
+        ),
+        (
+            {"partition": "work,2080", "gpus": 2},
+            {"partition": "work,2080", "mem": "4000M", "gres": "gpu:2", "cpus-per-task": "6", "time": "1440"},
+        ),
+        ({"partition": "none"}, "must be a partition of SLURM, one of 2080, cpus, work; got cluster.partition=none"),
+        ({"partition": "work,none"}, "one of 2080, cpus, work; got cluster.partition=work,none"),
+        ({"partition": "2080,work", "gpus": 3}, "at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"gpus": 3}, "cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"partition": "cpus"}, "must be at most 0, which .* Write cluster.gpus=0 to run on CPUs"),
-        ({"minutes": "soon"}, "cluster.minutes must be a whole number, 1 or more; got cluster.minutes=soon"),
+        ({"minutes": "soon"}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=soon"),
+        ({"minutes": 4}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=4"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto; got cluster.cpus=0"),
         ({"account": ["a"]}, r"cluster.account must be a name or a number, or null; got cluster.account=\['a'\]"),
         ({"setup": "module"}, r"cluster.setup must be a list of lines, such as .*; got cluster.setup=module"),
         ({"options": 5}, "cluster.options must hold names and numbers, such as .*; got cluster.options=5"),
         ({"options": {"nice": None}}, "cluster.options must hold names and numbers"),
         ({"options": {"time": 5}}, "cluster.options must not have time, which is the key cluster.minutes"),
+        ({"options": {"dependency": "afterok:4"}}, "must not have dependency, which is the key cluster.after"),
+        ({"options": {"kill-on-invalid-dep": "no"}}, "kill-on-invalid-dep, which is set with the key cluster.after"),
+        ({"options": {"nodes": 2}}, "must not have nodes, which is 1 for all jobs; cluster.gpus sets their GPUs"),
+        ({"options": {"ntasks": 2}}, "must not have ntasks, which is 1 for all jobs"),
         ({"options": {"output": "x"}}, "cluster.options must not have output, which is set for all jobs"),
     ],
 )
@@ -87,23 +102,38 @@ def test_what_a_job_asks_for(values, expected, programs):
 
 
 def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
-    """The first job says why it failed, the second completes, the third is lost, and SLURM forgets the fourth."""
-    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; touch $f/3.log; echo 42'
-    shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|NODE_FAIL\\n"
+    """Job 0 says why it failed, 1 completes, 2 is cancelled before it starts, 3 has no log, and SLURM forgets 4."""
+    log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; touch $f/4.log; echo 42'
+    shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|CANCELLED\\n42|3|FAILED\\n"
     programs(sbatch=log, squeue=f"printf '{shown}'", sinfo=f"printf '{SINFO}'")
-    outcome = command("train.py", "-m", "seed=1,2,3,4", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2")
+    outcome = command(
+        "train.py", "-m", "seed=1,2,3,4,5", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2"
+    )
     (folder,) = tmp_path.glob("runs/_sweeps/*/train")
     assert outcome.code == 1
-    assert f"submitted 4 jobs of train as 42; logs in {folder}" in outcome.out
+    assert f"submitted 5 jobs of train as 42; logs in {folder}" in outcome.out
     assert outcome.err.splitlines() == [
         "error: job 0 (seed=1): no",
-        f"error: job 2: node_fail; it wrote no {folder}/2.log; root must be a folder that all nodes share",
-        f"error: job 3: of unknown end; its log is {folder}/3.log",
+        f"error: job 2: cancelled; it did not start; there is no {folder}/2.log",
+        f"error: job 3: failed; it wrote no {folder}/3.log; root must be a folder that all nodes share",
+        f"error: job 4: of unknown end; its log is {folder}/4.log",
     ]
     assert json.loads((folder / "3.json").read_text()) == {"first": 3, "jobs": [["seed=4", f"root={tmp_path}/runs"]]}
     script = (folder / "array.sh").read_text()
     assert "#SBATCH --signal=B:USR1@120" in script
-    assert 'export MERGESTREAM_TIMEOUTS="2 $(($(date +%s) + 86400)) ""$folder/$number.timeouts"\n' in script
+    assert 'export MERGESTREAM_TIMEOUTS="2 $(($(date +%s) - SECONDS + 86400)) ""$folder/$number.timeouts"\n' in script
+
+
+def test_the_time_of_a_job_begins_before_the_lines_of_setup(tmp_path):
+    asked = slurm.Asked({"time": "10"}, 1, ["SECONDS=1000"], 3)  # as if they took so long
+    words = [sys.executable, "-c", f"import os; print(os.environ['{interrupt.TIMEOUTS}'])"]
+    (tmp_path / "job.sh").write_text(slurm._script("train", asked, tmp_path, words, 0, 1))
+    began = int(time.time())
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "0"}
+    said = subprocess.check_output(["bash", tmp_path / "job.sh"], text=True, env=environment)
+    allowed, end, file = said.split()
+    assert (allowed, file) == ("3", f"{tmp_path}/0.timeouts")
+    assert -400 <= int(end) - began < 0
 
 
 def test_slurm_that_does_not_answer(tmp_path, programs, monkeypatch):
@@ -128,6 +158,51 @@ def test_a_listed_job_is_that_of_the_sweep(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "slurm_load_partitions: Unable to contact slurm controller (connect failure)",
+            "SLURM does not answer; type the same command again later: ",
+        ),
+        ("sinfo: error: no such option", "SLURM refuses: "),
+    ],
+)
+def test_slurm_that_fails(said, expected, tmp_path, programs):
+    programs(sbatch="", squeue="", sinfo=f"echo '{said}' >&2; exit 1")
+    outcome = command("train.py", "-m", "seed=1", f"root={tmp_path}/runs", "cluster=slurm")
+    assert (outcome.code, outcome.err) == (1, f"error: {expected}{said}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ("cluster=slurm", "cluster.partition=work,2080"),
+            "cluster.partition must be the same for all jobs of a sweep; got 2080 and work. "
+            "For a list, write \"cluster.partition='2080,work'\"",
+        ),
+        (("cluster.jobs_per_node=1,2",), "cluster.jobs_per_node must be the same for all jobs of a sweep; got 1 and 2"),
+        (("cluster=slurm,local",), "cluster must be the same for all jobs of a sweep; got local and slurm"),
+    ],
+)
+def test_jobs_of_a_sweep_have_one_cluster(words, expected, tmp_path, programs):
+    programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
+    outcome = command("train.py", "-m", f"root={tmp_path}", "seed=1,2", *words)
+    assert (outcome.code, outcome.err) == (1, f"error: {expected}\n")
+    assert not list(tmp_path.rglob("train"))
+
+
+def test_several_partitions_are_a_list_in_quotes(tmp_path, programs):
+    programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
+    words = ("seed=1,2", "cluster=slurm", "cluster.wait=false", "cluster.partition='work,2080'")
+    outcome = command("train.py", "-m", f"root={tmp_path}", *words)
+    assert outcome.code == 0, outcome.err
+    (script,) = tmp_path.rglob("array.sh")
+    assert "#SBATCH --partition=work,2080\n" in script.read_text()
+    assert "--array=0-1" in script.read_text()
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         (("devices=1,2",), "devices must be at most cluster.gpus; got devices=2 and cluster.gpus=1"),
@@ -137,11 +212,23 @@ def test_a_listed_job_is_that_of_the_sweep(tmp_path):
             "accelerator=gpu needs a GPU, and jobs ask for none; got cluster.gpus=0",
         ),
         (("devices=2", "cluster.gpus=2"), ""),
-        (("devices=2", "cluster.gpus=0"), ""),
+        (
+            ("devices=2", "cluster.gpus=0"),
+            "devices must be at most the CPU cores of a job, here 1; got devices=2. Write cluster.cpus=2",
+        ),
+        (
+            ("devices=2", "cluster.gpus=0", "cluster.cpus=3", "cluster.jobs_per_node=2", "seed=1,2"),
+            "devices must be at most the CPU cores of a job, here 1; got devices=2. Write cluster.cpus=4",
+        ),
+        (("devices=2", "cluster.gpus=0", "cluster.cpus=2"), ""),
+        (
+            ("devices=5", "accelerator=cpu"),
+            "devices must be at most the CPU cores of a job, here 4; got devices=5. Write cluster.cpus=5",
+        ),
         (("devices=2", "accelerator=cpu"), ""),
     ],
 )
-def test_jobs_need_no_more_gpus_than_they_ask_for(words, expected, tmp_path, programs):
+def test_jobs_need_no_more_devices_than_they_ask_for(words, expected, tmp_path, programs):
     programs(sbatch="echo 42", squeue="", sinfo=f"printf '{SINFO}'")
     outcome = command("train.py", "-m", f"root={tmp_path}", "cluster=slurm", "cluster.wait=false", *words)
     assert outcome.err == (f"error: {expected}\n" if expected else "")
@@ -161,9 +248,21 @@ def test_time_outs_are_counted_and_other_restarts_are_not(tmp_path, monkeypatch,
         assert len(file.read_text().splitlines()) == lines
     monkeypatch.setenv(interrupt.TIMEOUTS, f"2 {end + 100} {file}")
     assert interrupt.requeue(True).startswith(
-        "error: the time of job 7 was up 3 times, and cluster.timeouts=2 allows no more; type the same command"
+        "error: the time of job 7 was up 3 times, and cluster.timeouts=2 allows no more; type the same command again"
     )
     assert (tmp_path / "asked").read_text() == "requeue 7\n" * 4
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"0 {end + 100} {file}.none")
+    assert "the time of job 7 was up once, and" in interrupt.requeue(True)
+
+
+def test_only_a_job_whose_time_is_up_needs_to_have_saved_something(tmp_path, monkeypatch, programs):
+    programs(scontrol="")
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"8 {int(time.time()) + 3600} {tmp_path}/7.timeouts")
+    assert interrupt.requeue(False) == "SLURM has requeued job 7"  # pre-empted
+    monkeypatch.setenv(interrupt.TIMEOUTS, f"8 {int(time.time()) + 100} {tmp_path}/7.timeouts")
+    assert "so it is not requeued. Give it more time (cluster.minutes), or" in interrupt.requeue(False)
 
 
 def test_a_dry_run_knows_what_is_finished_and_what_the_rest_may_cost(trained):
@@ -236,7 +335,7 @@ def test_stages_depend_on_each_other(stages, programs, tmp_path):
     programs(sbatch="cp $2 $2.seen; echo 44", squeue="", sinfo=f"printf '{SINFO}'")
     ends |= {
         "train.py": (0, "submitted 3 jobs of train as 42; logs in x\n"),
-        "merge.py": (0, "submitted 1 jobs of merge as 43; x"),
+        "merge.py": (0, "submitted 1 job of merge as 43; x"),
     }
     outcome = command("pipeline.py", f"root={tmp_path}", "cluster=slurm")
     assert outcome.code == 0, outcome.err

@@ -10,11 +10,13 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, command, config, noise
 
 from mergestream.cli import on_ray
+from mergestream.cli.listed import Parts
 from mergestream.cli.on_ray import asked
 from mergestream.compose.run import run_of
 from mergestream.runtime import processes
@@ -61,7 +63,7 @@ def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, numb
     _, err = process.communicate()
     assert process.returncode == 128 + number
     assert err == (
-        f"stopped by {number.name}; 1 of 1 tasks of Ray saved something new. "
+        f"stopped by {number.name}; 1 of 1 task of Ray saved something new. "
         "Type the same command again to continue from what is saved\n"
     )
     (log,) = (tmp_path / "cut").rglob("_sweeps/*/train/0.log")
@@ -80,7 +82,7 @@ def test_a_signal_before_anything_is_saved_says_so(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert "0 of 1 tasks of Ray saved something new" in err
+    assert "0 of 1 task of Ray saved something new" in err
     assert not list(tmp_path.rglob("checkpoint.safetensors"))
 
 
@@ -121,14 +123,25 @@ def test_a_task_has_the_cores_and_threads_that_ray_reserves(monkeypatch):
     assert processes.cores() == 1
 
 
+@pytest.mark.parametrize(("gpus", "seen"), [(0.0, ""), (1.0, "3")])
+def test_a_task_sees_the_gpus_that_ray_gives_it(gpus, seen, tmp_path, monkeypatch):
+    """The command may have others, and Ray may leave those of the node to a task that asks for none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    environment = on_ray._environment(on_ray.Asked(1, 1, gpus, None))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    show = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    assert on_ray._work(show, environment, str(tmp_path), str(tmp_path / "log")) == 0
+    assert (tmp_path / "log").read_text() == f"{seen}\n"
+
+
 class Nodes:
     """Two nodes of a cluster of Ray."""
 
     @staticmethod
     def nodes():
         return [
-            {"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0}},
-            {"Alive": True, "Resources": {"CPU": 64.0}},
+            {"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0, "memory": 128.0 * 2**30}},
+            {"Alive": True, "Resources": {"CPU": 64.0, "memory": 256.0 * 2**30}},
             {"Alive": False, "Resources": {"CPU": 256.0, "GPU": 8.0}},
         ]
 
@@ -139,11 +152,11 @@ DEFAULTS = {"gpus": "auto", "cpus": "auto", "memory": None, "jobs_per_node": "au
 @pytest.mark.parametrize(
     ("changed", "small", "expected"),
     [
-        ({}, False, "8 CPUs and 1 GPUs"),
+        ({}, False, "8 CPUs and 1 GPU"),
         ({"gpus": 2, "memory": "64G"}, False, "16 CPUs and 2 GPUs, 64 GiB of memory"),
         ({"gpus": 0.25}, False, "2 CPUs and 0.25 GPUs"),
         ({"gpus": 0, "cpus": 48}, False, "48 CPUs and 0 GPUs"),
-        ({}, True, "1 CPUs and 0 GPUs"),
+        ({}, True, "1 CPU and 0 GPUs"),
         ({"cpus": 4}, True, "4 CPUs and 0 GPUs"),
     ],
 )
@@ -158,12 +171,38 @@ def test_what_a_task_asks_for(changed, small, expected):
         ({"gpus": 1.5}, "cluster.gpus must be 0, a share of one GPU, a whole number, or auto"),
         ({"cpus": 65}, "cluster.cpus must be at most 64"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto"),
+        ({"memory": "257G"}, "cluster.memory must be at most 256G, which a node of Ray has; got cluster.memory=257G"),
+        (
+            {"gpus": 1, "cpus": 33},
+            "one node of Ray must have all that a task asks for, and none has; got cluster.cpus=33, cluster.gpus=1",
+        ),
+        ({"memory": "200G"}, "and none has; got cluster.cpus=8, cluster.gpus=1, cluster.memory=200G"),
         ({"memory": "many"}, "cluster.memory must be a number with K, M, G or T"),
     ],
 )
 def test_what_no_node_has_is_refused(changed, message):
     with pytest.raises(UserError, match=message):
         asked(Nodes, {**DEFAULTS, **changed}, False)
+
+
+def test_a_node_without_the_folder_and_one_that_was_lost(tmp_path):
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        cause = FileNotFoundError("no such folder")
+
+    def get(error):
+        raise error
+
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError))
+    parts = Parts(tmp_path, [range(1)], [])
+    assert on_ray._errors(ray, RayTaskError("ray::_work"), parts, 0) == [
+        f"job 0: failed (no such folder); it wrote no {tmp_path}/0.log; root must be a folder that all nodes share"
+    ]
+    assert on_ray._errors(ray, RayError("a node died"), parts, 0) == [
+        f"job 0: Ray lost it (a node died); it did not start; there is no {tmp_path}/0.log"
+    ]
 
 
 def test_without_ray(tmp_path, monkeypatch):
@@ -189,5 +228,5 @@ def test_a_dry_run(tmp_path):
     out, _ = process.communicate()
     assert process.returncode == 0
     assert out.count("to run, cost unknown") == 2
-    assert "Each task of Ray runs 1 and asks for 1 CPUs and 0 GPUs" in out
+    assert "Each task of Ray runs 1 and asks for 1 CPU and 0 GPUs" in out
     assert not run_of(config("train", f"root={tmp_path}", *WORDS, "seed=1")).path.exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import pytest
 from helpers import ARE_SMALL, command, files_below, noise
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -12,7 +15,8 @@ from omegaconf import OmegaConf, open_dict
 from hydra_plugins import mergestream_grids
 from hydra_plugins.mergestream_grids import GRIDS
 from hydra_plugins.mergestream_jobs import Jobs, jobs_at_once
-from mergestream.runtime import processes
+from mergestream.runtime import processes, side_by_side
+from mergestream.runtime.interrupt import Stopped
 
 TRAIN = [word for word in noise() if not word.startswith("tasks=")]
 
@@ -53,6 +57,20 @@ def test_how_many_jobs_run_side_by_side(wanted, words, expected, monkeypatch):
     config = {"cluster": {"jobs_per_node": wanted}, "accelerator": "auto", "devices": "auto", "model": {"name": "tiny"}}
     jobs = [[word] if "accelerator" in word else [word, "accelerator=cpu"] for word in words.split()]
     assert jobs_at_once(OmegaConf.create(config), jobs) == expected
+
+
+def test_what_submitit_does_at_a_signal_follows_jobs_side_by_side(tmp_path, monkeypatch):
+    def run(pool, jobs):
+        raise Stopped(signal.SIGUSR2, "all saved", True)
+
+    monkeypatch.setattr(side_by_side.SideBySide, "run", run)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(3))
+    try:
+        outcome = command("train.py", "-m", "seed=1,2", f"root={tmp_path}", "cluster.jobs_per_node=2")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (outcome.code, outcome.err) == (3, "all saved\n")
 
 
 @pytest.mark.parametrize("value", ["0", "many", "1.5", "null"])

@@ -138,8 +138,9 @@ class Command:
             self.failed.append(context.job.override_dirname)
 
     def _run(self, main: Callable[[], None]) -> None:
+        signals = Signals()
         try:
-            with interrupt.watching():
+            with interrupt.watching() as signals:
                 self.compose_and_run(main)
         except (HydraException, OmegaConfBaseException) as error:
             _exit_with(error)
@@ -147,9 +148,9 @@ class Command:
             if one_line(error) is None and not _raised_by_hydra(error):
                 raise
             _exit_with(error)
-        except Stopped as stopped:  # before or after the job
+        except Stopped as stopped:  # before or after the job, or while jobs run side by side
             self.saved |= stopped.saved
-            _leave(stopped, self.saved, None)
+            _leave(stopped, self.saved, signals.inherited.get(stopped.signum))
 
 
 def _leave(stopped: Stopped, saved: bool, inherited: interrupt.Handler | None) -> NoReturn:

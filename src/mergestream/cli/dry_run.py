@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergestream.cli.listed import counted
+
 
 @dataclass(frozen=True)
 class Look:
@@ -49,7 +51,7 @@ def show(jobs: Mapping[int, Sequence[str]], looks: Mapping[int, Look | str], ask
     kind = "GPU hours" if gpus else "hours"
     cost = f"about {total / 3600 * max(gpus, 1):.1f} {kind}" if waiting > unknown else "unknown cost"
     rest = f"; {unknown} more of unknown cost, since none like them has finished" if 0 < unknown < waiting else ""
-    print(f"{len(jobs)} jobs, {waiting} to run: {cost}{rest}. {asked}")
+    print(f"{counted(len(jobs), 'job')}, {waiting} to run: {cost}{rest}. {asked}")
 
 
 def _duration(seconds: float) -> str:

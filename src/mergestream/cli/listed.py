@@ -12,6 +12,11 @@ from pathlib import Path
 ERROR = "error: "  # how a command begins a line that says what is wrong
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, such as ``1 job`` or ``2 jobs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Parts:
     """A sweep in parts, each with some of its jobs. A part is the command of the sweep again, with its file.
@@ -37,15 +42,23 @@ class Parts:
         return [*self.words, f"hydra.sweeper.listed='{self.folder / str(part)}.json'"]
 
     def why(self, part: int, state: str) -> list[str]:
-        """Return the errors in the log of a part, or its state and the log."""
+        """Return the errors in the log of a part, or its state and the log.
+
+        Args:
+            part: its number.
+            state: how it ended; ``failed`` is that of a part that could not open its log, too.
+        """
         log = self.log(part)
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
         errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
         first, last = self.numbers[part].start, self.numbers[part][-1]
         name = f"job {first}" if first == last else f"jobs {first} to {last}"
-        where = (
-            f"its log is {log}" if log.is_file() else f"it wrote no {log}; root must be a folder that all nodes share"
-        )
+        if log.is_file():
+            where = f"its log is {log}"
+        elif state.startswith("failed"):
+            where = f"it wrote no {log}; root must be a folder that all nodes share"
+        else:
+            where = f"it did not start; there is no {log}"
         return list(dict.fromkeys(errors)) or [f"{name}: {state}; {where}"]
 
 

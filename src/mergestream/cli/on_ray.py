@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergestream.cli.listed import Parts, divided
+from mergestream.cli.listed import Parts, counted, divided
 from mergestream.runtime import interrupt, lock, processes
 from mergestream.runtime.errors import UserError, first_line
 from mergestream.runtime.interrupt import Stopped
@@ -50,7 +50,7 @@ class Asked:
 
     def __str__(self) -> str:
         memory = "" if self.memory is None else f", {self.memory / UNITS['G']:.3g} GiB of memory"
-        return f"{self.cpus} CPUs and {self.gpus:g} GPUs{memory}"
+        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}{memory}"
 
 
 @contextmanager
@@ -122,13 +122,31 @@ def asked(ray: Any, cluster: Mapping[str, Any], small: bool) -> Asked:
     if cpus == AUTO:
         share = gpus / largest["GPU"] if gpus and largest.get("GPU") else 1.0
         cpus = each if small else max(each, int(largest.get("CPU", 1) * share), 1)
-    for key, wanted, name in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
-        if not any(node.get(name, 0) >= wanted for node in nodes):
-            most = max(node.get(name, 0) for node in nodes)
-            raise UserError(
-                f"cluster.{key} must be at most {most:g}, which a node of Ray has; got cluster.{key}={wanted}"
-            )
-    return Asked(each, cpus, float(gpus), _bytes(cluster["memory"]))
+    memory = _bytes(cluster["memory"])
+    _require_node(nodes, {"cpus": ("CPU", cpus), "gpus": ("GPU", gpus), "memory": ("memory", memory or 0)}, cluster)
+    return Asked(each, cpus, float(gpus), memory)
+
+
+def _require_node(
+    nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, tuple[str, float]], cluster: Mapping[str, Any]
+) -> None:
+    """Check that one node has all that a task asks for: Ray would wait for such a node for ever.
+
+    Args:
+        nodes: the resources of each, in Ray's names.
+        wanted: for each key of the config group, the resource and how much.
+        cluster: the config group.
+    """
+    for key, (name, value) in wanted.items():
+        most = max(node.get(name, 0) for node in nodes)
+        if value > most:
+            said = f"{most / UNITS['G']:.3g}G" if key == "memory" else f"{most:g}"
+            given = cluster[key] if key == "memory" else value
+            raise UserError(f"cluster.{key} must be at most {said}, which a node of Ray has; got cluster.{key}={given}")
+    if not any(all(node.get(name, 0) >= value for name, value in wanted.values()) for node in nodes):
+        given = {key: cluster[key] if key == "memory" else value for key, (_, value) in wanted.items() if value}
+        named = ", ".join(f"cluster.{key}={value}" for key, value in given.items())
+        raise UserError(f"one node of Ray must have all that a task asks for, and none has; got {named}")
 
 
 def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: Asked, folder: Path) -> list[str]:
@@ -152,7 +170,7 @@ def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: A
         work.remote(parts.command(part), environment, os.getcwd(), str(parts.log(part))): part
         for part in range(len(parts.numbers))
     }
-    print(f"{len(jobs)} jobs in {len(part_of)} tasks of Ray; logs in {parts.folder}")
+    print(f"{counted(len(jobs), 'job')} in {counted(len(part_of), 'task')} of Ray; logs in {parts.folder}")
     errors: dict[int, list[str]] = {}
     waiting = list(part_of)
     with _noted() as received:
@@ -171,9 +189,8 @@ def run(ray: Any, jobs: Sequence[Sequence[str]], common: Sequence[str], asked: A
 def _stopped(signum: int, parts: Parts, late: int) -> Stopped:
     """Return what to raise when the tasks have ended, but for some that were too late to."""
     saved = sum(_saved(str(parts.log(part))).exists() for part in range(len(parts.numbers)))
-    said = (
-        f"stopped by {signal.Signals(signum).name}; {saved} of {len(parts.numbers)} tasks of Ray saved something new. "
-    )
+    tasks = f"{saved} of {counted(len(parts.numbers), 'task')} of Ray"
+    said = f"stopped by {signal.Signals(signum).name}; {tasks} saved something new. "
     if late:
         said += f"{late} had not ended {PATIENCE / 60:g} minutes later. "
     return Stopped(signum, f"{said}Type the same command again to continue from what is saved", bool(saved))
@@ -188,6 +205,8 @@ def _errors(ray: Any, task: Any, parts: Parts, part: int) -> list[str]:
     """Return why a task failed that has ended; nothing if it has not."""
     try:
         code = ray.get(task)
+    except ray.exceptions.RayTaskError as error:  # it could not start its command
+        return parts.why(part, f"failed ({first_line(error.cause or error)})")
     except ray.exceptions.RayError as error:
         return parts.why(part, f"Ray lost it ({first_line(error)})")
     return parts.why(part, f"exit code {code}") if code else []
@@ -210,7 +229,8 @@ def _noted() -> Iterator[list[int]]:
 def _environment(asked: Asked) -> dict[str, str]:
     """Return the environment of a task: that of this command, as on SLURM, with the resources that Ray reserves."""
     # The command that starts the sweep has Hydra raise what jobs shall print on one line.
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    # GPUs are those of the node: Ray names them to the task.
+    environment = {name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", *VISIBLE)}
     environment.setdefault("OMP_NUM_THREADS", "1" if asked.each > 1 else str(asked.cpus))
     return environment | {processes.CORES: str(asked.cpus)} | ({} if asked.gpus else dict.fromkeys(VISIBLE, ""))
 
@@ -221,7 +241,8 @@ def _work(command: list[str], environment: dict[str, str], folder: str, log: str
         starts.write(b"\n")
     again = os.path.getsize(starts.name) - 1
     visible = {name: os.environ[name] for name in VISIBLE if name in os.environ}
-    environment = {**environment, **visible, lock.TASK: f"{log} {again}", interrupt.SAVED: str(_saved(log))}
+    # A task without GPUs has empty values in `environment`, which Ray may not have set.
+    environment = {**visible, **environment, lock.TASK: f"{log} {again}", interrupt.SAVED: str(_saved(log))}
     follow = [sys.executable, "-c", FOLLOW] if sys.platform == "linux" else []
     with open(log, "ab") as out:
         process = subprocess.Popen(

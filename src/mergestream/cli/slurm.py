@@ -24,14 +24,19 @@ from mergestream.runtime.rules import is_whole, require_bool, require_whole
 
 AUTO = "auto"
 LARGEST = 1000  # jobs of an array, one less than SLURM allows unless told otherwise
+SHORTEST = interrupt.EARLY // 60 + 1  # minutes of a job; in less, each signal would look like one near its end
 PATIENCE = 600.0  # seconds without an answer of SLURM
 FORGETFUL = "Invalid job id"  # SLURM's word for jobs that ended minutes ago
+UNREACHABLE = re.compile(r"Unable to contact slurm controller|Connection refused|Socket timed out", re.IGNORECASE)
 OWN = {  # options of sbatch that have a key, or that jobs cannot do without
     "partition": "the key cluster.partition",
     "account": "the key cluster.account",
     "time": "the key cluster.minutes",
     "cpus-per-task": "the key cluster.cpus",
     "mem": "the key cluster.memory",
+    "dependency": "the key cluster.after",
+    "kill-on-invalid-dep": "set with the key cluster.after",
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "1 for all jobs; cluster.gpus sets their GPUs"),
     **dict.fromkeys(("array", "job-name", "open-mode", "output", "requeue", "signal"), "set for all jobs"),
 }
 OVER = (
@@ -83,10 +88,9 @@ def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
     each = cluster["jobs_per_node"]
     if each == AUTO:
         each = cluster["cpus"] if small and not cluster["gpus"] and cluster["cpus"] != AUTO else 1
-    cores, megabytes, gpus = _node(cluster["partition"], cluster["gpus"])
-    share = cluster["gpus"] / gpus if gpus else 0.0
-    cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, int(cores * share), 1)
-    memory = cluster["memory"] if cluster["memory"] != AUTO else f"{int(megabytes * share)}M" if share else None
+    cores, megabytes = _share(cluster["partition"], cluster["gpus"])
+    cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, cores, 1)
+    memory = cluster["memory"] if cluster["memory"] != AUTO else f"{megabytes}M" if megabytes else None
     options = {"partition": cluster["partition"], "account": cluster["account"], "mem": memory}
     options |= {"gres": f"gpu:{cluster['gpus']}" if cluster["gpus"] else None, "cpus-per-task": cpus}
     options |= {"time": cluster["minutes"], "dependency": f"afterok:{cluster['after']}" if cluster["after"] else None}
@@ -101,7 +105,7 @@ def _check(cluster: Mapping[str, Any]) -> None:
     Raises:
         UserError: if one breaks its rule.
     """
-    for key, least in {"gpus": 0, "minutes": 1, "timeouts": 0}.items():
+    for key, least in {"gpus": 0, "minutes": SHORTEST, "timeouts": 0}.items():
         require_whole(f"cluster.{key}", cluster[key], least)
     for key in ("wait", "dry_run"):
         require_bool(f"cluster.{key}", cluster[key])
@@ -121,7 +125,7 @@ def _check(cluster: Mapping[str, Any]) -> None:
             "cluster.options must hold names and numbers, such as +cluster.options.constraint=a100; "
             f"got cluster.options={options}"
         )
-    for option in OWN.keys() & options.keys():
+    for option in sorted(OWN.keys() & options.keys()):
         raise UserError(f"cluster.options must not have {option}, which is {OWN[option]}")
 
 
@@ -129,26 +133,37 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) or is_whole(value)
 
 
-def _node(partition: str | None, wanted: int) -> tuple[int, int, int]:
-    """Return cores, MB and GPUs of the node of a partition with the most GPUs.
+def _share(partition: str | int | None, wanted: int) -> tuple[int, int]:
+    """Return the share of so many GPUs in the cores and the MB of a node; of several partitions, the smallest.
+
+    Args:
+        partition: its name, or several with commas between; None is the default of the cluster.
+        wanted: GPUs.
 
     Raises:
-        UserError: if the partition does not exist, or none of its nodes has as many GPUs as wanted.
+        UserError: if a partition does not exist, or none of its nodes has as many GPUs.
     """
     rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%P|%c|%m|%G").splitlines()]
-    names = sorted({row[0] for row in rows})
-    own = [row for row in rows if (row[0] == partition if partition is not None else row[1].endswith("*"))]
-    if not own:
-        choice = f"got cluster.partition={partition}" if partition else "this cluster has no default; set it"
-        raise UserError(f"cluster.partition must be a partition of SLURM, one of {', '.join(names)}; {choice}")
-    nodes = [(_gpus(row[4]), int(re.sub(r"\D", "", row[2])), int(re.sub(r"\D", "", row[3]))) for row in own]
+    default = [row[0] for row in rows if row[1].endswith("*")][:1]
+    names = default if partition is None else str(partition).split(",")
+    if not names or not {*names} <= {row[0] for row in rows}:
+        choice = f"got cluster.partition={partition}" if names else "this cluster has no default; set it"
+        known = ", ".join(sorted({row[0] for row in rows}))
+        raise UserError(f"cluster.partition must be a partition of SLURM, one of {known}; {choice}")
+    shares = [_share_of(name, [row for row in rows if row[0] == name], wanted) for name in names]
+    return min(cores for cores, _ in shares), min(megabytes for _, megabytes in shares)
+
+
+def _share_of(partition: str, rows: Sequence[Sequence[str]], wanted: int) -> tuple[int, int]:
+    """Return the share of so many GPUs in the cores and the MB of the node of a partition with the most GPUs."""
+    nodes = [(_gpus(row[4]), int(re.sub(r"\D", "", row[2])), int(re.sub(r"\D", "", row[3]))) for row in rows]
     gpus, cores, megabytes = max(nodes)
     if wanted > gpus:
         raise UserError(
-            f"cluster.gpus must be at most {gpus}, which a node of partition {own[0][0]} has; got cluster.gpus={wanted}"
+            f"cluster.gpus must be at most {gpus}, which a node of partition {partition} has; got cluster.gpus={wanted}"
             + (". Write cluster.gpus=0 to run on CPUs." if not gpus else "")
         )
-    return cores, megabytes, gpus
+    return (cores * wanted // gpus, megabytes * wanted // gpus) if gpus else (0, 0)
 
 
 def _gpus(resources: str) -> int:
@@ -166,7 +181,10 @@ def _ask(*words: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise UserError(f"SLURM refuses: {' '.join(done.stderr.split()) or f'{words[0]} failed'}")
+        said = " ".join(done.stderr.split()) or f"{words[0]} failed"
+        # Its controller is down, or cannot be reached from here.
+        answer = "does not answer; type the same command again later" if UNREACHABLE.search(said) else "refuses"
+        raise UserError(f"SLURM {answer}: {said}")
     return done.stdout
 
 
@@ -247,7 +265,8 @@ def _head(name: str, asked: Asked, more: Mapping[str, str]) -> list[str]:
 
 def _timeouts(asked: Asked, file: str) -> str:
     """Return the line of a batch script for `interrupt.requeue`; the file is in the shell's words."""
-    end = f"$(($(date +%s) + {60 * int(asked.options['time'])}))"
+    # The lines of cluster.setup before it may have taken minutes; bash counts in SECONDS since it started.
+    end = f"$(($(date +%s) - SECONDS + {60 * int(asked.options['time'])}))"
     return f'export {interrupt.TIMEOUTS}="{asked.timeouts} {end} "{file}'
 
 
@@ -292,7 +311,7 @@ def wait(submitted: Submitted) -> dict[int, list[str]]:
             pause = min(1.5 * pause, 15.0)
     except Stopped as stopped:
         ids = " ".join(submitted.arrays)
-        raise Stopped(stopped.signum, f"stopped to wait; the jobs go on. scancel {ids} ends them") from None
+        raise Stopped(stopped.signum, f"stopped waiting; the jobs go on. scancel {ids} ends them") from None
     return {
         number: submitted.parts.why(number, state.lower()) for number, state in states.items() if state != "COMPLETED"
     }

@@ -24,9 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *TIME_IS_UP)  # Ctrl-C; kill and pre-e
 TIMEOUTS = "MERGESTREAM_TIMEOUTS"
 # The environment variable of a task of Ray with a file, which is made if the task has saved something new.
 SAVED = "MERGESTREAM_SAVED"
-EARLY = (
-    240  # seconds before the end: SLURM is asked for a signal 120 before, may send it 60 earlier, and counts coarsely
-)
+# Seconds before the end: SLURM is asked for a signal 120 before, may send it 60 earlier, and counts coarsely.
+EARLY = 240
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -157,6 +156,8 @@ def _in_main_thread() -> bool:
 def requeue(saved: bool) -> str:
     """Ask SLURM to run this job again, and return SLURM's answer. A job that no longer gets on is not asked for.
 
+    A pre-emption says nothing of that, since it may come at any time. A job of `cluster=slurm` can tell the two apart.
+
     Lightning's SLURM plugin would do the same, but it saves a checkpoint in the middle of a step.
 
     Args:
@@ -165,15 +166,17 @@ def requeue(saved: bool) -> str:
     job = os.environ.get("SLURM_JOB_ID", "")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) and not saved:
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) and not saved and _time_is_up():
+        key = "cluster.minutes" if TIMEOUTS in os.environ else "sbatch --time"
         return (
             f"error: nothing new was saved since SLURM started job {job} again, so it is not requeued. "
-            "Give it more time (sbatch --time), or save more often (checkpoint.every_minutes)"
+            f"Give it more time ({key}), or save more often (checkpoint.every_minutes)"
         )
     if (used_up := _timeouts_used_up()) is not None:
+        count = f"{used_up + 1} times" if used_up else "once"
         return (
-            f"error: the time of job {job} was up {used_up + 1} times, and cluster.timeouts={used_up} allows no more; "
-            "type the same command"
+            f"error: the time of job {job} was up {count}, and cluster.timeouts={used_up} allows no more; "
+            "type the same command again to continue"
         )
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
@@ -182,17 +185,23 @@ def requeue(saved: bool) -> str:
     return f"SLURM has requeued job {job}" if done.returncode == 0 else f"SLURM did not requeue: {done.stderr.strip()}"
 
 
+def _time_is_up() -> bool:
+    """Return whether a signal may have come because the time of this job is up.
+
+    SLURM may send the same signal to a job that it pre-empts, but only one whose time is up gets it shortly before its
+    end.
+    """
+    return TIMEOUTS not in os.environ or time.time() >= int(os.environ[TIMEOUTS].split()[1]) - EARLY
+
+
 def _timeouts_used_up() -> int | None:
     """Return how often the time of this job was up, if that is as often as it may be; else note that it is again.
 
-    SLURM counts how often it has started a job, for whatever reason. It may send the same signal to a job that it
-    pre-empts, but only one whose time is up gets it shortly before its end.
+    SLURM counts how often it has started a job, for whatever reason.
     """
-    if TIMEOUTS not in os.environ:
+    if TIMEOUTS not in os.environ or not _time_is_up():
         return None
-    allowed, end, file = os.environ[TIMEOUTS].split(maxsplit=2)
-    if time.time() < int(end) - EARLY:
-        return None
+    allowed, _, file = os.environ[TIMEOUTS].split(maxsplit=2)
     with open(file, "a+") as lines:
         lines.seek(0)
         count = len(lines.readlines())

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -22,15 +21,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.processes import say
 
 NAME = ".lock"
 HEARTBEAT = 10.0  # seconds between two touches of the file
 STALE = 60.0  # seconds without a touch, after which a holder on another machine counts as dead
 PATIENCE = STALE + HEARTBEAT  # seconds that a job started again waits for the process that it replaces
 MOMENT = 1.0  # seconds, after which a process that waits for its turn says so
-TASK = (
-    "MERGESTREAM_TASK"  # the environment variable with the name of a task of Ray and how often that was started before
-)
+ATTEMPTS = 100  # to create a folder, which others may remove
+# The environment variable with the name of a task of Ray and how often that was started before.
+TASK = "MERGESTREAM_TASK"
 
 
 class HeldError(UserError):
@@ -114,7 +114,7 @@ def turn(folder: Path, work: str) -> Iterator[Lock]:
         except HeldError:
             waited = time.monotonic() - began
             if not said and waited >= MOMENT:
-                print(f"waiting for another process, which {work}", file=sys.stderr)
+                say(f"waiting for another process, which {work}")
                 said = True
             time.sleep(min(0.05 + waited / 10, 1.0, STALE / 10))
     try:
@@ -134,12 +134,12 @@ def _acquire(folder: Path) -> Lock:
     until = time.monotonic() + PATIENCE
     waiting = False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)  # its last writer may just have removed it
+        _make(folder)
         found = _locks(folder)
         if alive := [other for path, other in found.items() if _alive(other, path)]:
             if all(_replaced(other) for other in alive) and time.monotonic() < until:
                 if not waiting:
-                    print(f"waiting for the lock of {_holder(alive[0])}, an earlier start of this job", file=sys.stderr)
+                    say(f"waiting for the lock of {_holder(alive[0])}, an earlier start of this job")
                 waiting = True
                 time.sleep(min(1.0, STALE / 10))
                 continue
@@ -168,6 +168,21 @@ def _acquire(folder: Path) -> Lock:
         return Lock(path, token)
 
 
+def _make(folder: Path) -> None:
+    """Create a folder, unless it exists. Its last writer may remove it at any moment, also between two steps of this.
+
+    Raises:
+        OSError: if it cannot be created, for example because it is a file.
+    """
+    for again in reversed(range(ATTEMPTS)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except (FileExistsError, FileNotFoundError):
+            if not again:
+                raise
+
+
 def _job() -> dict[str, int | str]:
     """Return the task of Ray or job of SLURM that this process is of, and its number of earlier starts; {} outside."""
     if task := os.environ.get(TASK):
@@ -184,8 +199,12 @@ def _replaced(content: dict) -> bool:
 
 
 def _locks(folder: Path) -> dict[Path, dict]:
-    """Return the locks of a folder and their contents."""
-    paths = [path for path in folder.glob(f"{NAME}-*") if path.name.removeprefix(f"{NAME}-").isdecimal()]
+    """Return the locks of a folder and their contents; none if its last writer has removed it."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return {}
+    paths = [folder / name for name in names if name.startswith(NAME) and name.removeprefix(f"{NAME}-").isdecimal()]
     contents = {path: _read(path) for path in paths if len(path.name) < 20}  # tokens are longer
     return {path: content for path, content in contents.items() if content is not None}
 
