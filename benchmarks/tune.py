@@ -185,7 +185,17 @@ class Search:
         """One sweep, in a process with one thread."""
         protocol = ["stream.validation=0.2", *STREAMS[stream].split()]
         seeded = f"seed={','.join(map(str, seeds))}"
-        command = [sys.executable, script, "-m", f"root={self.root}", seeded, *protocol, *words]
+        # Several sweeps run at a time, so the jobs of one need no processes of their own.
+        command = [
+            sys.executable,
+            script,
+            "-m",
+            f"root={self.root}",
+            "cluster.jobs_per_node=1",
+            seeded,
+            *protocol,
+            *words,
+        ]
         print(" ".join(command[1:]), flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=REPOSITORY, check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -14,6 +14,7 @@ from mergestream.compose.checks import check_merge, check_training
 from mergestream.compose.strategy import bound_strategy
 from mergestream.training import launcher
 
+OF_MERGES = ("strategy", "lambda", "prefixes", "candidates", "calibration")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 
 
@@ -41,9 +42,7 @@ def composed(script, job):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_merge_of_an_experiment_has_its_training(experiment):
     def names(job):
-        return tuple(
-            sorted((k, v) for k, v in job.items() if k.split(".")[0] not in ("strategy", "lambda", "prefixes"))
-        )
+        return tuple(sorted((k, v) for k, v in job.items() if k.split(".")[0] not in (*OF_MERGES, "curvature")))
 
     trainings, merges = grids("train", experiment), grids("merge", experiment)
     trained = [names(job) for grid in trainings for job in grid]
@@ -52,7 +51,7 @@ def test_every_merge_of_an_experiment_has_its_training(experiment):
     for grid in trainings:
         check_training(composed("train", grid[-1]))
     for grid in merges:  # the rest of the job is the training's, which is checked above
-        own = {k: v for k, v in grid[-1].items() if k.split(".")[0] in ("strategy", "lambda", "prefixes", "candidates")}
+        own = {k: v for k, v in grid[-1].items() if k.split(".")[0] in OF_MERGES}
         cfg = composed("merge", own)
         check_merge(cfg)
         bound_strategy(cfg)

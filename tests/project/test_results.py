@@ -109,7 +109,8 @@ def facts(lines, conflicts):
     competing = lines[~is_bound(lines)]
     best = competing.loc[competing["final_accuracy"].idxmax(), "name"]
     rank = 1 + (competing["final_accuracy"].round(4) > round(values["MagMax"] / 100, 4)).sum()
-    merged = lines[(lines["strategy"] != "") & (lines["tag"] == "")].pivot(
+    plain = (lines["strategy"] != "") & (lines["tag"] == "") & (lines["options"] == "")
+    merged = lines[plain & lines["method"].isin(("seq", "ind"))].pivot(
         index="strategy", columns="method", values="final_accuracy"
     )
     gain = 100 * (merged["seq"] - merged["ind"])
@@ -167,6 +168,11 @@ def test_results_have_the_values_of_the_experiments(report):
             seen.add(benchmark)
             where = dict(zip(BENCHMARK, benchmark, strict=True))
             for strategy in grid["strategy"].split(","):
-                row = only(report, **where, method=grid["method"], strategy=strategy, tag="", options="")
-                assert row["scale"] == f"{grid['lambda']:g}"
+                named = {key: grid[key] for key in ("calibration", "calibration.statistics") if key in grid}
+                options = ", ".join(f"{key} = {value}" for key, value in named.items())
+                row = only(report, **where, method=grid["method"], strategy=strategy, tag="", options=options)
+                (chosen,) = (
+                    grid[key] for key in ("lambda", "calibration.beta", "calibration.coefficient") if key in grid
+                )
+                assert row["scale"] == f"{chosen:g}"
     assert seen == set(TITLES.values())
