@@ -400,7 +400,7 @@ def test_strategies_that_need_curvature_say_that_adapters_have_none(trained, str
     outcome = command("merge.py", f"root={root}", *WORDS, "method=seq", f"strategy={strategy}")
     assert outcome.code == 1
     (line,) = outcome.err.strip().splitlines()
-    assert "of every task, which adapters have not" in line
+    assert "of every task, which adapters do not have" in line
     assert "curvature." not in line
 
 
