@@ -137,10 +137,10 @@ def gaussians_of(found: Curvature, statistics: str) -> Gaussians:
             "calibration=align needs class statistics of one text head; those of the tasks have different embeddings "
             "of a class, or different scales"
         )
-    counts = [tensor.sum() for tensor in values("count")]
-    scatters = zip(values(f"{statistics}.scatter"), counts, strict=True)
-    covariance = torch.stack([scatter * count for scatter, count in scatters]).sum(0) / torch.stack(counts).sum()
-    means = torch.cat(values(f"{statistics}.mean"))
+    counts, means = [tensor.sum() for tensor in values("count")], torch.cat(values(f"{statistics}.mean"))
+    covariance = torch.zeros(means.shape[1], means.shape[1], dtype=torch.float64)
+    for scatter, count in zip(found.tensors(f"{statistics}.scatter"), counts, strict=True):  # one at a time in memory
+        covariance += scatter.double().cpu() * (count / sum(counts))
     # One image for each class leaves nothing but rounding, which is relative to the features themselves.
     jitter = JITTER * covariance.diagonal().mean() + torch.finfo(torch.float32).eps * means.square().mean()
     factor = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance), dtype=torch.float64))
