@@ -96,6 +96,25 @@ def test_align_is_what_its_report_says():
     assert (found["n"] == 5).all()
 
 
+def test_what_is_said_of_align(report):
+    streams = {"digits": ("digits", 5), "5": ("glyphs", 5), "10": ("glyphs", 10)}
+    ours, best = "lwf + ema, align, calibration.statistics = encoder", {"digits": "seq + tsv", "10": "LwF"}
+    found = pd.read_csv(PUBLISHED / "align.csv")
+
+    def ahead(stream, name, other, frames=(found, found)):
+        where = dict(zip(BENCHMARK, (streams[stream][0], "class", streams[stream][1]), strict=True))
+        one, two = (only(f, **where, name=n) for f, n in zip(frames, (name, other), strict=True))
+        apart = one["minus_baseline"] if other == "MagMax" else one["final_accuracy"] - two["final_accuracy"]
+        return f"{100 * apart:.1f}"
+
+    pairs = (("MagMax, align", "MagMax"), ("seq + average, align", "seq + average"))
+    assert numbers_of("It helps") == [ahead(stream, *pair) for stream in ("digits", "10", "5") for pair in pairs]
+    plain = [ahead(stream, "lwf + ema", "MagMax") for stream in ("5", "10")]
+    both = [ahead("digits", ours, "MagMax"), "0.001", ahead("10", ours, "MagMax"), "0.053"]
+    assert numbers_of("Is anything significantly") == [*plain, *both]
+    assert numbers_of("Is anything ahead") == [ahead(s, ours, name, (found, report)) for s, name in best.items()]
+
+
 def facts(lines, conflicts):
     """What the second table of docs/results.md says of one benchmark: row → text."""
     values = {name: 100 * value for name, value in zip(lines["name"], lines["final_accuracy"], strict=True)}
