@@ -15,7 +15,7 @@ PARTS := glyphs_20 glyphs_domain glyphs_10 glyphs_5 digits_5
 ANALYSED := $(filter-out sign_conflicts,$(basename $(notdir $(wildcard configs/analysis/*.yaml))))
 OVER_SEEDS := tiny/seq/seed-1/analyses/sign_conflicts-seeds=[1,2,3,4,5]
 
-.PHONY: help setup demo benchmark results test test-slurm fuzz lint check wheel lock weights clean docs
+.PHONY: help setup demo benchmark results test test-slurm test-ray fuzz lint check wheel lock weights clean docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -72,6 +72,14 @@ test: setup ## run the test suite
 test-slurm: setup ## start a SLURM of three nodes here (as root, with Debian's packages), and try on it what docs/clusters.md lists
 	scripts/slurm/test.sh $(BIN)/python
 
+test-ray: .venv-ray/.ready ## make .venv-ray, an environment of its own with Ray, and run the tests of cluster=ray in it
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/cli/test_ray.py
+
+.venv-ray/.ready: .venv/.ready
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-ray
+	$(BIN)/uv pip install --python .venv-ray/bin/python --quiet --constraint requirements.lock --editable '.[dev,ray]'
+	touch $@
+
 fuzz: setup ## try 500 random pictures, checkpoints and command lines of each kind, where the suite tries 25
 	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto tests -k "fuzz or any_override"
 
@@ -94,4 +102,4 @@ weights: setup ## make the weights of the tiny CLIP anew (7 minutes on two cores
 	$(BIN)/python scripts/pretrain_tiny.py
 
 clean: ## remove the environment, the demo's results and the built documentation
-	rm -rf .venv site $(DEMO)
+	rm -rf .venv .venv-ray site $(DEMO)

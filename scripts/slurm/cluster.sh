@@ -6,7 +6,7 @@
 # Needs root. No systemd, no cgroups, loopback alone; nothing below /etc/slurm is read or written.
 # Each node claims CPUS cores, MEMORY MB and two GPUs; /node-local is a folder of its own.
 # Partitions: work (n1 and n2, default); low and high (n3): jobs of high pre-empt those of low, which get their --signal,
-# or SIGTERM, and are requeued.
+# or SIGTERM, and are requeued. Jobs of low may run for a day.
 set -euo pipefail
 NODES="n1 n2 n3" CPUS=${CPUS:-4} MEMORY=${MEMORY:-8000}
 DIR=${MERGESTREAM_SLURM_DIR:-/var/lib/mergestream-slurm}  # configuration, state, logs, process ids
@@ -70,7 +70,7 @@ $(for name in $NODES; do
     echo "NodeName=$name NodeHostname=$name NodeAddr=127.0.0.1 Port=2700${name#n} CPUs=$CPUS RealMemory=$MEMORY Gres=gpu:2"
 done)
 PartitionName=work Nodes=n[1-2] Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=OFF State=UP
-PartitionName=low Nodes=n3 MaxTime=INFINITE DefaultTime=60 PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE State=UP
+PartitionName=low Nodes=n3 MaxTime=1-00:00:00 DefaultTime=60 PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE State=UP
 PartitionName=high Nodes=n3 MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 CONF
 }
@@ -110,6 +110,12 @@ start_node() {
         mount --bind $DIR/local/$1 /node-local && exec slurmd -f $SLURM_CONF -N $1"
 }
 
+# As on a cluster whose accounting is down.
+stop_accounting() {
+    kill "$(cat "$DIR/slurmdbd.pid")"
+    wait_for stopped slurmdbd
+}
+
 start() {
     mkdir -p "$DIR"/{state,spool,log}
     settings >"$DIR/slurm.conf"
@@ -145,5 +151,6 @@ install) DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recom
 installed) installed ;;
 start) start ;;
 stop) stop ;;
+stop_accounting) stop_accounting ;;
 *) sed -n '2,5s/^# //p' "$0"; exit 1 ;;
 esac

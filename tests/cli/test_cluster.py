@@ -15,7 +15,10 @@ from mergestream.cli import pipeline, slurm
 from mergestream.runtime import interrupt, lock
 
 TRAIN = (*[word for word in noise() if not word.startswith("tasks=")], "epochs=1", "logger=none")
-SINFO = "work|work*|8|16000|gpu:a100:2(S:0-1)\ncpus|cpus|16|32000+|(null)\n2080|2080|12|8000|gpu:4\n"
+SINFO = (
+    "work|work*|8|16000|gpu:a100:2(S:0-1)|infinite\ncpus|cpus|16|32000+|(null)|2-00:00:00\n"
+    "2080|2080|12|8000|gpu:4|1-12:00:00\n"
+)
 
 
 @pytest.fixture
@@ -63,12 +66,18 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
             {"partition": "work,2080", "gpus": 2},
             {"partition": "work,2080", "mem": "4000M", "gres": "gpu:2", "cpus-per-task": "6", "time": "1440"},
         ),
+        (
+            {"partition": "2080,work", "minutes": 9999},
+            {"partition": "2080,work", "mem": "2000M", "gres": "gpu:1", "cpus-per-task": "3", "time": "9999"},
+        ),
         ({"partition": "none"}, "must be a partition of SLURM, one of 2080, cpus, work; got cluster.partition=none"),
         ({"partition": "work,none"}, "one of 2080, cpus, work; got cluster.partition=work,none"),
         ({"partition": "2080,work", "gpus": 3}, "at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"gpus": 3}, "cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3"),
         ({"partition": "cpus"}, "must be at most 0, which .* Write cluster.gpus=0 to run on CPUs"),
         ({"minutes": "soon"}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=soon"),
+        ({"minutes": 2161, "partition": 2080}, "at most 2160, the time limit of partition 2080; got .*minutes=2161"),
+        ({"minutes": 2881, "gpus": 0, "partition": "2080,cpus"}, "at most 2880, the time limit of partition cpus"),
         ({"minutes": 4}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=4"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto; got cluster.cpus=0"),
         ({"account": ["a"]}, r"cluster.account must be a name or a number, or null; got cluster.account=\['a'\]"),
@@ -104,7 +113,7 @@ def test_what_a_job_asks_for(values, expected, programs):
 def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
     """Job 0 says why it failed, 1 completes, 2 is cancelled before it starts, 3 has no log, and SLURM forgets 4."""
     log = 'f=$(sed -n "s/.*folder=//p" $2); echo "error: job 0 (seed=1): no" > $f/0.log; touch $f/4.log; echo 42'
-    shown = "42|0|FAILED\\n42|1|COMPLETED\\n42|2|CANCELLED\\n42|3|FAILED\\n"
+    shown = "42|0|FAILED|None\\n42|1|COMPLETED|None\\n42|2|CANCELLED|None\\n42|3|FAILED|None\\n"
     programs(sbatch=log, squeue=f"printf '{shown}'", sinfo=f"printf '{SINFO}'")
     outcome = command(
         "train.py", "-m", "seed=1,2,3,4,5", f"root={tmp_path}/runs", "cluster=slurm", "cluster.timeouts=2"
@@ -122,6 +131,36 @@ def test_errors_of_jobs_are_shown_and_slurm_may_forget_them(tmp_path, programs):
     script = (folder / "array.sh").read_text()
     assert "#SBATCH --signal=B:USR1@120" in script
     assert 'export MERGESTREAM_TIMEOUTS="2 $(($(date +%s) - SECONDS + 86400)) ""$folder/$number.timeouts"\n' in script
+
+
+@pytest.mark.parametrize(
+    ("limit", "minutes"),
+    [("infinite", float("inf")), ("30:00", 30), ("1:30", 1.5), ("8:00:00", 480), ("7-01:00:00", 10140)],
+)
+def test_time_limits_as_sinfo_writes_them(limit, minutes):
+    assert slurm._minutes(limit) == minutes
+
+
+def test_why_jobs_wait_is_told_once_if_they_may_wait_for_ever(tmp_path, programs):
+    lines = ["42|0|PENDING|Resources\\n", "42|0|PENDING|QOSMaxWallDurationPerJobLimit\\n", "42|0|COMPLETED|None\\n"]
+    turns = f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) > {tmp_path}/n"
+    cases = f"0) printf '{lines[0]}';; 1|2) printf '{lines[1]}';; *) printf '{lines[2]}';;"
+    programs(sbatch="echo 42", squeue=f"{turns}; case $n in {cases} esac", sinfo=f"printf '{SINFO}'")
+    outcome = command("train.py", "-m", "seed=1", f"root={tmp_path}/runs", "cluster=slurm")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count(" wait: ") == outcome.out.count("jobs of 42 wait: QOSMaxWallDurationPerJobLimit\n") == 1
+
+
+def test_a_second_array_that_slurm_refuses(tmp_path, programs, monkeypatch):
+    monkeypatch.setattr(slurm, "LARGEST", 2)
+    refuse = 'case $2 in *-2.sh) echo "sbatch: error: too many jobs" >&2; exit 1;; *) echo 42;; esac'
+    programs(sbatch=refuse, squeue="", sinfo=f"printf '{SINFO}'")
+    outcome = command("train.py", "-m", "seed=1,2,3", f"root={tmp_path}/runs", "cluster=slurm")
+    assert outcome.code == 1
+    assert outcome.err == (
+        "error: SLURM refuses: sbatch: error: too many jobs; it has taken the first 2 jobs of 3, as 42, which go on. "
+        "scancel 42 ends them\n"
+    )
 
 
 def test_the_time_of_a_job_begins_before_the_lines_of_setup(tmp_path):

@@ -1,4 +1,4 @@
-"""cluster=ray: a sweep as tasks of Ray. Skipped where Ray is not installed; docs/clusters.md says how to run it."""
+"""cluster=ray: a sweep as tasks of Ray. Skipped where Ray is not installed; `make test-ray` runs it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,15 @@ def start(*words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until the condition holds, for two minutes, and while the process runs."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert process is None or process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("task-*/*.safetensors"))}
 
@@ -56,9 +66,7 @@ def test_a_sweep_ends_in_the_bytes_of_a_local_one_and_shows_all_errors(tmp_path)
 def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, number):
     words = (*ON_RAY, *WORDS, "epochs=20", "seed=1", "checkpoint.every_minutes=0")
     process = start(f"root={tmp_path / 'cut'}", *words)
-    while not list((tmp_path / "cut").rglob("checkpoint.safetensors")):
-        assert process.poll() is None
-        time.sleep(0.1)
+    until(lambda: list((tmp_path / "cut").rglob("checkpoint.safetensors")), process)
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
@@ -77,9 +85,7 @@ def test_a_signal_saves_the_work_which_the_same_command_continues(tmp_path, numb
 @needs_ray
 def test_a_signal_before_anything_is_saved_says_so(tmp_path):
     process = start(f"root={tmp_path}", *ON_RAY, *WORDS, "seed=1")
-    while not list(tmp_path.rglob("0.log.starts")):  # then the job imports what it needs, for seconds
-        assert process.poll() is None
-        time.sleep(0.1)
+    until(lambda: list(tmp_path.rglob("0.log.starts")), process)  # then the job imports what it needs, for seconds
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert "0 of 1 task of Ray saved something new" in err
@@ -92,16 +98,13 @@ def test_a_new_start_continues_what_was_killed(tmp_path, lost):
     """Ray starts the task of a killed worker again; a killed command is typed again."""
     words = (*ON_RAY, *WORDS, "epochs=20", "seed=1", "checkpoint.every_minutes=0")
     process = start(f"root={tmp_path / 'cut'}", *words)
-    while not list((tmp_path / "cut").rglob("checkpoint.safetensors")):
-        assert process.poll() is None
-        time.sleep(0.1)
+    until(lambda: list((tmp_path / "cut").rglob("checkpoint.safetensors")), process)
     (held,) = (tmp_path / "cut").rglob(".lock-*")
     job = json.loads(held.read_text())["pid"]
     os.kill(int(Path(f"/proc/{job}/stat").read_text().split()[3]) if lost == "worker" else process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == (0 if lost == "worker" else -signal.SIGKILL)
-    while Path(f"/proc/{job}").exists():
-        time.sleep(0.1)
+    until(lambda: not Path(f"/proc/{job}").exists())
     for name in ("cut", "whole"):
         process = start(f"root={tmp_path / name}", *words)
         assert (process.communicate()[1], process.returncode) == ("", 0)

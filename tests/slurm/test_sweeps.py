@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from helpers import command, noise
+from helpers import ROOT, command, noise
 from slurm.cluster import tensors, until
+
+from mergestream.cli import slurm
 
 TRAIN = (*noise()[:-2], "batch_size=16", "epochs=1", "logger=none")
 SMALL = ("cluster=slurm", "cluster.gpus=0", "cluster.minutes=10")
@@ -59,7 +61,7 @@ def test_a_failed_stage(cluster):
 
 
 def test_what_is_not_there(cluster):
-    """`cluster=slurm` with a partition that does not exist; too many GPUs | one line: what there is"""
+    """`cluster=slurm` with a partition that does not exist; too many GPUs or minutes | one line: what there is"""
     words = ("python", "train.py", "-m", *TRAIN, "cluster=slurm")
     missing = cluster.run(*words, "cluster.partition=nope")
     partitions = (
@@ -69,6 +71,14 @@ def test_what_is_not_there(cluster):
     many = cluster.run(*words, "cluster.gpus=3")
     gpus = "error: cluster.gpus must be at most 2, which a node of partition work has; got cluster.gpus=3\n"
     assert (many.returncode, many.stderr) == (1, gpus)
+    long = cluster.run(*words, "cluster.partition=low", "cluster.minutes=1441")
+    minutes = "error: cluster.minutes must be at most 1440, the time limit of partition low; got cluster.minutes=1441\n"
+    assert (long.returncode, long.stderr) == (1, minutes)
+
+
+def test_jobs_that_slurm_has_forgotten(cluster):
+    """The word by which the waiting command knows them is that of this SLURM."""
+    assert slurm.FORGETFUL in cluster.run("squeue", "--jobs=99999999").stderr
 
 
 def test_a_root_that_is_not_shared(cluster):
@@ -82,3 +92,17 @@ def test_a_root_that_is_not_shared(cluster):
         r"nodes share\n",
         done.stderr,
     )
+
+
+def test_without_accounting(cluster):
+    """`cluster=slurm` while SLURM's accounting is down | all jobs finish, and the command says so"""
+    script = str(ROOT / "scripts/slurm/cluster.sh")
+    assert cluster.run(script, "stop_accounting").returncode == 0
+    try:
+        assert cluster.run("sacct").returncode != 0
+        words = ("method=zeroshot", "tasks=2", "seed=1,2", "root=runs")
+        done = cluster.run("python", "train.py", "-m", *TRAIN, *SMALL, *words)
+    finally:
+        assert cluster.run(script, "start").returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(cluster.folder.glob("runs/folder/*/tiny/zeroshot/*/metrics.json"))) == 2

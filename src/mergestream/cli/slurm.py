@@ -5,6 +5,7 @@ Each job of the array runs a part of the sweep; see `Parts`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -39,6 +40,8 @@ OWN = {  # options of sbatch that have a key, or that jobs cannot do without
     **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "1 for all jobs; cluster.gpus sets their GPUs"),
     **dict.fromkeys(("array", "job-name", "open-mode", "output", "requeue", "signal"), "set for all jobs"),
 }
+# Why jobs wait in the normal course of things.
+USUAL = {"None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Cleaning"}
 OVER = (
     "COMPLETED",
     "FAILED",
@@ -88,7 +91,9 @@ def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
     each = cluster["jobs_per_node"]
     if each == AUTO:
         each = cluster["cpus"] if small and not cluster["gpus"] and cluster["cpus"] != AUTO else 1
-    cores, megabytes = _share(cluster["partition"], cluster["gpus"])
+    partitions = _partitions(cluster["partition"])
+    _require_minutes(cluster["minutes"], partitions)
+    cores, megabytes = _share(cluster["gpus"], partitions)
     cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, cores, 1)
     memory = cluster["memory"] if cluster["memory"] != AUTO else f"{megabytes}M" if megabytes else None
     options = {"partition": cluster["partition"], "account": cluster["account"], "mem": memory}
@@ -133,24 +138,54 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) or is_whole(value)
 
 
-def _share(partition: str | int | None, wanted: int) -> tuple[int, int]:
-    """Return the share of so many GPUs in the cores and the MB of a node; of several partitions, the smallest.
+def _partitions(named: str | int | None) -> dict[str, list[list[str]]]:
+    """Return what sinfo says of the nodes of each partition: its name, CPUs, MB, resources and time limit.
 
     Args:
-        partition: its name, or several with commas between; None is the default of the cluster.
-        wanted: GPUs.
+        named: a partition, or several with commas between; None is the default of the cluster.
 
     Raises:
-        UserError: if a partition does not exist, or none of its nodes has as many GPUs.
+        UserError: if a partition does not exist.
     """
-    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%P|%c|%m|%G").splitlines()]
+    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%P|%c|%m|%G|%l").splitlines()]
     default = [row[0] for row in rows if row[1].endswith("*")][:1]
-    names = default if partition is None else str(partition).split(",")
+    names = default if named is None else str(named).split(",")
     if not names or not {*names} <= {row[0] for row in rows}:
-        choice = f"got cluster.partition={partition}" if names else "this cluster has no default; set it"
+        choice = f"got cluster.partition={named}" if names else "this cluster has no default; set it"
         known = ", ".join(sorted({row[0] for row in rows}))
         raise UserError(f"cluster.partition must be a partition of SLURM, one of {known}; {choice}")
-    shares = [_share_of(name, [row for row in rows if row[0] == name], wanted) for name in names]
+    return {name: [row for row in rows if row[0] == name] for name in names}
+
+
+def _require_minutes(minutes: int, partitions: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Require that a partition lets jobs run so long: SLURM would take longer ones, and never start them.
+
+    Raises:
+        UserError: if none does.
+    """
+    limits = {name: _minutes(rows[0][5]) for name, rows in partitions.items()}
+    name, longest = max(limits.items(), key=lambda limit: limit[1])
+    if minutes > longest:
+        rule = f"cluster.minutes must be at most {longest:g}, the time limit of partition {name}"
+        raise UserError(f"{rule}; got cluster.minutes={minutes}")
+
+
+def _minutes(limit: str) -> float:
+    """Return a time limit of SLURM, such as ``infinite``, ``30:00``, ``8:00:00`` or ``7-00:00:00``, in minutes."""
+    if not limit[:1].isdecimal():  # infinite, n/a
+        return math.inf
+    days, _, clock = limit.rpartition("-")
+    hours, minutes, seconds = map(int, f"0:0:{clock}".split(":")[-3:])
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
+
+
+def _share(wanted: int, partitions: Mapping[str, Sequence[Sequence[str]]]) -> tuple[int, int]:
+    """Return the share of so many GPUs in the cores and the MB of a node; of several partitions, the smallest.
+
+    Raises:
+        UserError: if no node of a partition has as many GPUs.
+    """
+    shares = [_share_of(name, rows, wanted) for name, rows in partitions.items()]
     return min(cores for cores, _ in shares), min(megabytes for _, megabytes in shares)
 
 
@@ -215,13 +250,22 @@ def submit(command: str, jobs: Sequence[Sequence[str]], common: Sequence[str], a
         common: overrides of Hydra's own for all.
         asked: what each job of SLURM asks for.
         folder: where the files of the jobs and their logs are.
+
+    Raises:
+        UserError: if SLURM refuses an array; it names those that it has taken before.
     """
     parts, arrays = divided(jobs, asked.each, common, folder), {}
     for first in range(0, len(parts.numbers), LARGEST):
         count = min(LARGEST, len(parts.numbers) - first)
         script = parts.folder / ("array.sh" if not first else f"array-{first}.sh")
         script.write_text(_script(command, asked, parts.folder, parts.words, first, count))
-        arrays[_ask("sbatch", "--parsable", str(script)).strip().split(";")[0]] = count
+        try:
+            arrays[_ask("sbatch", "--parsable", str(script)).strip().split(";")[0]] = count
+        except UserError as refused:
+            if not arrays:
+                raise
+            taken = f"it has taken the first {first} jobs of {len(parts.numbers)}, as {' '.join(arrays)}, which go on"
+            raise UserError(f"{refused}; {taken}. scancel {' '.join(arrays)} ends them") from None
     return Submitted(parts, arrays)
 
 
@@ -282,20 +326,12 @@ def wait(submitted: Submitted) -> dict[int, list[str]]:
     """
     states: dict[int, str] = {}
     heard, pause, before = time.monotonic(), 0.5, False
+    told: set[str] = set()
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=%F|%K|%T|%r"]
     try:
         while True:
-            done = subprocess.run(
-                [
-                    "squeue",
-                    "--noheader",
-                    "--array",
-                    "--states=all",
-                    f"--jobs={','.join(submitted.arrays)}",
-                    "--format=%F|%K|%T",
-                ],
-                capture_output=True,
-                text=True,
-            )
+            done = subprocess.run([*words, f"--jobs={','.join(submitted.arrays)}"], capture_output=True, text=True)
+            told |= _tell(done.stdout, told)
             if done.returncode == 0 or FORGETFUL in done.stderr:
                 heard = time.monotonic()
                 over = _update(states, done.stdout, submitted)
@@ -317,12 +353,22 @@ def wait(submitted: Submitted) -> dict[int, list[str]]:
     }
 
 
+def _tell(shown: str, told: set[str]) -> set[str]:
+    """Print why jobs wait, if SLURM may never start them, but for what was told before. Return these reasons."""
+    waiting = (line.split("|") for line in shown.splitlines())
+    reasons = {f"{array} wait: {reason}" for array, _, state, reason in waiting if state == "PENDING"}
+    new = {line for line in reasons if line.rpartition(": ")[2] not in USUAL} - told
+    for line in sorted(new):
+        print(f"jobs of {line}", flush=True)
+    return new
+
+
 def _update(states: dict[int, str], shown: str, submitted: Submitted) -> bool:
     """Take over the states that SLURM shows, by the number of the job. Return whether all jobs are over."""
     offsets = dict(zip(submitted.arrays, range(0, len(submitted.parts.numbers), LARGEST), strict=False))
     running = 0
     for line in shown.splitlines():
-        array, task, state = line.split("|")
+        array, task, state, _ = line.split("|")
         if task.isdecimal():
             states[offsets[array] + int(task)] = state
         running += state not in OVER
