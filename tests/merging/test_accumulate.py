@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from helpers import apart, command, files_below
+from references import curvature_of
 from safetensors.torch import load_file, save_file
 
 from mergestream import strategies
@@ -18,29 +19,39 @@ from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
 ADD = RunningMerge.add
-RUNNING = [name for name in strategies.names() if strategies.get(name).running]
+RUNNING = [name for name in strategies.names() if strategies.get(name).running is not None]
+OPTIONS = {
+    "dop": {"steps": 10},
+    "nufilt": {"layers": [""], "null_rank": 4, "task_rank": 2, "rank": 3, "steps": 10},
+}
 
 
 def test_which_strategies_can_continue_task_by_task():
-    assert RUNNING == ["average", "ema", "magmax", "opcm", "task_arithmetic"]
+    assert RUNNING == ["average", "dop", "ema", "fisher", "magmax", "nufilt", "opcm", "regmean", "task_arithmetic"]
 
 
 @pytest.mark.parametrize("name", RUNNING)
 @pytest.mark.parametrize("coarse", [False, True])
 def test_a_running_merge_equals_the_merge_of_all_tasks_to_the_bit(name, coarse, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    paths = [tmp_path / f"{i}.safetensors" for i in range(6)]
+    paths = [tmp_path / str(i) / "encoder.safetensors" for i in range(6)]
     for path in paths:
         values = torch.randn(*((30, 50) if strategies.get(name).whole else (300, 500)), generator=generator)
+        path.parent.mkdir()
         save_file({"w": (values * 2).round() if coarse else values, "b": torch.randn(7, generator=generator)}, path)
-    running = RunningMerge(tmp_path / "running.safetensors", strategies.get(name).bind({}))
+    if kind := strategies.get(name).needs:
+        found = curvature_of({"w": torch.zeros(5, *values.shape), "b": torch.zeros(5, 7)}, name)
+        for i, path in enumerate(paths[1:]):
+            save_file({n: c[i].float() for n, c in found.items()}, path.parent / f"{kind}.safetensors")
+    options = OPTIONS.get(name, {})
+    running = RunningMerge(tmp_path / "running.safetensors", strategies.get(name).bind(options))
     for task, path in enumerate(paths[1:]):
         running.add(task, paths[0], path)
         running.add(task, paths[0], path)  # changes nothing
         assert running.tasks == task + 1
         tau, inputs = running.task_vector()
         assert len(inputs) == task + 2
-        merge_checkpoints(paths[0], paths[1 : task + 2], name, tmp_path / "m.safetensors", scale=0.7)
+        merge_checkpoints(paths[0], paths[1 : task + 2], name, tmp_path / "m.safetensors", scale=0.7, **options)
         expected, merged = load_file(tmp_path / "m.safetensors"), apply(load_file(paths[0]), tau, 0.7)
         assert all(torch.equal(merged[key], expected[key]) for key in expected)
 
@@ -131,6 +142,26 @@ def test_a_running_merge_that_keeps_the_lengths_of_the_tasks(full, train, words,
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_running_merge_with_the_gram_matrices_of_each_task(train, words, tmp_path, monkeypatch):
+    """RegMean from the running sums, of a training that was cut off, and from all encoders and their Gram matrices."""
+    outcome = command("train.py", f"root={tmp_path}/all", *words, "curvature.gram=true", "evaluate=last")
+    assert outcome.code == 0, outcome.err
+    outcome = command("merge.py", f"root={tmp_path}/all", *words, "strategy=regmean")
+    assert outcome.code == 0, outcome.err
+    light = ("strategy=regmean", "curvature.gram=true", "keep_tasks=false", "evaluate=last")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningMerge, "add", add_then_cut)
+        with pytest.raises(Cut):
+            command("train.py", f"root={tmp_path}/last", *words, "merge_every_task=true", *light)
+    run = train(tmp_path / "last", *light)
+    assert kept(run) == ["task-02"]
+    assert len(list(run.path.rglob("gram.safetensors"))) == 1
+    one, two = (load_file(next((tmp_path / name).rglob("regmean-1/merged.safetensors"))) for name in ("all", "last"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    again = command("train.py", f"root={tmp_path}/last", *words, "merge_every_task=true", *light)
+    assert "already finished, nothing to do" in again.out
+
+
 def test_keeping_all_encoders_changes_no_bit(full, light):
     assert kept(full) == ["task-00", "task-01", "task-02"]
     assert same(result(full), result(light))
@@ -207,6 +238,22 @@ def test_a_run_without_its_encoders_is_merged_by_its_strategy_alone(light, words
     [
         (["keep_tasks=false"], "write merge_every_task=true"),
         (["merge_every_task=true", "strategy=tsv"], "strategy that can continue task by task"),
+        (["merge_every_task=true", "strategy=regmean"], "needs the Gram matrices of each; write curvature.gram=true"),
+        (
+            ["merge_every_task=true", "strategy=fisher", "strategy.floor=0", "curvature.fisher=true"],
+            "strategy.floor must be a number, positive",
+        ),
+        (
+            [
+                "merge_every_task=true",
+                "keep_tasks=false",
+                "strategy=fisher",
+                "curvature.fisher=true",
+                "curvature.gram=true",
+            ],
+            "leave curvature.gram=true out",
+        ),
+        (["merge_every_task=true", "strategy=nufilt", "strategy.rank=-1"], "strategy.rank must be a whole number"),
         (["merge_every_task=true", "strategy=opcm", "strategy.alpha=2"], "strategy.alpha must be a fraction"),
         (["merge_every_task=true", "strategy=ema", "strategy.decay=1"], "strategy.decay must be a fraction"),
         (["merge_every_task=true", "method=joint"], "an encoder for each task; got method=joint"),
@@ -220,6 +267,15 @@ def test_wrong_values_are_one_line(overrides, message, tmp_path):
     assert message in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
     assert not files_below(tmp_path)
+
+
+def test_options_that_do_not_fit_the_weights_are_refused_before_the_training(words, tmp_path):
+    wide = ["strategy.null_rank=4096"]
+    outcome = command("train.py", f"root={tmp_path}", *words, "merge_every_task=true", "strategy=nufilt", *wide)
+    assert outcome.code == 1
+    (line,) = outcome.err.strip().splitlines()
+    assert "strategy.null_rank must be at most" in line
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def deleted(path):

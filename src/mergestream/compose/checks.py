@@ -83,8 +83,6 @@ def check_training(cfg: DictConfig) -> None:
         )
     if not cfg.keep_tasks and not merges_every_task(cfg):
         raise UserError("keep_tasks=false would leave nothing to merge; write merge_every_task=true with it")
-    if not cfg.keep_tasks and any(cfg.curvature[kind] for kind in CURVATURES):
-        raise UserError("keep_tasks=false drops the curvature of a task with its encoder; leave curvature out")
 
 
 def _check_adapter(cfg: DictConfig) -> None:

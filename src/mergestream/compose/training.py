@@ -18,6 +18,7 @@ from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import NAMING_KEYS, require_read, typed
 from mergestream.compose.run import merges_every_task, recorded, resolve, run_of
 from mergestream.compose.strategy import bound_strategy, scales_of
+from mergestream.merging.curvature import WHAT
 from mergestream.methods.method import Method
 from mergestream.models.adapters import LoRA
 from mergestream.runs.directory import CURVATURES, Run
@@ -221,5 +222,16 @@ def _running_merge(cfg: DictConfig, method: Method) -> RunningMergeSettings | No
         raise UserError(f"{asked} needs a method with an encoder for each task; got method={cfg.method.id}")
     bound = bound_strategy(cfg)
     bound.require_running()
+    needed = bound.strategy.needs
+    if needed and not cfg.curvature[needed]:
+        raise UserError(
+            f"a merge with strategy={bound.strategy.name} after every task needs {WHAT[needed]} of each; write "
+            f"curvature.{needed}=true"
+        )
+    for kind in CURVATURES:
+        if cfg.curvature[kind] and kind != needed and not cfg.keep_tasks:
+            raise UserError(
+                f"keep_tasks=false drops the curvature of a task with its encoder; leave curvature.{kind}=true out"
+            )
     (scale,) = scales_of(cfg)
     return RunningMergeSettings(bound, scale, cfg.keep_tasks)

@@ -1,11 +1,12 @@
-"""The merge of the tasks so far, updated after each task; takes the space of one encoder."""
+"""The merge of the tasks so far, updated after each task, in space that does not grow with their number."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,14 +17,15 @@ from torch import Tensor
 from mergestream.merging.engine import merged_task_vector
 from mergestream.merging.provenance import dumped_options, provenance
 from mergestream.merging.tensors import is_statistic
-from mergestream.merging.vectors import single_threaded
+from mergestream.merging.vectors import TaskVectors, single_threaded
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.processes import cores
-from mergestream.strategies.strategy import BoundStrategy, sum_of_squares
+from mergestream.strategies.strategy import MERGED, BoundStrategy, State, sum_of_squares
 from mergestream.strategies.task_arithmetic import task_arithmetic
 
 Result = TypeVar("Result")
+SPLIT = "::"  # between the name of a weight and that of a tensor of its state, in the file
 
 
 @dataclass
@@ -32,14 +34,14 @@ class Accumulation:
 
     Args:
         bound: a strategy with `running`, and its options.
-        result: the strategy's result before `finalize`, in float32, by tensor name.
+        states: the state of each weight, by its name; see `Running`. Of a statistic, the sum over the tasks.
         tasks: how many tasks are in it.
         inputs: content hashes of θ₀ and of each encoder in it.
         lengths: ‖τ_t‖ of each task in it, if the strategy needs them.
     """
 
     bound: BoundStrategy
-    result: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
     tasks: int = 0
     inputs: list[str] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
@@ -52,31 +54,51 @@ class Accumulation:
             encoder: the file of the encoder.
         """
         tau, (base_hash, encoder_hash) = merged_task_vector(base, [encoder], task_arithmetic.bind({}))
-        past, strategy = self.result, self.bound.strategy
+        past, strategy = self.states, self.bound.strategy
+        with self._curvature(base, encoder) as curvature:
 
-        def added(name: str) -> Tensor:
-            if is_statistic(name):
-                return past[name] + tau[name] if past else tau[name]
-            return strategy.add(past.get(name), tau[name], **self.bound.options)
+            def added(name: str) -> State:
+                state = past.get(name, {})
+                if is_statistic(name):
+                    return {MERGED: state[MERGED] + tau[name] if state else tau[name]}
+                place = {"name": name, "task": self.tasks, "curvature": curvature(name)}
+                return strategy.add(state, tau[name], self.bound.options, **place)
 
-        if strategy.factor:
-            self.lengths = [*self.lengths, _length(tau)]
-        self.result = _by_name(added, tau)
+            if self._factor:
+                self.lengths = [*self.lengths, _length(tau)]
+            self.states = _by_name(added, tau)
         self.inputs = [*(self.inputs or [base_hash]), encoder_hash]
         self.tasks += 1
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
-        strategy = self.bound.strategy
-        factor = strategy.factor(self.lengths, _length(self.result)) if strategy.factor else None
 
-        def finished(name: str, tau: Tensor) -> Tensor:
-            if is_statistic(name):
-                return tau / self.tasks
-            tau = strategy.finalize(tau, self.tasks) if strategy.finalize else tau
-            return tau if factor is None else tau * factor
+        def finished(name: str) -> Tensor:
+            state = self.states[name]
+            return state[MERGED] / self.tasks if is_statistic(name) else self.bound.strategy.finish(state, self.tasks)
 
-        return {name: finished(name, tau) for name, tau in self.result.items()}, self.inputs
+        tau = _by_name(finished, self.states)
+        if self._factor:
+            factor = self._factor(self.lengths, _length(tau))
+            tau = {name: value if is_statistic(name) else value * factor for name, value in tau.items()}
+        return tau, self.inputs
+
+    @property
+    def _factor(self) -> Callable[[Sequence[float], float], float] | None:
+        running = self.bound.strategy.running
+        assert running is not None  # RunningMerge requires it
+        return running.factor
+
+    @contextmanager
+    def _curvature(self, base: Path, encoder: Path) -> Iterator[Callable[[str], Tensor | None]]:
+        """Yield a function that returns what the strategy needs of the task for a weight, or None."""
+        if (kind := self.bound.strategy.needs) is None:
+            yield lambda name: None
+            return
+        with TaskVectors(base, [encoder]) as vectors:
+            found = vectors.curvature(kind)
+            # Linear layers alone have a Gram matrix; a Fisher information that is missing is an error.
+            yield lambda name: next(found.tensors(name)) if kind != "gram" or name in found else None
 
 
 def _length(tensors: Mapping[str, Tensor]) -> float:
@@ -96,9 +118,8 @@ def _by_name(work: Callable[[str], Result], names: Iterable[str]) -> dict[str, R
 class RunningMerge:
     """The merged task vector of the tasks so far in a file, such as MagMax's extremes or the sum of an average.
 
-    It holds the strategy's result before `finalize` and `factor`, in float32, the number of tasks in it, and their
-    lengths if the strategy needs them. For a strategy with `running`, adding the next task vector gives the merge of
-    all of them, to the bit.
+    It holds the states of all weights, the number of tasks in it, and their lengths if the strategy needs them. Adding
+    the next task vector gives the merge of all of them, to the bit.
 
     Args:
         path: the file.
@@ -152,7 +173,10 @@ class RunningMerge:
         merged = self._read(done)
         merged.add(base, encoder)
         marks = provenance(self.bound, merged.inputs, tasks=merged.tasks, lengths=merged.lengths)
-        files.write_tensors(self.path, merged.result, marks)
+        tensors = {
+            f"{name}{SPLIT}{key}" if key else name: t for name, s in merged.states.items() for key, t in s.items()
+        }
+        files.write_tensors(self.path, tensors, marks)
 
     def task_vector(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return the merged task vector of its tasks, and the content hashes of θ₀ and of each encoder in it."""
@@ -163,4 +187,8 @@ class RunningMerge:
             return Accumulation(self.bound)
         metadata = files.read_metadata(self.path)
         inputs, lengths = json.loads(metadata["inputs"]), json.loads(metadata.get("lengths", "[]"))
-        return Accumulation(self.bound, files.read_tensors(self.path), tasks, inputs, lengths)
+        states: dict[str, State] = {}
+        for tensor, value in files.read_tensors(self.path).items():
+            name, _, key = tensor.partition(SPLIT)
+            states.setdefault(name, {})[key] = value
+        return Accumulation(self.bound, states, tasks, inputs, lengths)

@@ -344,9 +344,9 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int, Bou
     if run.keeps_tasks() or not running.is_file():
         paths, parameters = run.trained_encoders(encoders), run.base()["clip_parameters"]
         prefixes = Accumulation(bound)  # reads each encoder once, where one merge after the other would read T² / 2
-        continues = settings.prefixes and bound.strategy.running and bound.adjustments == PLAIN
+        continues = settings.prefixes and bound.strategy.running is not None and bound.adjustments == PLAIN
 
-        def merged(count: int, bound: BoundStrategy) -> MergedTaskVector:
+        def merged_anew(count: int, bound: BoundStrategy) -> MergedTaskVector:
             if continues and count == prefixes.tasks + 1:
                 prefixes.add(base, paths[prefixes.tasks])
                 return prefixes.task_vector()
@@ -354,6 +354,13 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int, Bou
             return merged_task_vector(
                 base, paths[:count], of_some, clip_parameters=parameters, device=settings.device, say=print
             )
+
+        last: list[tuple[int, BoundStrategy, MergedTaskVector]] = []  # a selection ends in what it has merged before
+
+        def merged(count: int, bound: BoundStrategy) -> MergedTaskVector:
+            if not last or last[0][:2] != (count, bound):
+                last[:] = [(count, bound, merged_anew(count, bound))]
+            return last[0][2]
 
         return merged
     kept = RunningMerge(running, bound)

@@ -128,9 +128,9 @@ class Run:
         return self.task(index) / f"{kind}.safetensors"
 
     def without_curvature(self, index: int, kinds: Sequence[str]) -> list[str]:
-        """Return the kinds of curvature that a finished task lacks."""
-        known = self.record(index)["files"]
-        return [kind for kind in kinds if self.curvature(index, kind).name not in known]
+        """Return the kinds of curvature that a finished task lacks; with its encoder, that of a task is dropped."""
+        record = self.record(index)
+        return [k for k in kinds if self.curvature(index, k).name not in record["files"] and not record.get("dropped")]
 
     def evaluation(self, index: int) -> Path:
         """The record of task `index`, which marks it as finished."""

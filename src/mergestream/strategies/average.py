@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mergestream.strategies._folds import total
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import Running, strategy
 from mergestream.strategies.task_vectors import Rows
 
 
@@ -14,7 +14,7 @@ from mergestream.strategies.task_vectors import Rows
     scale=1.0,
     streams=True,
     propagates_nan=True,
-    running=True,
+    running=Running(),
     finalize=lambda tau, tasks: tau / tasks,
     reference=Reference(
         "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "

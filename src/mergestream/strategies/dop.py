@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_choice, require_fraction, require_number, require_whole
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import Running, strategy
 from mergestream.strategies.task_vectors import Rows
 
 SOLVERS = ("mgda", "adam", "closed")
@@ -21,6 +21,7 @@ NULL = 1e-12  # a curvature below this share of the largest is rounding: the los
     scale=1.0,
     streams=True,
     whole=True,
+    running=Running(),
     reference=Reference(
         "Continual Model Merging without Data: Dual Projections for Balancing Stability and Plasticity",
         "NeurIPS 2025",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import Running, strategy
 from mergestream.strategies.task_vectors import Rows
 
 
@@ -14,7 +14,7 @@ from mergestream.strategies.task_vectors import Rows
     scale=1.0,
     streams=True,
     propagates_nan=True,
-    running=True,
+    running=Running(),
     reference=Reference(
         "How to Merge Your Multimodal Models Over Time?", "CVPR 2025", "https://arxiv.org/abs/2412.06712"
     ),

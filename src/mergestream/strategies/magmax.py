@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mergestream.strategies._folds import zeros
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import Running, strategy
 from mergestream.strategies.task_vectors import Rows
 
 
@@ -15,7 +15,7 @@ from mergestream.strategies.task_vectors import Rows
     scale=0.5,
     streams=True,
     propagates_nan=True,
-    running=True,
+    running=Running(),
     reference=Reference(
         "MagMax: Leveraging Model Merging for Seamless Continual Learning",
         "ECCV 2024",

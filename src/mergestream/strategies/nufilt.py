@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 from mergestream.runtime.errors import UserError
 from mergestream.runtime.rules import require_choice, require_number, require_whole
 from mergestream.strategies._draws import draws
-from mergestream.strategies._folds import total
 from mergestream.strategies._matrices import svd
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import MERGED, Running, State, strategy
 from mergestream.strategies.task_vectors import Rows, SurveyedVectors
 
 # Attention and the first matrix of the MLP in the towers of open_clip, transformers and timm.
 LAYERS = ("attn.", "c_fc", "fc1")
 VARIANTS = ("published", "corrected")
+Shapes = Mapping[str, tuple[int, ...]]
 DEVIATION = 0.02  # of the elements that A starts with
 
 
@@ -53,42 +53,89 @@ def survey(
     Raises:
         UserError: if an option is out of range, a rank is larger than a weight, or no weight is chosen.
     """
-    require_choice("strategy.variant", variant, VARIANTS)
-    ranks = {"null_rank": null_rank, "task_rank": task_rank, "rank": rank}
-    for key, value in {**ranks, "steps": steps}.items():
-        require_whole(f"strategy.{key}", value, 0)
-    require_number("strategy.lr", lr, "positive", lambda x: x > 0)
-    chosen = _chosen(vectors, LAYERS if layers is None else layers)
-    for name, shape in chosen.items():
-        for key, value in ranks.items():
-            most = min(shape) if key == "task_rank" else shape[1]
-            if value > most:
-                raise UserError(
-                    f"strategy.{key} must be at most {most}, for {name} of shape {list(shape)}; "
-                    f"got strategy.{key}={value}. Write strategy.{key}={most} or less."
-                )
+    options = _Options(variant, layers, null_rank, task_rank, rank, steps, lr, seed)
+    chosen = options.check({block.name: block.shape for block in vectors.blocks(vectors.names, whole=True)})
     if full := [name for name, shape in chosen.items() if null_rank == shape[1]]:
         vectors.say(
             f"strategy.null_rank={null_rank} protects every input of {full[0]}, so little of a task is merged; "
             f"write a smaller one, such as strategy.null_rank={max(1, null_rank // 6)}"
         )
-    return {"chosen": set(chosen), **ranks, "variant": variant, "steps": steps, "lr": lr, "seed": seed}
+    return options._asdict()
 
 
-def _chosen(vectors: SurveyedVectors, layers: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
-    """Return name → shape of the matrices whose names have one of `layers`."""
-    listed = isinstance(layers, Sequence) and not isinstance(layers, str)
-    if not listed or not all(isinstance(part, str) for part in layers):
-        raise UserError(f"strategy.layers must be a list of parts of names; got strategy.layers={layers}")
-    shapes = {block.name: block.shape for block in vectors.blocks(vectors.names, whole=True)}
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2 and min(shape) > 0}
-    chosen = {name: shape for name, shape in matrices.items() if any(part in name for part in layers)}
-    if not chosen:
-        raise UserError(
-            f"strategy.layers must name a matrix; none of {len(matrices)}, such as {next(iter(matrices), 'none')}, "
-            f"has a part of its name in strategy.layers={list(layers)}. Write strategy.layers=[PART,PART]."
-        )
-    return chosen
+class _Options(NamedTuple):
+    """See `survey`."""
+
+    variant: str
+    layers: Sequence[str] | None
+    null_rank: int
+    task_rank: int
+    rank: int
+    steps: int
+    lr: float
+    seed: int
+
+    def check(self, shapes: Shapes | None) -> Shapes:
+        """Check the options, and return the shapes of the weights that are merged, if shapes are known."""
+        require_choice("strategy.variant", self.variant, VARIANTS)
+        for key in ("null_rank", "task_rank", "rank", "steps"):
+            require_whole(f"strategy.{key}", getattr(self, key), 0)
+        require_number("strategy.lr", self.lr, "positive", lambda x: x > 0)
+        layers = self.layers
+        listed = isinstance(layers, Sequence) and not isinstance(layers, str)
+        if layers is not None and not (listed and all(isinstance(part, str) for part in layers)):
+            raise UserError(f"strategy.layers must be a list of parts of names; got strategy.layers={layers}")
+        if shapes is None:
+            return {}
+        chosen = {name: shape for name, shape in shapes.items() if self.merges(name, shape)}
+        if not chosen:
+            matrices = [name for name, shape in shapes.items() if _is_matrix(shape)]
+            raise UserError(
+                f"strategy.layers must name a matrix; none of {len(matrices)}, such as "
+                f"{next(iter(matrices), 'none')}, has a part of its name in strategy.layers={list(layers or LAYERS)}. "
+                "Write strategy.layers=[PART,PART]."
+            )
+        for name, shape in chosen.items():
+            self._require_ranks(name, shape)
+        return chosen
+
+    def merges(self, name: str, shape: Sequence[int]) -> bool:
+        """Return whether a weight is merged: a matrix with one of `layers` in its name."""
+        return _is_matrix(shape) and any(part in name for part in (LAYERS if self.layers is None else self.layers))
+
+    def _require_ranks(self, name: str, shape: Sequence[int]) -> None:
+        for key in ("null_rank", "task_rank", "rank"):
+            value, most = getattr(self, key), min(shape) if key == "task_rank" else shape[1]
+            if value > most:
+                raise UserError(
+                    f"strategy.{key} must be at most {most}, for {name} of shape {list(shape)}; "
+                    f"got strategy.{key}={value}. Write strategy.{key}={most} or less."
+                )
+
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and min(shape) > 0
+
+
+def _check(shapes: Shapes | None, **options: Any) -> None:
+    _Options(**options).check(shapes)
+
+
+def _step(state: State, tau: Tensor, *, name: str, task: int, **options: Any) -> State:
+    """Return M_t of a weight from M_{t−1}; see `nufilt`."""
+    of = _Options(**options)
+    if not of.merges(name, tau.shape):
+        return {MERGED: torch.zeros_like(tau)}
+    tau, columns = tau.double(), tau.shape[1]
+    merged = state[MERGED].double() if state else torch.zeros_like(tau)
+    V = _leading(merged, of.null_rank)
+    if not V.shape[1] and of.variant == "published":
+        V = torch.eye(columns, dtype=tau.dtype, device=tau.device)[:, : of.null_rank]
+    filtered = merged + tau - (tau @ V) @ V.T
+    if task and of.steps:
+        A = _normal(of.rank, columns, of.seed, name, task).to(tau.device)
+        filtered += tau @ _correction(tau, merged, V, _leading(tau, of.task_rank), A, of.steps, of.lr)
+    return {MERGED: filtered.float()}
 
 
 @strategy(
@@ -96,25 +143,14 @@ def _chosen(vectors: SurveyedVectors, layers: Sequence[str]) -> Mapping[str, tup
     survey=survey,
     streams=True,
     whole=True,
+    running=Running(step=_step, check=_check),
     reference=Reference(
         "Null-Space Filtering for Data-Free Continual Model Merging: Preserving Stability, Promoting Plasticity",
         "ICLR 2026",
         "https://arxiv.org/abs/2509.21413",
     ),
 )
-def nufilt(
-    taus: Rows,
-    *,
-    name: str,
-    chosen: Collection[str],
-    variant: str,
-    null_rank: int,
-    task_rank: int,
-    rank: int,
-    steps: int,
-    lr: float,
-    seed: int,
-) -> Tensor:
+def nufilt(taus: Rows, *, name: str, **options: Any) -> Tensor:
     """M_0 = 0, M_t = M_{t−1} + τ_t (I − V Vᵀ + B A), τ = M_T, on the chosen matrices; zero on all other weights.
 
     V are the leading right singular vectors of M_{t−1}. From t = 2 on, Adam trains A and B, which start as a normal
@@ -127,24 +163,12 @@ def nufilt(
     Args:
         taus: T tensors of one shape, a whole weight.
         name: of the weight; a key of the draws.
-        chosen: the names that are merged.
-        variant, null_rank, task_rank, rank, steps, lr, seed: see `survey`.
+        options: see `survey`.
     """
-    if name not in chosen:
-        return torch.zeros_like(total(taus))  # reads all tasks, whose hashes the record of the merge holds
-    rows, columns = taus.shape[1:]
-    merged = torch.zeros(rows, columns, dtype=torch.float64)
-    for task, row in enumerate(taus):
-        tau, merged = row.double(), merged.to(row.device)
-        V = _leading(merged, null_rank)
-        if not V.shape[1] and variant == "published":
-            V = torch.eye(columns, dtype=tau.dtype, device=tau.device)[:, :null_rank]
-        filtered = merged + tau - (tau @ V) @ V.T
-        if task and steps:
-            A = _normal(rank, columns, seed, name, task).to(tau.device)
-            filtered += tau @ _correction(tau, merged, V, _leading(tau, task_rank), A, steps, lr)
-        merged = filtered
-    return merged.float()
+    state: State = {}
+    for task, tau in enumerate(taus):
+        state = _step(state, tau, name=name, task=task, **options)
+    return state[MERGED]
 
 
 def _leading(matrix: Tensor, count: int) -> Tensor:

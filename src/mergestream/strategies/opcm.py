@@ -11,7 +11,7 @@ from torch import Tensor
 from mergestream.runtime.rules import require_fraction
 from mergestream.strategies._matrices import svd
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy, sum_of_squares
+from mergestream.strategies.strategy import MERGED, Running, State, strategy, sum_of_squares
 from mergestream.strategies.task_vectors import Block, Reading, Rows, SurveyedVectors
 
 
@@ -51,9 +51,14 @@ def _factor(lengths: Sequence[float], length: float) -> float:
     return sum(lengths) / len(lengths) / length if length else 0.0
 
 
-def _step(merged: Tensor, tau: Tensor, *, alpha: float) -> Tensor:
-    """Return M_t of a weight from M_{t−1} and τ_t; see `opcm`."""
+def _step(state: State, tau: Tensor, *, alpha: float) -> State:
+    """Return M_t of a weight from M_{t−1}; see `opcm`."""
     require_fraction("strategy.alpha", alpha, zero=True)
+    return {MERGED: _projected(state[MERGED], tau, alpha) if state else tau.clone()}
+
+
+def _projected(merged: Tensor, tau: Tensor, alpha: float) -> Tensor:
+    """Return M_t of a weight from M_{t−1} and τ_t; see `opcm`."""
     if merged.dim() != 2:
         return merged + tau
     U, S, Vt = svd(merged)
@@ -70,9 +75,7 @@ def _step(merged: Tensor, tau: Tensor, *, alpha: float) -> Tensor:
     survey=survey,
     streams=True,
     whole=True,
-    running=True,
-    step=_step,
-    factor=_factor,
+    running=Running(step=_step, factor=_factor),
     reference=Reference(
         "Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model Merging",
         "NeurIPS 2025",
@@ -100,5 +103,5 @@ def accumulated(taus: Iterable[Tensor], alpha: float) -> Tensor:
     rows = iter(taus)
     merged = next(rows).clone()
     for tau in rows:
-        merged = _step(merged, tau, alpha=alpha)
+        merged = _projected(merged, tau, alpha)
     return merged

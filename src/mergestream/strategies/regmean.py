@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergestream.runtime.rules import require_fraction
-from mergestream.strategies._folds import total
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import MERGED, Running, State, strategy
 from mergestream.strategies.task_vectors import Curvature, Rows, SurveyedVectors
 
 
@@ -24,8 +24,27 @@ def survey(vectors: SurveyedVectors, *, shrink: float = 0.95) -> dict[str, Any]:
     Raises:
         UserError: if shrink is out of range, or the Gram matrices of a task are missing.
     """
-    require_fraction("strategy.shrink", shrink, zero=True)
+    _check(None, shrink=shrink)
     return {"grams": vectors.curvature("gram"), "shrink": shrink}
+
+
+def _check(_shapes: object, *, shrink: float) -> None:
+    require_fraction("strategy.shrink", shrink, zero=True)
+
+
+def _step(state: State, tau: Tensor, *, curvature: Tensor | None, shrink: float) -> State:
+    """Add one task to Σ τ_t of a weight, and to Σ τ_t G_t and Σ G_t of that of a linear layer, in float64."""
+    added = {MERGED: tau.clone()}
+    if tau.dim() == 2 and curvature is not None:
+        regular = curvature.double() * shrink
+        regular.diagonal().copy_(curvature.diagonal())
+        added |= {"right": tau.double() @ regular, "left": regular}
+    return {key: state[key] + value for key, value in added.items()} if state else added
+
+
+def _finish(state: State, tasks: int) -> Tensor:
+    mean = state[MERGED] / tasks
+    return _solved(state["left"], state["right"], mean) if "left" in state else mean
 
 
 @strategy(
@@ -33,6 +52,7 @@ def survey(vectors: SurveyedVectors, *, shrink: float = 0.95) -> dict[str, Any]:
     survey=survey,
     streams=True,
     whole=True,
+    running=Running(step=_step, finish=_finish, check=_check),
     needs="gram",
     reference=Reference(
         "Dataless Knowledge Fusion by Merging Weights of Language Models",
@@ -53,17 +73,11 @@ def regmean(taus: Rows, *, name: str, grams: Curvature, shrink: float) -> Tensor
         grams: G_t of every linear layer.
         shrink: see `survey`.
     """
-    if len(taus.shape) != 3 or name not in grams:
-        return total(taus) / len(taus)
-    width = taus.shape[2]
-    right = torch.zeros(taus.shape[1:], dtype=torch.float64)
-    left = torch.zeros(width, width, dtype=torch.float64)
-    for tau, gram in zip(taus, grams.rows(name, 0, (width, width)), strict=True):
-        diagonal = gram.diagonal().double()
-        regular = gram.double() * shrink
-        regular.diagonal().copy_(diagonal)
-        right, left = right.to(tau.device) + tau.double() @ regular, left.to(tau.device) + regular
-    return _solved(left, right, total(taus) / len(taus))
+    linear = len(taus.shape) == 3 and name in grams
+    state: State = {}
+    for tau, gram in zip(taus, grams.tensors(name) if linear else repeat(None, len(taus)), strict=True):
+        state = _step(state, tau, curvature=gram, shrink=shrink)
+    return _finish(state, len(taus))
 
 
 def _solved(left: Tensor, right: Tensor, mean: Tensor) -> Tensor:

@@ -20,6 +20,32 @@ from mergestream.strategies.reference import Reference
 from mergestream.strategies.task_vectors import Block, Rows, StackedRows
 
 PLACE = ("name", "start")  # parameters that the engine fills in from the block
+MERGED = ""  # the tensor of a `State` that has the name of the weight alone, in the file of a running merge
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a strategy takes one task after the other, in space that does not grow with their number.
+
+    What it keeps of a weight is its state, tensors by name; before the first task it has none.
+
+    Args:
+        step: ``step(state, tau, **options) -> state``, which adds a task vector to the state of a whole weight, and may
+            change its tensors. A function with a parameter ``name``, ``task`` or ``curvature`` gets the name of the
+            weight, the task, counted from 0, or what the strategy `needs` of that task (None if there is none for this
+            weight). None stands for f(f(τ_1 … τ_{t−1}), τ_t) = f(τ_1 … τ_t), where f is the strategy.
+        finish: ``finish(state, tasks) -> tau``, the merged task vector; None is `Strategy.finalize` of `MERGED`.
+        factor: ``factor(lengths, length) -> float``, applied at the end. It gets ‖τ_t‖ of every task and the length of
+            the merge, over the whole model.
+        check: ``check(shapes, **options)``, which refuses options that do not fit; `shapes` are those of the weights by
+            name, or None before they are known. Without it, a step checks the options.
+    """
+
+    step: Callable[..., State] | None = None
+    finish: Callable[[State, int], Tensor] | None = None
+    factor: Callable[[Sequence[float], float], float] | None = None
+    check: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +68,8 @@ class Strategy:
             shape.
         propagates_nan: a NaN or an infinite value in any task vector makes the result NaN or infinite, so the engine
             checks the result instead of every input.
-        running: a running merge needs only the merge so far and the new task vector, and equals the merge of all to the
-            bit: f(f(τ_1 … τ_{t−1}), τ_t) = f(τ_1 … τ_t), or `step`.
-        step: ``step(merged, tau, **options) -> merged``, which adds one task to the merge of a whole weight, where
-            `function` does not; it may change `merged`. The first merge is τ_1.
-        factor: ``factor(lengths, length) -> float``, applied at the end to a running merge with `step`. It gets ‖τ_t‖
-            of every task and the length of the merge, over the whole model.
+        running: how a merge is continued by one task; the result equals the merge of all to the bit. None if all task
+            vectors are needed at once.
         revisit: ``revisit(**options) -> dict``, called after all blocks, for a strategy that learns only then how to
             merge some of their elements. It maps (name, start) of tiles that must be merged again to positions in the
             tile; None stands for all.
@@ -62,10 +84,8 @@ class Strategy:
     streams: bool = False
     whole: bool = False
     propagates_nan: bool = False
-    running: bool = False
+    running: Running | None = None
     revisit: Callable[..., dict[tuple[str, int], Tensor | None]] | None = None
-    step: Callable[..., Tensor] | None = None
-    factor: Callable[[Sequence[float], float], float] | None = None
     needs: str | None = None
     reference: Reference | None = None
     finalize: Callable[[Tensor, int], Tensor] | None = None
@@ -84,17 +104,27 @@ class Strategy:
         """Return the merged task vector of a block before `finalize`."""
         return self.function(StackedRows(taus) if self.streams and isinstance(taus, Tensor) else taus, **options)
 
-    def add(self, merged: Tensor | None, tau: Tensor, **options: Any) -> Tensor:
-        """Return the running merge of a weight with one more task, before `finalize` and `factor`.
+    def add(self, state: State, tau: Tensor, options: Mapping[str, Any], **place: Any) -> State:
+        """Return the state of a weight with one more task; see `Running`.
 
         Args:
-            merged: the merge so far, which may be changed; None before the first task.
+            state: the state so far, whose tensors may be changed.
             tau: the task vector of the weight.
             options: the options.
+            place: name, task and curvature.
         """
-        if self.step is None:
-            return self.accumulate(torch.stack([tau] if merged is None else [merged, tau]), **options)
-        return tau.clone() if merged is None else self.step(merged, tau, **options)
+        assert self.running is not None
+        if (step := self.running.step) is None:
+            taus = torch.stack([state[MERGED], tau] if state else [tau])
+            return {MERGED: self.accumulate(taus, **options)}
+        asked = inspect.signature(step).parameters.keys() & place.keys()
+        return step(state, tau, **{key: place[key] for key in asked}, **options)
+
+    def finish(self, state: State, tasks: int) -> Tensor:
+        """Return the merged task vector of a weight from its state, before `Running.factor`."""
+        if self.running is not None and self.running.finish is not None:
+            return self.running.finish(state, tasks)
+        return self.finalize(state[MERGED], tasks) if self.finalize else state[MERGED]
 
     @property
     def name(self) -> str:
@@ -208,21 +238,28 @@ class BoundStrategy:
         changed = {key: value for key, value in self.options.items() if value != self.defaults[key]}
         return {**changed, **self.adjustments.changed}
 
-    def require_running(self) -> None:
+    def require_running(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Check that a running merge can continue this strategy task by task.
 
+        Args:
+            shapes: of the weights, by name; None before they are known.
+
         Raises:
-            UserError: if it needs all task vectors at once, or an option breaks its rule.
+            UserError: if it needs all task vectors at once, or an option breaks its rule or does not fit the weights.
         """
-        if not self.strategy.running:
+        running = self.strategy.running
+        if running is None:
             from mergestream import strategies
 
-            known = ", ".join(name for name in strategies.names() if strategies.get(name).running)
+            known = ", ".join(name for name in strategies.names() if strategies.get(name).running is not None)
             raise UserError(
                 f"a merge after every task needs a strategy that can continue task by task: {known}; "
                 f"strategy={self.strategy.name} needs all task vectors at once"
             )
-        self.strategy.add(torch.zeros(1, 1), torch.zeros(1, 1), **self.options)  # checks the options
+        if running.check is not None:
+            running.check(shapes, **self.options)
+        else:
+            self.strategy.add({}, torch.zeros(1, 1), self.options, name="", task=0, curvature=None)
 
     def folder(self, scale: float | str, others: Mapping[str, Any] = MappingProxyType({})) -> str:
         """Return the name of a merge's folder: ``magmax-0.5``, with changed options in between.

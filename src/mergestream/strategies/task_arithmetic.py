@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mergestream.strategies._folds import total
 from mergestream.strategies.reference import Reference
-from mergestream.strategies.strategy import strategy
+from mergestream.strategies.strategy import Running, strategy
 from mergestream.strategies.task_vectors import Rows
 
 
@@ -14,7 +14,7 @@ from mergestream.strategies.task_vectors import Rows
     scale=0.3,
     streams=True,
     propagates_nan=True,
-    running=True,
+    running=Running(),
     reference=Reference("Editing Models with Task Arithmetic", "ICLR 2023", "https://arxiv.org/abs/2212.04089"),
 )
 def task_arithmetic(taus: Rows) -> Tensor:

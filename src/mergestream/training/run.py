@@ -128,9 +128,11 @@ def _check_directory(settings: TrainingSettings) -> None:
         print(f"repair: {item.reason}")
     if found:
         repair(run, found)
-    if settings.curvature and not run.keeps_tasks():
+    merged = settings.merge.bound.strategy.needs if settings.merge else None
+    lost = [kind for kind in settings.curvature if kind != merged]
+    if lost and not run.keeps_tasks():
         raise UserError(
-            f"curvature.{settings.curvature[0]}=true needs the encoder of each task; {readable(run.path)} was trained "
+            f"curvature.{lost[0]}=true needs the encoder of each task; {readable(run.path)} was trained "
             "with keep_tasks=false. Leave it out, or write tag=NAME to train a second run"
         )
 
