@@ -38,22 +38,25 @@ demo: setup ## train, merge and compare on real handwritten digits (STRATEGIES='
 	@echo "picture in $(DEMO)/_report/digits-class-5-tiny-curves.png: accuracy and forgetting after each task"
 	@echo "next: make demo STRATEGIES='glob(*)' merges with every strategy; docs/getting-started.md explains the commands"
 
-benchmark: setup ## every method and strategy on the embedded streams, five seeds, and their report; continues where it stopped
+benchmark: setup ## every method and strategy on the embedded streams, five seeds, and the reports; continues where it stopped
 	$(BIN)/python pipeline.py +experiment=embedded 'stages=[train,merge]' > /dev/null
 	# Retention of every merge and of every last encoder: the digits after the glyphs streams, and the other way round.
 	for part in $(PARTS); do for encoder in merge last; do \
 		$(BIN)/python evaluate.py +experiment=embedded_$$part encoder=$$encoder \
 			on=[$$(case $$part in (digits*) echo glyphs;; (*) echo digits;; esac)] > /dev/null || exit 1; done; done
 	$(BIN)/python report.py root=runs/embedded
+	$(BIN)/python pipeline.py +experiment=beyond > /dev/null
+	$(BIN)/python pipeline.py +experiment=confirmation > /dev/null
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=10 seed=1 'analysis=glob(*)'
 	$(BIN)/python analyze.py -m root=runs/embedded dataset=glyphs tasks=5,10,20 seed=1 'analysis.seeds=[1,2,3,4,5]'
 	$(BIN)/python analyze.py root=runs/embedded dataset=glyphs stream=domain seed=1 'analysis.seeds=[1,2,3,4,5]'
 	$(BIN)/python analyze.py root=runs/embedded dataset=digits tasks=5 seed=1 'analysis.seeds=[1,2,3,4,5]'
 
-results: ## publish the report of the embedded benchmark, its figures and their numbers in docs/results
+results: ## publish the reports of the embedded benchmark, its figures and their numbers in docs/results
 	test -f "runs/embedded/glyphs/class-10/$(OVER_SEEDS).csv"
-	find docs/results -type f ! -name align.csv -delete
+	find docs/results -type f -delete
 	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv docs/results
+	for name in beyond confirmation; do cp runs/$$name/_report/report.csv docs/results/$$name.csv || exit 1; done
 	for name in $$(grep -o '[^(]*\.png' docs/results/report.md); do cp runs/embedded/_report/$$name docs/results || exit 1; done
 	for name in $(foreach kind,png csv,$(ANALYSED:=.$(kind))); do \
 		cp runs/embedded/glyphs/class-10/tiny/seq/seed-1/analyses/$$name docs/results/glyphs-class-10-$$name || exit 1; done

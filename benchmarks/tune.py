@@ -14,9 +14,9 @@ mean over the three seeds, and published values for the rest.
 - If another configuration is best without a merge, it gets a separate row with the tag `ALONE`.
 - Then λ of every strategy is chosen on each of the five streams.
 
-It writes the parts of ``+experiment=embedded``, one for each stream, and docs/tuning.csv, which holds every accuracy
-that was compared, with a column for each λ or β. What that file holds already is not measured again, except with
---afresh. Finished runs under --root are skipped.
+It writes the experiments ``beyond`` and ``confirmation``, the parts of ``embedded``, one for each stream, and
+docs/tuning.csv, which holds every accuracy that was compared, with a column for each λ or β. What that file holds
+already is not measured again, except with --afresh. Finished runs under --root are skipped.
 """
 
 from __future__ import annotations
@@ -60,19 +60,69 @@ BUDGET = {
     "merged": RATES,
 }
 WORDS = {"merged": "method: merged, strategy: ema"}  # what else names the training of a method
-# weighted_average without weights is average; core_space is for adapters.
-LEFT_OUT = {"weighted_average", "core_space"}
+# weighted_average without weights is average; core_space is for adapters; dop, as published, would take longer than all
+# other merges together, so its closed form stands for it.
+LEFT_OUT = {"weighted_average", "core_space", "dop"}
 STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
-# The key that is chosen like λ, by the name of a calibration, with its statistics if they are not the default.
-VALUES = {"": "lambda", "align": "calibration.coefficient", "align encoder": "calibration.coefficient"}
-VALUES |= {"lines": "calibration.beta", "svc": "lambda"}
+LATER = ["consensus", "fisher", "laplace", "metagpt", "nufilt", "regmean"]  # than the benchmark, or than the paper
+# What a merge may have beside its strategy, with the words for it, and the key that is chosen like λ.
+VARIANTS = {
+    "": ([], "lambda"),
+    "align": (["calibration: align"], "calibration.coefficient"),
+    "align encoder": (["calibration: align", "calibration.statistics: encoder"], "calibration.coefficient"),
+    "lines": (["calibration: lines"], "calibration.beta"),
+    "svc": (["calibration: svc"], "lambda"),
+    "closed": (["strategy.solver: closed"], "lambda"),
+}
 CALIBRATED = [f"{strategy} {name}" for strategy in ("average", "magmax") for name in ("align", "lines", "svc")]
-MERGED = {
-    "seq": [*STRATEGIES, *CALIBRATED],
-    "ind": [*STRATEGIES, *CALIBRATED],
-    "ewc": ["magmax", "magmax align"],
-    "lwf": ["magmax", "magmax align encoder", "ema", "ema align encoder"],  # ema is near the last encoder
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained and merged with the values that were chosen.
+
+    Args:
+        says: its first comment.
+        seeds: none of `SEEDS`.
+        streams: of `STREAMS`.
+        merges: the merges of each method.
+        others: what is trained and not merged; `ALONE` is a second training of a method.
+    """
+
+    says: str
+    seeds: str
+    streams: list[str]
+    merges: dict[str, list[str]]
+    others: list[str]
+
+
+ALONE = "tuned-alone"
+OTHERS = ["zeroshot", "joint", *(f"{method} {ALONE}" for method in ("seq", "ewc", "lwf"))]
+PAPER = [name for name in STRATEGIES if name not in LATER]
+EMBEDDED = {"seq": PAPER, "ind": PAPER, "ewc": ["magmax"], "lwf": ["magmax"]}
+BEYOND = {
+    "seq": ["magmax", "average", *LATER, "dop closed", *CALIBRATED],
+    "lwf": ["magmax", "ema", "ema align encoder"],  # ema is near the last encoder
     "merged": ["ema", "average", "magmax"],
+}
+CONFIRMED = {"seq": ["magmax", "average", "magmax align", "average align"], "lwf": ["ema", "ema align encoder"]}
+EXPERIMENTS = {
+    **{
+        f"embedded_{s}": Experiment("A part of the embedded benchmark", "1,2,3,4,5", [s], EMBEDDED, OTHERS)
+        for s in STREAMS
+    },
+    "beyond": Experiment("What came after the paper", "1,2,3,4,5", [*STREAMS], BEYOND, ["zeroshot"]),
+    "confirmation": Experiment(
+        "What is ahead of MagMax by class, on new class orders",
+        "8,9,10,11,12",
+        [stream for stream in STREAMS if not stream.endswith("domain")],
+        CONFIRMED,
+        [],
+    ),
+}
+MERGED = {
+    method: list(dict.fromkeys(name for part in (EMBEDDED, BEYOND) for name in part.get(method, [])))
+    for method in ("seq", "ind", "ewc", "lwf", "merged")
 }
 MERGES = {name for names in MERGED.values() for name in names}
 JUDGES = {
@@ -83,7 +133,6 @@ JUDGES = {
 }
 NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]", "lambda=select"]  # the last encoder itself
 CONFIGURATION = ["optimizer.lr", "method.strength"]
-ALONE = "tuned-alone"
 ROUNDING = 1e-5  # a thousand validation images have no smaller differences than 1/3000 between means of three seeds
 TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in ("seq", "ewc", "lwf"))]
 PUBLISHED = REPOSITORY / "docs/tuning.csv"
@@ -109,8 +158,8 @@ def write(results: pd.DataFrame) -> None:
     keys = ["stream", "method", *CONFIGURATION, "strategy", "seed"]
     table = compared(results, chosen).pivot(index=keys, columns="value", values="accuracy")
     texts = {"docs/tuning.csv": table.round(6).to_csv()}
-    for stream in STREAMS:
-        texts[f"configs/experiment/embedded_{stream}.yaml"] = experiment(stream, chosen, results)
+    for name in EXPERIMENTS:
+        texts[f"configs/experiment/{name}.yaml"] = experiment(name, chosen, results)
     for path, text in texts.items():
         with files.whole(REPOSITORY / path) as partial:
             partial.write_text(text)
@@ -176,9 +225,9 @@ class Search:
             words = [*named(method, {key: values[key] for key in BUDGET[method]}), tag(method)]
             self.run("train.py", stream, [*words, "logger=none"], SEEDS)
             words = shared(words)
-            for calibration, key in VALUES.items():
-                if names := [name.split()[0] for name in missing if name.partition(" ")[2] == calibration]:
-                    adjusted = [word.replace(": ", "=") for word in adjustment(calibration)] + [f"{key}=select"]
+            for variant, (adjustments, key) in VARIANTS.items():
+                if names := [name.split()[0] for name in missing if name.partition(" ")[2] == variant]:
+                    adjusted = [word.replace(": ", "=") for word in adjustments] + [f"{key}=select"]
                     self.run("merge.py", stream, [*words, f"strategy={','.join(names)}", *adjusted], SEEDS)
 
     def run(self, script: str, stream: str, words: list[str], seeds: list[int]) -> None:
@@ -221,13 +270,6 @@ def curvature_of(merges: Iterable[str]) -> list[str]:
     return [f"curvature.{kind}: true" for kind in CURVATURES if kind in kinds]
 
 
-def adjustment(calibration: str) -> list[str]:
-    """The words for one of `VALUES`, as YAML has them."""
-    name, _, statistics = calibration.partition(" ")
-    of_statistics = [f"calibration.statistics: {statistics}"] if statistics else []
-    return [f"calibration: {name}", *of_statistics] if name else []
-
-
 def tag(method: str) -> str:
     """A folder for each configuration."""
     return "tag=" + "_".join(f"${{{key}}}" for key in BUDGET[method])
@@ -248,9 +290,9 @@ def validated(root: Path) -> pd.DataFrame:
         if not within or config["seed"] not in SEEDS or config["stream"]["validation"] != 0.2:
             continue
         not_merged = method == "joint" or (merge["strategy"], changed) == ("ema", {"decay": 0})
-        calibration = f"{changed.pop('calibration', '')} {changed.pop('calibration.statistics', '')}".strip()
+        variant = " ".join(changed.pop(key, "") for key in ("solver", "calibration", "calibration.statistics")).strip()
         changed = {key: value for key, value in changed.items() if value != "select"}
-        line["strategy"] = "" if not_merged else f"{merge['strategy']} {calibration}".strip()
+        line["strategy"] = "" if not_merged else f"{merge['strategy']} {variant}".strip()
         if line["strategy"] not in ("", *MERGES) or (changed and not not_merged):
             continue
         for tried in merge.get("validation", []):
@@ -313,13 +355,24 @@ def choose_scales(results: pd.DataFrame, stream: str, method: str, values: pd.Se
     return {name: float(of.index[of > of.max() - ROUNDING][0]) for name, of in accuracies.items()}
 
 
-def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
-    """The text of ``configs/experiment/embedded_<stream>.yaml``: strategies that have one λ share a grid."""
+def experiment(name: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
+    """The text of ``configs/experiment/<name>.yaml``: strategies that have one λ share a grid."""
+    of, train, merge = EXPERIMENTS[name], [], []
+    for stream in of.streams:
+        trained, merged = grids_of(stream, of, chosen, results)
+        train, merge = [*train, *trained], [*merge, *merged]
+    parts = ["    train:", *(f"      {line}" for line in train), "    merge:", *(f"      {line}" for line in merge)]
+    return "\n".join([HEAD.format(name=name, says=of.says, seeds=of.seeds, root=name.partition("_")[0]), *parts]) + "\n"
+
+
+def grids_of(stream: str, of: Experiment, chosen: pd.DataFrame, results: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """The grids of one stream: of the trainings, and of the merges."""
     data = ", ".join(word.replace("=", ": ") for word in STREAMS[stream].split())
-    train, merge = [f"{stream}_zeroshot: {{ {data}, method: zeroshot }}"], []
+    train = [f"{stream}_zeroshot: {{ {data}, method: zeroshot }}"] if "zeroshot" in of.others else []
+    merge: list[str] = []
     best = chosen.loc[TUNED_ON.get(stream, stream)]
     for name in TRAINED:
-        if name not in best.index:  # it was not measured
+        if name not in best.index or name not in (*of.merges, *of.others):  # the first was not measured
             continue
         method, _, alone = name.partition(" ")
         values = best.loc[name]
@@ -328,27 +381,29 @@ def experiment(stream: str, chosen: pd.DataFrame, results: pd.DataFrame) -> str:
         if lent or same:
             continue
         scales = choose_scales(results, stream, method, values) if method in MERGED and not alone else {}
+        scales = {merge: scales[merge] for merge in of.merges.get(name, []) if merge in scales}
         words = f"method: {method}, tag: {alone}" if alone else WORDS.get(method, f"method: {method}")
         words += "".join(f", {word}" for word in curvature_of(scales))
         words += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
         train.append(f"{stream}_{name.replace(' ', '_')}: {{ {data}, {words} }}")
         if scales:
             merge += grids(f"{stream}_{method}", f"{data}, {', '.join(shared(words.split(', ')))}", scales)
-    parts = ["    train:", *(f"      {line}" for line in train), "    merge:", *(f"      {line}" for line in merge)]
-    return "\n".join([HEAD.format(stream=stream), *parts]) + "\n"
+    return train, merge
 
 
 def grids(name: str, words: str, scales: Mapping[str, float]) -> list[str]:
     """The grids of the merges of one training; ``words`` name it, and `scales` are of `choose_scales`."""
     lines = []
-    for calibration, key in VALUES.items():
-        of = {merge.split()[0]: value for merge, value in scales.items() if merge.partition(" ")[2] == calibration}
-        named = "_".join([name, *calibration.split()])
-        adjusted = "".join(f", {word}" for word in adjustment(calibration))
-        for value in sorted({value for merge, value in of.items() if calibration or merge != "magmax"}):
-            these = [merge for merge in of if of[merge] == value and (calibration or merge != "magmax")]
+    for variant, (adjustments, key) in VARIANTS.items():
+        of = {merge.split()[0]: value for merge, value in scales.items() if merge.partition(" ")[2] == variant}
+        named = "_".join([name, *variant.split()])
+        adjusted = "".join(f", {word}" for word in adjustments)
+        for value in sorted({value for merge, value in of.items() if variant or merge != "magmax"}):
+            these = [merge for merge in of if of[merge] == value and (variant or merge != "magmax")]
             strategies = f'strategy: "{",".join(these)}"{adjusted}, {key}: {value:g}'
             lines.append(f"{named}_{value:g}: {{ {words}, {strategies} }}")
+    if "magmax" not in scales:
+        return lines
     # After every task, for the curves.
     last = f"strategy: magmax, lambda: {scales['magmax']:g}, prefixes: true"
     return [*lines, f"{name}_magmax: {{ {words}, {last} }}"]
@@ -356,15 +411,16 @@ def grids(name: str, words: str, scales: Mapping[str, float]) -> list[str]:
 
 HEAD = """\
 # @package _global_
-# A part of the embedded benchmark; its values are those with the best accuracy on validation data of other seeds, and
-# docs/tuning.csv has all values that were compared. Written by benchmarks/tune.py.
-# python train.py +experiment=embedded_{stream} && python merge.py +experiment=embedded_{stream}
-root: runs/embedded
+# {says}. Its values are those with the best accuracy on validation data of other
+# seeds, and docs/tuning.csv has all values that were compared. Written by benchmarks/tune.py.
+# python pipeline.py +experiment={name}
+root: runs/{root}
 logger: {{ _target_: mergestream.training.loggers.none }}
+cluster: {{ gpus: 0, cpus: 8, minutes: 240 }} # on SLURM: the tiny CLIP needs no GPU
 hydra:
   mode: MULTIRUN
   sweeper:
-    params: {{ seed: "1,2,3,4,5" }}"""
+    params: {{ seed: "{seeds}" }}"""
 
 
 if __name__ == "__main__":

@@ -76,31 +76,56 @@ def test_supplement_is_table1_with_another_model():
     assert supplement == [[{"model": "vit_l_14", **job} for job in grid] for grid in table]
 
 
+STREAMS = {("digits", "5"), ("glyphs", "5"), ("glyphs", "10"), ("glyphs", "20"), ("glyphs", "domain")}
+LATER = {"fisher", "laplace", "regmean", "consensus", "metagpt", "nufilt"}  # than the paper or the benchmark
+
+
+def streams_of(script, experiment, seeds, *keys):
+    """(stream, the values of `keys`) of every job without a tag; each is there with all seeds."""
+    found = {}
+    for job in (job for grid in grids(script, experiment) for job in grid):
+        if "tag" not in job:
+            stream = job["dataset"], job.get("stream", job.get("tasks"))
+            found.setdefault((stream, *(job.get(key, "") for key in keys)), []).append(job["seed"])
+    assert all(of == seeds for of in found.values())
+    return set(found)
+
+
 def test_the_embedded_benchmark_is_whole():
-    trainings = [job for grid in grids("train", "embedded") for job in grid]
-    merges = [job for grid in grids("merge", "embedded") for job in grid]
-    streams = {("digits", "5"), ("glyphs", "5"), ("glyphs", "10"), ("glyphs", "20"), ("glyphs", "domain")}
-
-    def stream(job):
-        return job["dataset"], job.get("stream", job.get("tasks"))
-
-    def seeds(jobs, *keys):
-        found = {}
-        for job in jobs:
-            if "tag" not in job:
-                found.setdefault((stream(job), *(job[key] for key in keys)), []).append(job["seed"])
-        assert all(sorted(of) == ["1", "2", "3", "4", "5"] for of in found.values())
-        return found
-
+    seeds = ["1", "2", "3", "4", "5"]
     # Joint accuracy does not depend on T, so it is there once for glyphs by class.
-    methods = {(s, m) for s in streams for m in ("zeroshot", "seq", "ind", "ewc", "lwf", "joint")}
-    assert set(seeds(trainings, "method")) == methods - {(("glyphs", t), "joint") for t in ("5", "20")}
-    # Without weights, weighted_average is average; the others came after the values were chosen.
-    later = {"fisher", "laplace", "regmean", "consensus", "metagpt", "nufilt", "dop", "core_space"}
-    strategies = set(shipped("strategy")) - {"weighted_average", *later}
-    expected = {(s, m, strategy) for s in streams for m in ("seq", "ind") for strategy in strategies}
-    expected |= {(s, m, "magmax") for s in streams for m in ("ewc", "lwf")}
-    assert set(seeds(merges, "method", "strategy")) == expected
+    methods = {(s, m) for s in STREAMS for m in ("zeroshot", "seq", "ind", "ewc", "lwf", "joint")}
+    trained = streams_of("train", "embedded", seeds, "method")
+    assert trained == methods - {(("glyphs", t), "joint") for t in ("5", "20")}
+    # Without weights, weighted_average is average; core_space is for adapters.
+    strategies = set(shipped("strategy")) - {"weighted_average", "core_space", "dop", *LATER}
+    expected = {(s, m, strategy) for s in STREAMS for m in ("seq", "ind") for strategy in strategies}
+    expected |= {(s, m, "magmax") for s in STREAMS for m in ("ewc", "lwf")}
+    assert streams_of("merge", "embedded", seeds, "method", "strategy") == expected
+
+
+def test_what_came_after_the_paper_is_whole():
+    seeds = ["1", "2", "3", "4", "5"]
+    methods = {(s, m) for s in STREAMS for m in ("zeroshot", "seq", "lwf", "merged")}
+    assert streams_of("train", "beyond", seeds, "method") == methods
+    calibrated = [(s, c) for s in ("average", "magmax") for c in ("", "align", "lines", "svc")]
+    merges = [("seq", strategy, calibration) for strategy, calibration in calibrated]
+    merges += [("seq", strategy, "") for strategy in ("dop", *LATER)]
+    merges += [("lwf", "magmax", ""), ("lwf", "ema", ""), ("lwf", "ema", "align")]
+    merges += [("merged", strategy, "") for strategy in ("ema", "average", "magmax")]
+    expected = {(s, *merge) for s in STREAMS for merge in merges}
+    assert streams_of("merge", "beyond", seeds, "method", "strategy", "calibration") == expected
+
+
+def test_the_confirmation_has_seeds_of_its_own():
+    seeds = ["8", "9", "10", "11", "12"]  # 0, 6 and 7 chose the values, 1 to 5 chose what is confirmed
+    by_class = STREAMS - {("glyphs", "domain")}
+    trained = streams_of("train", "confirmation", seeds, "method")
+    assert trained == {(s, m) for s in by_class for m in ("seq", "lwf")}
+    merges = [("seq", s, c) for s in ("average", "magmax") for c in ("", "align")]
+    merges += [("lwf", "ema", ""), ("lwf", "ema", "align")]
+    confirmed = streams_of("merge", "confirmation", seeds, "method", "strategy", "calibration")
+    assert confirmed == {(s, *merge) for s in by_class for merge in merges}
 
 
 @pytest.fixture

@@ -326,3 +326,9 @@ def test_adapter_by_hand(tmp_path):
     merged = load_file(tmp_path / "m.safetensors")
     assert (merged["w.weight"] == 5).all()
     assert (merged["b"] == 1).all()
+    # The record tells adapters apart that differ in their scale alone.
+    other = write_adapter(tmp_path / "other", factors, lora_alpha=8)
+    merge_checkpoints(tmp_path / "b.safetensors", [other], "magmax", tmp_path / "n.safetensors", scale=1.0)
+    recorded = [json.loads(read_metadata(tmp_path / name)["inputs"]) for name in ("m.safetensors", "n.safetensors")]
+    assert recorded[0][0] == recorded[1][0]
+    assert recorded[0][1]["xxh3"] != recorded[1][1]["xxh3"]

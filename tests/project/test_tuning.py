@@ -118,8 +118,8 @@ def test_the_table_has_what_was_compared(tune, results):
     assert set(found.get_group("glyphs_20")["optimizer.lr"]) == {"0.0006"}
 
 
-def sweeper_of(tune, stream, results):
-    text = tune.experiment(stream, tune.choose_training(results), results)
+def sweeper_of(tune, name, results):
+    text = tune.experiment(name, tune.choose_training(results), results)
     return yaml.safe_load(text)["hydra"]["sweeper"]
 
 
@@ -128,7 +128,7 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
     results.better(0.1, method="seq", **{"optimizer.lr": "0.0006"})
 
     def found(stream):
-        grids = sweeper_of(tune, stream, results)["train"].values()
+        grids = sweeper_of(tune, f"embedded_{stream}", results)["train"].values()
         return [(grid["optimizer.lr"], grid.get("tag")) for grid in grids if grid["method"] == "seq"]
 
     assert found("digits_5") == [(0.0006, None), (0.0001, tune.ALONE)]
@@ -136,7 +136,7 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
 
 
 def test_what_is_read_from_a_root(tune, tmp_path):
-    """Of nine merges three: one, the last encoder itself, and a calibrated one."""
+    """Of ten merges four: one, the last encoder itself, a calibrated one, and one with another solver."""
     roots = []
 
     def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2):
@@ -156,27 +156,29 @@ def test_what_is_read_from_a_root(tune, tmp_path):
     merge("ties", {}, validation=0.1)
     merge("magmax", {"calibration": "align", "calibration.coefficient": "select"})
     merge("average", {"calibration": "align", "calibration.steps": 7})
+    merge("dop", {"solver": "closed"})
     found = pd.concat([tune.validated(root) for root in roots])
     expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
     expected |= {"value": 0.5, "accuracy": 0.7}
-    names = ["ties", "", "magmax align"]
+    names = ["ties", "", "magmax align", "dop closed"]
     assert found.to_dict("records") == [{**expected, "strategy": name} for name in names]
 
 
 def test_what_was_not_measured_is_left_out(tune, results):
-    measured = results[(results["method"] != "merged") & (results["strategy"] != "dop")]
-    sweeper = sweeper_of(tune, "digits_5", measured)
+    measured = results[(results["method"] != "merged") & (results["strategy"] != "fisher")]
+    sweeper = sweeper_of(tune, "beyond", measured)
     assert "merged" not in {grid["method"] for grid in [*sweeper["train"].values(), *sweeper["merge"].values()]}
     strategies = {name for grid in sweeper["merge"].values() for name in grid["strategy"].split(",")}
-    assert strategies == {name.split()[0] for name in tune.MERGES} - {"dop"}
+    expected = {name.split()[0] for method in ("seq", "lwf") for name in tune.BEYOND[method]}
+    assert strategies == expected - {"fisher"}
 
 
 def test_the_experiments_are_what_the_published_table_says(tune):
     results = tune.published()
     chosen = tune.choose_training(results)
-    for stream in tune.STREAMS:
-        written = (ROOT / f"configs/experiment/embedded_{stream}.yaml").read_text()
-        assert tune.experiment(stream, chosen, results) == written
+    for name in tune.EXPERIMENTS:
+        written = (ROOT / f"configs/experiment/{name}.yaml").read_text()
+        assert tune.experiment(name, chosen, results) == written
 
 
 def test_every_method_has_the_same_budget(tune):
@@ -184,7 +186,7 @@ def test_every_method_has_the_same_budget(tune):
 
 
 def adjusted(grid):
-    return [grid[key] for key in ("calibration", "calibration.statistics") if key in grid]
+    return [grid[key] for key in ("strategy.solver", "calibration", "calibration.statistics") if key in grid]
 
 
 def value_of(grid):
@@ -197,16 +199,20 @@ def test_the_experiment_has_every_merge_once(tune, results):
         results.better(0.3, stream=stream, method="seq", **{"optimizer.lr": "0.001"})
     results.better(0.3, stream="glyphs_10", method="seq", **{"optimizer.lr": "0.0002"})
     results.better(0.4, stream="glyphs_5", strategy="ties", value=0.5)
-    sweeper = sweeper_of(tune, "glyphs_5", results)
-    assert {grid["method"] for grid in sweeper["train"].values()} == {"zeroshot", *tune.BUDGET} - {"joint"}
-    assert "joint" in {grid["method"] for grid in sweeper_of(tune, "glyphs_10", results)["train"].values()}
-    merges = [
-        (grid["method"], " ".join([strategy, *adjusted(grid)]), value_of(grid))
-        for grid in sweeper["merge"].values()
-        for strategy in grid["strategy"].split(",")
-    ]
-    expected = [(method, strategy) for method, strategies in tune.MERGED.items() for strategy in strategies]
-    assert sorted((m, s) for m, s, _ in merges) == sorted(expected)
-    assert {scale for _, strategy, scale in merges if strategy == "ties"} == {0.5}
-    assert {scale for _, strategy, scale in merges if strategy != "ties"} == {0.3}
-    assert all(grid["optimizer.lr"] == 0.0002 for grid in sweeper["merge"].values() if grid["method"] == "seq")
+    trained = {grid["method"] for grid in sweeper_of(tune, "embedded_glyphs_5", results)["train"].values()}
+    assert trained == {"zeroshot", *tune.BUDGET} - {"joint", "merged"}
+    assert "joint" in {grid["method"] for grid in sweeper_of(tune, "embedded_glyphs_10", results)["train"].values()}
+    for name, of in (("embedded_glyphs_5", tune.EMBEDDED), ("beyond", tune.BEYOND), ("confirmation", tune.CONFIRMED)):
+        grids = [grid for grid in sweeper_of(tune, name, results)["merge"].values() if "tasks" in grid]
+        grids = [grid for grid in grids if (grid["dataset"], grid["tasks"]) == ("glyphs", 5)]
+        merges = [
+            (grid["method"], " ".join([strategy, *adjusted(grid)]), value_of(grid))
+            for grid in grids
+            for strategy in grid["strategy"].split(",")
+        ]
+        expected = [(method, strategy) for method, strategies in of.items() for strategy in strategies]
+        assert sorted((m, s) for m, s, _ in merges) == sorted(expected)
+        assert {scale for _, strategy, scale in merges if strategy != "ties"} == {0.3}
+        assert all(grid["optimizer.lr"] == 0.0002 for grid in grids if grid["method"] == "seq")
+        if of is tune.EMBEDDED:
+            assert {scale for _, strategy, scale in merges if strategy == "ties"} == {0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -103,7 +104,8 @@ class Adapter:
         self.file = _weights_of_adapter(path)
         # Files of mergestream say which base they belong to.
         self.metadata = read_metadata(self.file) if self.file.suffix == ".safetensors" else {}
-        self.digest = xxhash.xxh3_128_hexdigest(self.file.read_bytes())
+        config = json.dumps(self.config, sort_keys=True).encode()  # has the scale of the updates
+        self.digest = xxhash.xxh3_128_hexdigest(config + self.file.read_bytes())
         self._say_other_base(say)
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in read_tensors(self.file).items():
