@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mergestream.merging import merge_checkpoints
 from mergestream.runtime.errors import UserError
+from mergestream.runtime.files import read_metadata
 
 
 def model(seed, dtype=torch.bfloat16):
