@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 
 import pytest
 from helpers import ROOT, noise
@@ -94,7 +94,8 @@ def test_inside_an_allocation(here):
     files = ("training/test_run.py", "training/test_faults.py", "runtime/test_side_by_side.py", "cli/test_sweeps.py")
     chosen = "two_processes_equal_one and seq or error_in_a_process or side_by_side and bytes or asked_to_start_the_job"
     words = ("python", "-m", "pytest", "-p", "no:cacheprovider", *(str(ROOT / "tests" / file) for file in files))
-    done = here.run("salloc", "--ntasks-per-node=2", *words, "-k", f"{chosen} or test_side_by_side")
+    inside = ("bash", "-c", 'echo "job $SLURM_JOB_ID, $SLURM_NTASKS_PER_NODE tasks"; exec "$@"', "-")
+    done = here.run("salloc", "--ntasks-per-node=2", *inside, *words, "-k", f"{chosen} or test_side_by_side")
     assert done.returncode == 0, done.stdout
+    assert re.search(r"^job \d+, 2 tasks$", done.stdout, re.MULTILINE)
     assert "8 passed" in done.stdout
-    assert "SLURM_JOB_ID" not in os.environ
