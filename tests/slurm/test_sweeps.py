@@ -77,7 +77,7 @@ def test_what_is_not_there(cluster):
 
 
 def test_jobs_that_slurm_has_forgotten(cluster):
-    """The word by which the waiting command knows them is that of this SLURM."""
+    """`squeue` with a job that SLURM has forgotten | the words by which a waiting command knows it"""
     assert slurm.FORGETFUL in cluster.run("squeue", "--jobs=99999999").stderr
 
 
