@@ -113,7 +113,7 @@ EXPERIMENTS = {
     },
     "beyond": Experiment("What came after the paper", "1,2,3,4,5", [*STREAMS], BEYOND, ["zeroshot"]),
     "confirmation": Experiment(
-        "What is ahead of MagMax by class, on new class orders",
+        "What leads by class, on new class orders",
         "8,9,10,11,12",
         [stream for stream in STREAMS if not stream.endswith("domain")],
         CONFIRMED,
@@ -411,8 +411,8 @@ def grids(name: str, words: str, scales: Mapping[str, float]) -> list[str]:
 
 HEAD = """\
 # @package _global_
-# {says}. Its values are those with the best accuracy on validation data of other
-# seeds, and docs/tuning.csv has all values that were compared. Written by benchmarks/tune.py.
+# {says}. The values are those with the best accuracy on validation data of other
+# seeds; docs/tuning.csv has all values that were compared. Written by benchmarks/tune.py.
 # python pipeline.py +experiment={name}
 root: runs/{root}
 logger: {{ _target_: mergestream.training.loggers.none }}

@@ -78,6 +78,10 @@ def test_a_single_run_is_not_run_on_the_login_node(tmp_path):
         ({"minutes": "soon"}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=soon"),
         ({"minutes": 2161, "partition": 2080}, "at most 2160, the time limit of partition 2080; got .*minutes=2161"),
         ({"minutes": 2881, "gpus": 0, "partition": "2080,cpus"}, "at most 2880, the time limit of partition cpus"),
+        (
+            {"partition": 2080, "minutes": 9999, "options": {"qos": "long"}},
+            {"partition": "2080", "mem": "2000M", "gres": "gpu:1", "cpus-per-task": "3", "time": "9999", "qos": "long"},
+        ),
         ({"minutes": 4}, "cluster.minutes must be a whole number, 5 or more; got cluster.minutes=4"),
         ({"cpus": 0}, "cluster.cpus must be a whole number, 1 or more, or auto; got cluster.cpus=0"),
         ({"account": ["a"]}, r"cluster.account must be a name or a number, or null; got cluster.account=\['a'\]"),
@@ -158,8 +162,8 @@ def test_a_second_array_that_slurm_refuses(tmp_path, programs, monkeypatch):
     outcome = command("train.py", "-m", "seed=1,2,3", f"root={tmp_path}/runs", "cluster=slurm")
     assert outcome.code == 1
     assert outcome.err == (
-        "error: SLURM refuses: sbatch: error: too many jobs; it has taken the first 2 jobs of 3, as 42, which go on. "
-        "scancel 42 ends them\n"
+        "error: SLURM refuses: sbatch: error: too many jobs; but it has taken the first 2 jobs of 3, as 42. Wait for "
+        "their end, or type scancel 42, before you type the command again\n"
     )
 
 

@@ -223,6 +223,10 @@ def test_a_run_without_its_encoders_is_merged_by_its_strategy_alone(light, words
     outcome = command("merge.py", f"root={tmp_path}", *words, "lambda=[0.3,0.7]")
     assert outcome.code == 0, outcome.err
     assert len(list(tmp_path.rglob("merges/magmax-0.3/metrics.json"))) == 1
+    others = ("strategy=regmean", "curvature.gram=true", "merge_every_task=true", "keep_tasks=false")
+    outcome = command("train.py", f"root={tmp_path}", *words, *others)
+    assert outcome.code == 1
+    assert "curvature.gram=true needs the encoder of each task" in outcome.err
     for override, message in (
         ("strategy=ties", "only strategy=magmax can be merged"),
         ("prefixes=true", "prefixes=true needs every encoder"),

@@ -171,6 +171,30 @@ def test_what_is_said_of_what_came_later(report):
     assert numbers_of("What does not help")[2:] == [number.removeprefix("-") for number in said]
 
 
+def test_which_differences_are_called_significant():
+    """On the first five orders, and those that align does not help."""
+    found = published("beyond")
+    five, ten, domains = "glyphs, 5 tasks", "glyphs, 10 tasks", "glyphs, 6 domains"
+    behind = ["seq + fisher", "seq + laplace", "seq + average, lines", "merged + average", "merged + magmax"]
+    ahead = [(five, "lwf + ema"), (ten, "lwf + ema"), ("digits, 5 tasks", "seq + average, align")]
+    for sign, places in ((1, ahead), (-1, [(ten, "MagMax, svc"), *((five, name) for name in behind)])):
+        for title, name in places:
+            (row,) = rows(found, title, name)
+            assert row["p"] < 0.05, name
+            assert sign * row["minus_baseline"] > 0, name
+    merged = found[(found["method"] == "merged") & (found["stream"] == "class")]
+    assert not ((merged["p"] < 0.05) & (merged["minus_baseline"] > 0)).any()
+    for title in (five, domains):
+        (plain,), (aligned,) = (
+            rows(found, title, name) for name in ("lwf + ema", "lwf + ema, align, calibration.statistics = encoder")
+        )
+        assert aligned["final_accuracy"] <= plain["final_accuracy"]
+    for title in TITLES:  # fisher and laplace against the average
+        (average,) = rows(found, title, "seq + average")
+        for name in ("seq + fisher", "seq + laplace"):
+            assert rows(found, title, name)[0]["final_accuracy"] <= average["final_accuracy"]
+
+
 def rows(found, title, name):
     where = (found["name"] == name) & (found[BENCHMARK] == list(TITLES[title])).all(axis=1)
     return found[where].to_dict("records")

@@ -77,7 +77,7 @@ def test_what_is_not_there(cluster):
 
 
 def test_jobs_that_slurm_has_forgotten(cluster):
-    """`squeue` with a job that SLURM has forgotten | the words by which a waiting command knows it"""
+    """`squeue` with a job that SLURM has forgotten | the error that a waiting command expects"""
     assert slurm.FORGETFUL in cluster.run("squeue", "--jobs=99999999").stderr
 
 
@@ -95,7 +95,7 @@ def test_a_root_that_is_not_shared(cluster):
 
 
 def test_without_accounting(cluster):
-    """`cluster=slurm` while SLURM's accounting is down | all jobs finish, and the command says so"""
+    """`cluster=slurm` while SLURM's accounting is down | all jobs finish; the exit code is 0"""
     script = str(ROOT / "scripts/slurm/cluster.sh")
     assert cluster.run(script, "stop_accounting").returncode == 0
     try:

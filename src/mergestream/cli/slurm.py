@@ -92,7 +92,8 @@ def asked(cluster: Mapping[str, Any], small: bool) -> Asked:
     if each == AUTO:
         each = cluster["cpus"] if small and not cluster["gpus"] and cluster["cpus"] != AUTO else 1
     partitions = _partitions(cluster["partition"])
-    _require_minutes(cluster["minutes"], partitions)
+    if "qos" not in cluster["options"]:  # which may allow more than the partition
+        _require_minutes(cluster["minutes"], partitions)
     cores, megabytes = _share(cluster["gpus"], partitions)
     cpus = cluster["cpus"] if cluster["cpus"] != AUTO else max(each, cores, 1)
     memory = cluster["memory"] if cluster["memory"] != AUTO else f"{megabytes}M" if megabytes else None
@@ -264,8 +265,11 @@ def submit(command: str, jobs: Sequence[Sequence[str]], common: Sequence[str], a
         except UserError as refused:
             if not arrays:
                 raise
-            taken = f"it has taken the first {first} jobs of {len(parts.numbers)}, as {' '.join(arrays)}, which go on"
-            raise UserError(f"{refused}; {taken}. scancel {' '.join(arrays)} ends them") from None
+            ids = " ".join(arrays)
+            raise UserError(
+                f"{refused}; but it has taken the first {first} jobs of {len(parts.numbers)}, as {ids}. Wait for their "
+                f"end, or type scancel {ids}, before you type the command again"
+            ) from None
     return Submitted(parts, arrays)
 
 
@@ -354,7 +358,7 @@ def wait(submitted: Submitted) -> dict[int, list[str]]:
 
 
 def _tell(shown: str, told: set[str]) -> set[str]:
-    """Print why jobs wait, if SLURM may never start them, but for what was told before. Return these reasons."""
+    """Print for what jobs wait, but for `USUAL` and what was told before. Return what was printed."""
     waiting = (line.split("|") for line in shown.splitlines())
     reasons = {f"{array} wait: {reason}" for array, _, state, reason in waiting if state == "PENDING"}
     new = {line for line in reasons if line.rpartition(": ")[2] not in USUAL} - told

@@ -344,7 +344,8 @@ def _merges(settings: RunMerge, encoders: int, base: Path) -> Callable[[int, Bou
     if run.keeps_tasks() or not running.is_file():
         paths, parameters = run.trained_encoders(encoders), run.base()["clip_parameters"]
         prefixes = Accumulation(bound)  # reads each encoder once, where one merge after the other would read T² / 2
-        continues = settings.prefixes and bound.strategy.running is not None and bound.adjustments == PLAIN
+        strategy = bound.strategy  # with `needs`, its sums may not fit in memory
+        continues = settings.prefixes and strategy.running and not strategy.needs and bound.adjustments == PLAIN
 
         def merged_anew(count: int, bound: BoundStrategy) -> MergedTaskVector:
             if continues and count == prefixes.tasks + 1:

@@ -128,7 +128,7 @@ class Run:
         return self.task(index) / f"{kind}.safetensors"
 
     def without_curvature(self, index: int, kinds: Sequence[str]) -> list[str]:
-        """Return the kinds of curvature that a finished task lacks; with its encoder, that of a task is dropped."""
+        """Return the kinds of curvature that a finished task lacks; one whose encoder was dropped needs none."""
         record = self.record(index)
         return [k for k in kinds if self.curvature(index, k).name not in record["files"] and not record.get("dropped")]
 

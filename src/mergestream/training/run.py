@@ -128,8 +128,10 @@ def _check_directory(settings: TrainingSettings) -> None:
         print(f"repair: {item.reason}")
     if found:
         repair(run, found)
-    merged = settings.merge.bound.strategy.needs if settings.merge else None
-    lost = [kind for kind in settings.curvature if kind != merged]
+    merge = settings.merge
+    # A running merge has taken what it needs of the dropped tasks.
+    held = merge.bound.strategy.needs if merge and run.running(merge.bound.strategy.name).is_file() else None
+    lost = [kind for kind in settings.curvature if kind != held]
     if lost and not run.keeps_tasks():
         raise UserError(
             f"curvature.{lost[0]}=true needs the encoder of each task; {readable(run.path)} was trained "
