@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from slurm.cluster import script
+from slurm.cluster import script, until
 from slurm.runs import TRAIN, fast, finished, in_training, slow
 
 
@@ -29,7 +29,7 @@ def test_pre_emption_with_sigterm(cluster, one):
     node = cluster.facts(job)["NodeList"]
     cluster.submit("sleep 3", options=("--partition=high", f"--nodelist={node}", "--exclusive"))
     cluster.started_again(job)
-    assert "stopped by SIGTERM" in cluster.log(job)
+    until(lambda: "stopped by SIGTERM" in cluster.log(job), lambda: cluster.log(job))  # in the grace time
     fast(cluster)
     assert finished(cluster, job) == one
 
