@@ -3,6 +3,7 @@
 #   scripts/slurm/cluster.sh install     Debian's packages
 #   scripts/slurm/cluster.sh start       idempotent; prints the SLURM_CONF with which the commands find this cluster
 #   scripts/slurm/cluster.sh stop        ends its jobs, and its own processes by their ids
+#   scripts/slurm/cluster.sh stop_accounting   ends slurmdbd alone; start brings it back
 # Needs root. No systemd, no cgroups, loopback alone; nothing below /etc/slurm is read or written.
 # Each node claims CPUS cores, MEMORY MB and two GPUs; /node-local is a folder of its own.
 # Partitions: work (n1 and n2, default); low and high (n3): jobs of high pre-empt those of low, which get their --signal,
@@ -152,5 +153,5 @@ installed) installed ;;
 start) start ;;
 stop) stop ;;
 stop_accounting) stop_accounting ;;
-*) sed -n '2,5s/^# //p' "$0"; exit 1 ;;
+*) sed -n '2,6s/^# //p' "$0"; exit 1 ;;
 esac
