@@ -282,6 +282,13 @@ def test_options_that_do_not_fit_the_weights_are_refused_before_the_training(wor
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_null_space_of_every_input_is_said_before_the_training(words, tmp_path):
+    quick = ["strategy.steps=0", "strategy.layers=[0.attn.out_proj]"]
+    outcome = command("train.py", f"root={tmp_path}", *words, "merge_every_task=true", "strategy=nufilt", *quick)
+    assert outcome.code == 0
+    assert "strategy.null_rank=128 protects every input of transformer.resblocks.0.attn.out_proj.weight" in outcome.out
+
+
 def deleted(path):
     path.unlink()
 

@@ -13,7 +13,8 @@ from mergestream.runtime.interrupt import Signals
 
 def _work(cfg: DictConfig, signals: Signals, shared: dict[str, Any]) -> None:
     from mergestream.compose.merging import FileMerge, merge_settings
-    from mergestream.merging.run import merge_files, merge_run
+    from mergestream.merging.files import merge_files
+    from mergestream.merging.run import merge_run
 
     settings = merge_settings(cfg, shared)
     if isinstance(settings, FileMerge):

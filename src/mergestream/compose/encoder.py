@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mergestream.compose import checks
+from mergestream.compose import checks, keys
 from mergestream.compose.build import method_of
 from mergestream.compose.overrides import ENCODER_KEYS, typed
 from mergestream.compose.run import recorded, trained_run
@@ -75,6 +75,6 @@ def encoder_settings(cfg: DictConfig, own_keys: Iterable[str]) -> EncoderSetting
         method=method_of(cfg),
         encoder=cfg.encoder,
         bound=bound_strategy(cfg),
-        scale=next(iter(scales_of(cfg)), checks.SELECT),
+        scale=next(iter(scales_of(cfg)), keys.SELECT),
         bn=cfg.bn,
     )

@@ -16,7 +16,7 @@ from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mergestream.compose import checks
+from mergestream.compose import keys
 from mergestream.compose.encoder import EncoderSettings, encoder_settings
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import HELD_OUT_KEYS, require_read
@@ -247,7 +247,7 @@ def _held_out(cfg: DictConfig, option: str, changes: Mapping[str, Any], count: i
         )
     OmegaConf.set_struct(node, False)
     node.merge_with(changes)
-    checks.folder_name(f"options.{option}.name", node.name)
+    keys.folder_name(f"options.{option}.name", node.name)
     own = cfg.copy()
     OmegaConf.set_struct(own, False)
     own.dataset = node

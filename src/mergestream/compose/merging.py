@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from mergestream.compose import checks
+from mergestream.compose import checks, keys
 from mergestream.compose.build import device_of, method_of
 from mergestream.compose.inputs import Inputs
 from mergestream.compose.overrides import MERGE_KEYS, require_read
@@ -152,7 +152,7 @@ def outdated_merges(run: Run, config: Mapping[str, Any]) -> Iterator[RunMerge]:
         made = files.read_json(path, "config", "provenance", own=True)
         of_merge = "candidates" in made["config"]  # the training itself keeps the others up to date
         if of_merge and not run.is_current(made["provenance"]):
-            exports = tuple(form for form, name in checks.EXPORTS.items() if (path.parent / name).exists())
+            exports = tuple(form for form, name in keys.EXPORTS.items() if (path.parent / name).exists())
             cfg = DictConfig({**made["config"], "data": config["data"]})
             settings = _run_merge(cfg, run, [], {})
             weights, tasks = settings.bound.adjustments.weights, len(run.stream()["tasks"])
@@ -192,9 +192,9 @@ def _run_merge(cfg: DictConfig, run: Run, compared: list[str], shared: dict[str,
 def _require_selectable(cfg: DictConfig, option: str) -> None:
     """Check that an option of the calibration can be selected: it alone, and from values that it may have."""
     key, value = f"calibration.{option}", cfg["lambda"]
-    if value == checks.SELECT or isinstance(value, ListConfig):
+    if value == keys.SELECT or isinstance(value, ListConfig):
         raise UserError(
-            f"{key}={checks.SELECT} chooses {option} for one λ; got lambda={value}. Give a number to one of them"
+            f"{key}={keys.SELECT} chooses {option} for one λ; got lambda={value}. Give a number to one of them"
         )
     require_numbers("candidates", list(cfg.candidates), f"0 or more, to choose {key} from", lambda x: x >= 0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from mergestream.compose import checks
+from mergestream.compose import checks, keys
 from mergestream.compose.build import device_of
 from mergestream.compose.encoder import EncoderSettings, encoder_settings
 from mergestream.compose.inputs import Inputs
@@ -58,10 +58,10 @@ def prediction_settings(cfg: DictConfig) -> PredictionSettings:
         source = encoder_settings(cfg, PREDICTION_KEYS), Inputs(cfg)
     images = list(cfg.images) if isinstance(cfg.images, ListConfig) else [cfg.images]
     return PredictionSettings(
-        images=None if images == [checks.STANDARD_INPUT] else images,
+        images=None if images == [keys.STANDARD_INPUT] else images,
         top=cfg.top,
         out=None if cfg.out is None else Path(cfg.out).expanduser(),
-        classes=None if cfg.classes is None else [checks.one_blank(text) for text in cfg.classes],
+        classes=None if cfg.classes is None else [keys.one_blank(text) for text in cfg.classes],
         source=source,
         device=device_of(cfg.accelerator),
         allowed=tuple(cfg.allow_targets),

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from mergestream.compose import checks
+from mergestream.compose import keys
 from mergestream.compose.build import build
 from mergestream.runtime.errors import UserError
 from mergestream.strategies.adjustments import Adjustments
@@ -65,7 +65,7 @@ def _calibration(cfg: DictConfig) -> BoundCalibration | None:
 def scales_of(cfg: DictConfig) -> list[float]:
     """Return the values of λ: the given ones, or that of the calibration or the strategy; none if λ is selected."""
     value = cfg["lambda"]
-    if value == checks.SELECT:
+    if value == keys.SELECT:
         return []
     if value is None:
         node = cfg.get("calibration")

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mergestream.compose.checks import BASE, LAST, MERGE_OF_ALL
 from mergestream.compose.encoder import EncoderSettings
+from mergestream.compose.keys import BASE, LAST, MERGE_OF_ALL
 from mergestream.merging.encoder import read_encoder
 from mergestream.runs.directory import Run, readable
 from mergestream.runtime import files, processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,78 @@ from torch import Tensor, nn
 from mergestream.classifier.classifier import Classifier
 from mergestream.classifier.folder import write_classifier
 from mergestream.classifier.onnx import write_onnx
-from mergestream.compose.checks import EXPORTS
-from mergestream.models.clip import Clip
+from mergestream.compose.keys import EXPORTS
+from mergestream.compose.merging import RunMerge
+from mergestream.models.clip import Clip, TextHead, text_head
+from mergestream.runs.directory import readable
 from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
 
 CLASSIFIERS = ("classifier", "onnx")  # formats that hold the encoder and the head alone
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of an exported merge.
+
+    Args:
+        names, prompts: of the classes.
+        head: over the classes; None if the format has no head.
+    """
+
+    names: Sequence[str]
+    prompts: Sequence[Sequence[str]]
+    head: TextHead | None
+
+
+def labels_of_run(settings: RunMerge, form: str, clip: Clip) -> Labels:
+    """Return the classes of a finished run; its data set is opened only for their prompts.
+
+    Args:
+        settings: of the merge.
+        form: one of `EXPORTS`.
+        clip: the model of the run.
+
+    Raises:
+        UserError: if the dataset has other classes now.
+    """
+    if form not in CLASSIFIERS:
+        return Labels(settings.run.class_names(), (), None)
+    source = settings.inputs.classes()
+    settings.run.require_classes(source.class_names)
+    head = text_head(clip, source.prompts, source.class_groups)
+    return Labels(source.class_names, source.prompts, head)
+
+
+def export_merge(
+    form: str,
+    clip: Clip,
+    labels: Labels,
+    theta: Mapping[str, Tensor],
+    metrics: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Export a merge of a run with the names of its classes, and with its head if the format has one.
+
+    Args:
+        form: one of `EXPORTS`.
+        clip: the model of the run.
+        labels: the classes.
+        theta: the merged weights, named as in the image tower.
+        metrics: of the merge.
+        folder: where to write.
+    """
+    if labels.head is None or form not in CLASSIFIERS:
+        path = export(clip, theta, form, folder, labels.names)
+    else:
+        clip.encoder.load_state_dict(theta)
+        facts = {key: metrics["provenance"].get(key) for key in ("base_sha256", "data_sha256", "command")}
+        facts |= {"model": metrics["config"]["model"], "weights": clip.source, "merge": metrics["merge"]}
+        temperature = (metrics.get("calibration") or {}).get("temperature") or 1.0
+        model = metrics["config"]["model"]
+        classifier = Classifier.of(clip, labels.head, labels.names, labels.prompts, model, temperature, facts)
+        path = export_classifier(classifier, theta, form, folder)
+    print(f"exported to {readable(path)}")
 
 
 def export_classifier(classifier: Classifier, theta: Mapping[str, Tensor], to: str, folder: Path) -> Path:
@@ -63,10 +130,10 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path, cla
         path = folder / EXPORTS[to]
         files.write_tensors(path, state, {"format": "pt"})
         if class_names:
-            _write_json(path.with_suffix(".json"), _labels(class_names))
+            _write_json(path.with_suffix(".json"), _id2label(class_names))
         return path
     config, tensors = huggingface(clip.model, state)
-    config |= _labels(class_names)
+    config |= _id2label(class_names)
     path = folder / EXPORTS[to]
     files.write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
     _write_json(path / "config.json", config)
@@ -74,7 +141,7 @@ def export(clip: Clip, encoder: Mapping[str, Tensor], to: str, folder: Path, cla
     return path
 
 
-def _labels(class_names: Sequence[str]) -> dict[str, Any]:
+def _id2label(class_names: Sequence[str]) -> dict[str, Any]:
     """Return the names of the classes as transformers keeps them; nothing without names."""
     named = {"id2label": dict(enumerate(class_names)), "label2id": {name: c for c, name in enumerate(class_names)}}
     return named if class_names else {}

@@ -1,4 +1,4 @@
-"""merge.py: merge the encoders of a run and evaluate the result, or merge any checkpoints."""
+"""merge.py: merge the encoders of a run, and evaluate the result."""
 
 from __future__ import annotations
 
@@ -7,86 +7,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from mergestream.calibration import BINS, CalibrationError, Temperature
-from mergestream.classifier.classifier import Classifier
-from mergestream.compose.checks import SELECT
-from mergestream.compose.merging import FileMerge, RunMerge
+from mergestream.compose.keys import SELECT
+from mergestream.compose.merging import RunMerge
 from mergestream.compose.overrides import MERGE_KEYS
-from mergestream.display import tables
 from mergestream.evaluation import Evaluator, Observer
 from mergestream.merging.accumulate import Accumulation, RunningMerge
 from mergestream.merging.encoder import apply, describe, write_merged
-from mergestream.merging.engine import merge_checkpoints, merged_task_vector
-from mergestream.merging.export import CLASSIFIERS, export, export_classifier
-from mergestream.merging.output import path_of
+from mergestream.merging.engine import merged_task_vector
+from mergestream.merging.export import Labels, export_merge, labels_of_run
+from mergestream.merging.summary import show
 from mergestream.merging.tensors import TensorFile, is_statistic
 from mergestream.metrics import Counts
-from mergestream.models.clip import Clip, TextHead, text_head
 from mergestream.runs.directory import readable
 from mergestream.runs.results import Metrics, assemble, zero_shot_counts
-from mergestream.runtime import files, interrupt
+from mergestream.runtime import files
 from mergestream.runtime.errors import UserError
-from mergestream.runtime.interrupt import Stopped
 from mergestream.runtime.lock import held
-from mergestream.runtime.rules import is_number
 from mergestream.strategies.adjustments import PLAIN
 from mergestream.strategies.strategy import BoundStrategy
 
 OWN_KEYS = (*MERGE_KEYS, "root", "accelerator", "data")  # parts of the config that a merge takes from its own command
 
 MergedTaskVector = tuple[dict[str, Tensor], list[str]]  # with the content hashes of θ₀ and the encoders
-
-
-def merge_files(settings: FileMerge) -> None:
-    """Merge files that this project did not write.
-
-    Raises:
-        UserError: if a file is missing, damaged or does not fit the others.
-        Stopped: if a signal arrived; nothing of an unfinished merge is kept.
-    """
-    try:
-        _merge_files(settings)
-    except Stopped as stopped:
-        interrupt.leave_threads(
-            stopped.code, 30 if stopped.signum in interrupt.TIME_IS_UP else 1
-        )  # SLURM may need longer
-        raise Stopped(
-            stopped.signum,
-            f"stopped by {stopped.signum.name}; the unfinished merge was removed. Repeat the command to start again.",
-        ) from None
-
-
-def _merge_files(settings: FileMerge) -> None:
-    bound, out = settings.bound, Path(settings.out)
-    skipped = merge_checkpoints(
-        settings.base,
-        settings.checkpoints,
-        bound.strategy,
-        out,
-        scale=settings.scales if settings.several else settings.scales[0],
-        dtype=settings.dtype,
-        on_mismatch=settings.on_mismatch,
-        bn=settings.bn,
-        overwrite=settings.overwrite,
-        device=settings.device,
-        say=print,
-        adjustments=bound.adjustments,
-        **bound.options,
-    )
-    for scale in settings.scales:
-        path = path_of(out, scale) if settings.several else out
-        count = len(settings.checkpoints)
-        print(f"merged {count} checkpoints with {bound.strategy.name}, λ = {scale:g}, into {path}")
-    if skipped:
-        print(f"not merged, copied from the base (on_mismatch=skip): {', '.join(skipped)}")
-    if settings.export is not None:
-        path = export(settings.inputs.clip(), files.read_tensors(out), settings.export, out.with_suffix(""))
-        print(f"exported to {readable(path)}")
 
 
 def merge_run(settings: RunMerge) -> bool:
@@ -115,7 +61,7 @@ def merge_run(settings: RunMerge) -> bool:
     found = merging.take(max(tried, key=lambda value: tried[value])) if tried else settings.scales
     evaluated = merging.evaluate(found)
     for scale, folder in zip(found, folders, strict=True):
-        _show(trained, folder, merging.write(folder, scale, evaluated, tried))
+        show(trained, folder, merging.write(folder, scale, evaluated, tried))
     return True
 
 
@@ -289,9 +235,9 @@ class _Merging:
             write_merged(folder / "merged.safetensors", theta, self.bound, scale, inputs, self.settings.changed)
             metrics = self._metrics(scale, evaluated, tried)
             source, clip = self.stream.source, self.evaluator.clip
-            labels = _Labels(source.class_names, source.prompts, self.evaluator.head)
+            labels = Labels(source.class_names, source.prompts, self.evaluator.head)
             for form in self.settings.exports:
-                _export_merge(form, clip, labels, theta, metrics, folder)
+                export_merge(form, clip, labels, theta, metrics, folder)
             files.write_json(folder / "metrics.json", metrics)  # last: it says that all is there
         return metrics
 
@@ -405,80 +351,5 @@ def _show_again(settings: RunMerge, trained: Metrics, folders: Sequence[Path]) -
             assert clip is not None  # there is something to export
             with held(folder):
                 theta = files.read_tensors(folder / "merged.safetensors")
-                _export_merge(form, clip, _labels(settings, form, clip), theta, metrics, folder)
-        _show(trained, folder, metrics)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """The classes of an exported merge.
-
-    Args:
-        names, prompts: of the classes.
-        head: over the classes; None if the format has no head.
-    """
-
-    names: Sequence[str]
-    prompts: Sequence[Sequence[str]]
-    head: TextHead | None
-
-
-def _labels(settings: RunMerge, form: str, clip: Clip) -> _Labels:
-    """Return the classes of a finished run; its data set is opened only for their prompts."""
-    if form not in CLASSIFIERS:
-        return _Labels(settings.run.class_names(), (), None)
-    source = settings.inputs.classes()
-    settings.run.require_classes(source.class_names)
-    head = text_head(clip, source.prompts, source.class_groups)
-    return _Labels(source.class_names, source.prompts, head)
-
-
-def _export_merge(
-    form: str,
-    clip: Clip,
-    labels: _Labels,
-    theta: Mapping[str, Tensor],
-    metrics: Mapping[str, Any],
-    folder: Path,
-) -> None:
-    """Export a merge of a run with the names of its classes, and with its head if the format has one."""
-    if labels.head is None or form not in CLASSIFIERS:
-        path = export(clip, theta, form, folder, labels.names)
-    else:
-        clip.encoder.load_state_dict(theta)
-        facts = {key: metrics["provenance"].get(key) for key in ("base_sha256", "data_sha256", "command")}
-        facts |= {"model": metrics["config"]["model"], "weights": clip.source, "merge": metrics["merge"]}
-        temperature = (metrics.get("calibration") or {}).get("temperature") or 1.0
-        model = metrics["config"]["model"]
-        classifier = Classifier.of(clip, labels.head, labels.names, labels.prompts, model, temperature, facts)
-        path = export_classifier(classifier, theta, form, folder)
-    print(f"exported to {readable(path)}")
-
-
-def _show(trained: Metrics, folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Print θ₀, the last encoder and the merge side by side."""
-    method, merge, zero_shot = metrics["config"]["method"]["id"], metrics["merge"], metrics["zero_shot"]
-    label = f"{method} + {merge['strategy']}, λ = {merge['scale']:g}"
-    if "selected_on" in merge:
-        label += " (chosen on validation data)"
-    if found := merge.get("calibration"):
-        options = {key: value for key, value in found.items() if key not in ("name", "selected_on")}
-        said = ", ".join(
-            f"{key} = {value:g}" if is_number(value) else f"{key} = {value}" for key, value in options.items()
-        )
-        label += f", {found['name']}" + (f" with {said}" if said else "")
-        label += " (chosen on validation data)" if "selected_on" in found else ""
-    average = float(np.mean([float("nan") if a is None else a for a in zero_shot["task_agnostic"]]))
-    rows: list[list[Any]] = [["zero-shot", zero_shot["overall"], average, None, None]]
-    for name, result in ((method, trained), (label, metrics)):
-        summary, timing = result["summary"], result["timing"]
-        seconds = timing.get("merging", timing.get("training"))
-        rows.append([name, summary["final_accuracy"], summary["average_accuracy"], summary["forgetting"], seconds])
-    tables.table("merged", ["", "overall", "average", "forgetting", "seconds"], rows)
-    if calibration := metrics.get("calibration"):
-        said = f"expected calibration error {calibration['ece']:.3f}"
-        if calibration["temperature"] is not None:
-            error, temperature = calibration["ece_with_temperature"], calibration["temperature"]
-            said += f"; {error:.3f} with the temperature {temperature:.3f}, chosen on validation data"
-        print(said)
-    print(f"results in {readable(folder)}")
+                export_merge(form, clip, labels_of_run(settings, form, clip), theta, metrics, folder)
+        show(trained, folder, metrics)

@@ -54,12 +54,8 @@ def survey(
         UserError: if an option is out of range, a rank is larger than a weight, or no weight is chosen.
     """
     options = _Options(variant, layers, null_rank, task_rank, rank, steps, lr, seed)
-    chosen = options.check({block.name: block.shape for block in vectors.blocks(vectors.names, whole=True)})
-    if full := [name for name, shape in chosen.items() if null_rank == shape[1]]:
-        vectors.say(
-            f"strategy.null_rank={null_rank} protects every input of {full[0]}, so little of a task is merged; "
-            f"write a smaller one, such as strategy.null_rank={max(1, null_rank // 6)}"
-        )
+    if warning := options.check({block.name: block.shape for block in vectors.blocks(vectors.names, whole=True)}):
+        vectors.say(warning)
     return options._asdict()
 
 
@@ -75,8 +71,8 @@ class _Options(NamedTuple):
     lr: float
     seed: int
 
-    def check(self, shapes: Shapes | None) -> Shapes:
-        """Check the options, and return the shapes of the weights that are merged, if shapes are known."""
+    def check(self, shapes: Shapes | None) -> str | None:
+        """Check the options, and that they fit the weights, if their shapes are known; return what to warn of."""
         require_choice("strategy.variant", self.variant, VARIANTS)
         for key in ("null_rank", "task_rank", "rank", "steps"):
             require_whole(f"strategy.{key}", getattr(self, key), 0)
@@ -86,7 +82,7 @@ class _Options(NamedTuple):
         if layers is not None and not (listed and all(isinstance(part, str) for part in layers)):
             raise UserError(f"strategy.layers must be a list of parts of names; got strategy.layers={layers}")
         if shapes is None:
-            return {}
+            return None
         chosen = {name: shape for name, shape in shapes.items() if self.merges(name, shape)}
         if not chosen:
             matrices = [name for name, shape in shapes.items() if _is_matrix(shape)]
@@ -97,7 +93,11 @@ class _Options(NamedTuple):
             )
         for name, shape in chosen.items():
             self._require_ranks(name, shape)
-        return chosen
+        full = next((name for name, shape in chosen.items() if shape[1] == self.null_rank), None)
+        return full and (
+            f"strategy.null_rank={self.null_rank} protects every input of {full}, so little of a task is merged; "
+            f"write a smaller one, such as strategy.null_rank={max(1, self.null_rank // 6)}"
+        )
 
     def merges(self, name: str, shape: Sequence[int]) -> bool:
         """Return whether a weight is merged: a matrix with one of `layers` in its name."""
@@ -117,8 +117,8 @@ def _is_matrix(shape: Sequence[int]) -> bool:
     return len(shape) == 2 and min(shape) > 0
 
 
-def _check(shapes: Shapes | None, **options: Any) -> None:
-    _Options(**options).check(shapes)
+def _check(shapes: Shapes | None, **options: Any) -> str | None:
+    return _Options(**options).check(shapes)
 
 
 def _step(state: State, tau: Tensor, *, name: str, task: int, **options: Any) -> State:

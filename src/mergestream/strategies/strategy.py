@@ -38,14 +38,15 @@ class Running:
         finish: ``finish(state, tasks) -> tau``, the merged task vector; None is `Strategy.finalize` of `MERGED`.
         factor: ``factor(lengths, length) -> float``, applied at the end. It gets ‖τ_t‖ of every task and the length of
             the merge, over the whole model.
-        check: ``check(shapes, **options)``, which refuses options that do not fit; `shapes` are those of the weights by
-            name, or None before they are known. Without it, a step checks the options.
+        check: ``check(shapes, **options) -> str | None``, which refuses options that do not fit, and returns what to
+            warn of; `shapes` are those of the weights by name, or None before they are known. Without it, a step checks
+            the options.
     """
 
     step: Callable[..., State] | None = None
     finish: Callable[[State, int], Tensor] | None = None
     factor: Callable[[Sequence[float], float], float] | None = None
-    check: Callable[..., Any] | None = None
+    check: Callable[..., str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,11 +239,14 @@ class BoundStrategy:
         changed = {key: value for key, value in self.options.items() if value != self.defaults[key]}
         return {**changed, **self.adjustments.changed}
 
-    def require_running(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    def require_running(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> str | None:
         """Check that a running merge can continue this strategy task by task.
 
         Args:
             shapes: of the weights, by name; None before they are known.
+
+        Returns:
+            What to warn of, if anything.
 
         Raises:
             UserError: if it needs all task vectors at once, or an option breaks its rule or does not fit the weights.
@@ -257,9 +261,9 @@ class BoundStrategy:
                 f"strategy={self.strategy.name} needs all task vectors at once"
             )
         if running.check is not None:
-            running.check(shapes, **self.options)
-        else:
-            self.strategy.add({}, torch.zeros(1, 1), self.options, name="", task=0, curvature=None)
+            return running.check(shapes, **self.options)
+        self.strategy.add({}, torch.zeros(1, 1), self.options, name="", task=0, curvature=None)
+        return None
 
     def folder(self, scale: float | str, others: Mapping[str, Any] = MappingProxyType({})) -> str:
         """Return the name of a merge's folder: ``magmax-0.5``, with changed options in between.

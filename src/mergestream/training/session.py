@@ -139,7 +139,9 @@ class Session:
         head = text_head(clip, source.prompts, source.class_groups)
         base = {name: tensor.detach().cpu().clone() for name, tensor in clip.encoder.state_dict().items()}
         if settings.merge:
-            settings.merge.bound.require_running({name: tuple(tensor.shape) for name, tensor in base.items()})
+            shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
+            if warning := settings.merge.bound.require_running(shapes):
+                said = [*said, warning]
         if lock is not None:
             print(*said, sep="\n", end="\n" * bool(said))
             _write_start(settings, stream, clip, base, inventory)
