@@ -16,7 +16,7 @@ def test_means_and_intervals_by_hand():
     runs = pd.DataFrame([line(seed=s, final_accuracy=a) for s, a in ((3, 0.5), (1, 0.7), (2, 0.9))])
     runs.loc[0, "forgetting"] = 0.25
     (row,) = aggregate(runs).to_dict("records")
-    assert (row["n"], row["seeds"]) == (3, "1 2 3")
+    assert (row["n"], row["seeds"], row["final_accuracies"]) == (3, "1 2 3", "0.7 0.9 0.5")
     assert row["final_accuracy"] == pytest.approx(0.7)
     assert row["final_accuracy_std"] == pytest.approx(0.2)  # √((0.04 + 0 + 0.04) / 2)
     assert row["final_accuracy_ci95"] == pytest.approx(4.302653 * 0.2 / math.sqrt(3))  # t of 2 degrees of freedom

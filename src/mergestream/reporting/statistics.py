@@ -75,12 +75,17 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """Average the runs of each row over its seeds.
 
     Returns:
-        One line for each row: n, the seeds, and for every measure the mean, the sample standard deviation and half the
-        width of the 95 % confidence interval (Student's t), over the seeds that have it; the paper's accuracy. All are
-        fractions. A single seed has no deviation.
+        One line for each row: n, the seeds and their final accuracies in the same order, separated by spaces; for
+        every measure the mean, the sample standard deviation and half the width of the 95 % confidence interval
+        (Student's t), over the seeds that have it; the paper's accuracy. All are fractions. A single seed has no
+        deviation.
     """
+
+    def by_seed(values: pd.Series) -> str:
+        return " ".join(map(str, values[runs["seed"][values.index].sort_values().index]))
+
     grouped = runs.groupby([*ROW, "name"], sort=False, as_index=False)
-    table = grouped.agg(n=("seed", "size"), seeds=("seed", lambda seeds: " ".join(map(str, sorted(seeds)))))
+    table = grouped.agg(n=("seed", "size"), seeds=("seed", by_seed), final_accuracies=("final_accuracy", by_seed))
     for measure in measures_of(runs):
         found = grouped[measure].agg(["mean", "std", "count"])
         table[measure] = found["mean"]
