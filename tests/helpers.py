@@ -7,6 +7,7 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import json
 import os
 import runpy
@@ -16,13 +17,14 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
 import omegaconf
+import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
@@ -173,6 +175,26 @@ def noise() -> tuple[str, ...]:
                 Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     words = ("dataset=folder", f"dataset.path={folder}", "model=tiny", "schedule=fraction", "optimizer.lr=3e-4")
     return (*words, "tasks=3", "batch_size=16")
+
+
+class Cut(Exception):
+    """Ends a training at a certain place."""
+
+
+@contextlib.contextmanager
+def cut_off_after(owner: object, name: str, calls: int) -> Iterator[None]:
+    """Require that what runs here makes so many calls of a function; the last of them returns and then raises `Cut`."""
+    original, made = getattr(owner, name), itertools.count(1)
+
+    def cut(*arguments: object) -> None:
+        original(*arguments)
+        if next(made) == calls:
+            raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, cut)
+        with pytest.raises(Cut):
+            yield
 
 
 def apart(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import apart, command, files_below
+from helpers import Cut, apart, command, files_below
 from references import curvature_of
 from safetensors.torch import load_file, save_file
 
@@ -171,10 +171,6 @@ def test_two_processes_make_the_same_merge(light, train, tmp_path):
     two = train(tmp_path / "two", "keep_tasks=false", "devices=2", "accelerator=cpu")
     assert apart(result(light)[1], result(two)[1], load_file(two.base_file())) < 2e-3
     assert kept(two) == ["task-02"]
-
-
-class Cut(Exception):
-    """Ends a training at a certain place."""
 
 
 def cut(*_):

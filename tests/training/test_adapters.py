@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import apart, command, config, noise
+from helpers import apart, command, config, cut_off_after, noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
@@ -174,24 +174,11 @@ def test_two_processes_train_what_one_does(trained, tmp_path):
     assert apart(theta(trained[1]["seq"], 1), theta(run, 1), start) < 1e-2
 
 
-class Cut(Exception):
-    """Ends a training at a certain place."""
-
-
-def test_a_training_that_is_cut_off_ends_in_the_same_bytes(tmp_path, monkeypatch):
-    words, count = ("method=ewc", "method.strength=1e3", "checkpoint.every_minutes=0"), []
-    whole, original = train(tmp_path / "whole", *words), Checkpointing._save_if
-
-    def cut(self, *arguments):
-        original(self, *arguments)
-        count.append(0)
-        if len(count) == 9:  # in the second task
-            raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointing, "_save_if", cut)
-        with pytest.raises(Cut):
-            train(tmp_path / "cut", *words)
+def test_a_training_that_is_cut_off_ends_in_the_same_bytes(tmp_path):
+    words = ("method=ewc", "method.strength=1e3", "checkpoint.every_minutes=0")
+    whole = train(tmp_path / "whole", *words)
+    with cut_off_after(Checkpointing, "_save_if", calls=9):  # in the second task
+        train(tmp_path / "cut", *words)
     run = train(tmp_path / "cut", *words)
     for t in range(2):
         for of in (Run.encoder, Run.adapter_config, Run.method_state):

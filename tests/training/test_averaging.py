@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import command, config, noise
+from helpers import command, config, cut_off_after, noise
 from safetensors.torch import load_file
 
 from mergestream.compose.run import run_of
@@ -62,26 +62,12 @@ def test_the_encoder_is_the_average_of_the_weights(path, tmp_path, words, averag
             torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
 
 
-class Cut(Exception):
-    """Ends a training at a certain place."""
-
-
 @pytest.mark.parametrize("step", [5, 12, 13])  # within a task, in its last step, in the next task
-def test_a_training_that_is_cut_off_ends_in_the_same_bytes(tmp_path, monkeypatch, step):
+def test_a_training_that_is_cut_off_ends_in_the_same_bytes(tmp_path, step):
     words = ("method=ewc", "method.average=ema", "method.average_decay=0.8")
-    whole, count = train(tmp_path / "whole", *words), []
-    original = Checkpointing._save_if
-
-    def cut(self, *arguments):
-        original(self, *arguments)
-        count.append(0)
-        if len(count) == step:
-            raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointing, "_save_if", cut)
-        with pytest.raises(Cut):
-            train(tmp_path / "cut", *words)
+    whole = train(tmp_path / "whole", *words)
+    with cut_off_after(Checkpointing, "_save_if", calls=step):
+        train(tmp_path / "cut", *words)
     run = train(tmp_path / "cut", *words)
     for t in range(2):
         assert run.encoder(t).read_bytes() == whole.encoder(t).read_bytes()

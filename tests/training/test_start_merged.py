@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import apart, command, config, noise
+from helpers import apart, command, config, cut_off_after, noise
 from safetensors.torch import load_file
 
 from mergestream.compose.run import run_of
@@ -66,28 +66,13 @@ def test_the_merge_is_that_of_merge_py(ema, tmp_path):
     assert files.read_json(folder / "metrics.json", "overall")["overall"] == metrics["overall"]
 
 
-class Cut(Exception):
-    """Ends a training at a certain place."""
-
-
 @pytest.mark.parametrize("keep", ["true", "false"])
 @pytest.mark.parametrize("place", ["add", "fit_task"])
-def test_a_training_that_is_cut_off_ends_in_the_same_bytes(ema, tmp_path, monkeypatch, keep, place):
+def test_a_training_that_is_cut_off_ends_in_the_same_bytes(ema, tmp_path, keep, place):
     words = ("strategy=ema", "strategy.decay=0.7", "lambda=0.9", f"keep_tasks={keep}")
     holder = RunningMerge if place == "add" else steps
-    original = getattr(holder, place)
-
-    def cut_the_second(*arguments):
-        calls.append(0)
-        original(*arguments)
-        if len(calls) == 2:
-            raise Cut
-
-    calls: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(holder, place, cut_the_second)
-        with pytest.raises(Cut):
-            train(tmp_path, *words)
+    with cut_off_after(holder, place, calls=2):
+        train(tmp_path, *words)
     run, whole = train(tmp_path, *words), contents(ema)
     if keep == "false":
         whole = {name: content for name, content in whole.items() if name[:7] not in ("task-00", "task-01")}
