@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 from omegaconf import OmegaConf
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from mergestream.reporting.rows import is_bound
 
@@ -20,7 +22,9 @@ TITLES = {
     "glyphs, 20 tasks": ("glyphs", "class", 20),
     "glyphs, 6 domains": ("glyphs", "domain", 6),
 }
-
+DIGITS, FIVE, TEN, TWENTY, DOMAINS = TITLES
+AVERAGE, MAGMAX = "seq + average, align", "MagMax, align"
+EMA, EMA_ALIGNED = "lwf + ema", "lwf + ema, align, calibration.statistics = encoder"
 AHEAD_OF = ["MaxAbs", "Avg", "RandMix", "EWC", "LwF", "EWC + MagMax", "LwF + MagMax", "seq + average"]
 AHEAD_OF += ["sequential, last task", "Zero-shot"]
 FORGETTING = ["MagMax", "EWC", "LwF", "sequential, last task"]
@@ -110,89 +114,109 @@ def test_what_came_later_is_what_its_report_says(name, corner, shown):
     assert (found["n"] == 5).all()
 
 
-def test_what_is_said_of_what_came_later(report):
-    beyond, confirmed, parts = map(published, ("beyond", "confirmation", "align"))
-    by_class = [title for title, where in TITLES.items() if where[1] == "class"]
-    digits, five, ten, twenty = by_class
-    domains = "glyphs, 6 domains"
-    average, magmax = "seq + average, align", "MagMax, align"
-    ema, both = "lwf + ema", "lwf + ema, align, calibration.statistics = encoder"
+def value(found, title, name):
+    (row,) = rows(found, title, name)
+    return row["final_accuracy"]
 
-    def value(found, title, name):
-        (row,) = rows(found, title, name)
-        return row["final_accuracy"]
 
-    def ahead(found, title, name, other="MagMax", than=None):
-        """Points by which a row is ahead of another; of MagMax, as in the tables."""
-        (row,) = rows(found, title, name)
-        by = row["minus_baseline"] if other == "MagMax" and than is None else row["final_accuracy"]
-        by -= 0 if other == "MagMax" and than is None else value(found if than is None else than, title, other)
-        return f"{100 * by:.1f}"
+def ahead(found, title, name):
+    """Points by which a row is ahead of MagMax, as the pages write them."""
+    (row,) = rows(found, title, name)
+    return f"{100 * row['minus_baseline']:.1f}"
 
-    def p(title, name):
-        (row,) = rows(confirmed, title, name)
-        return f"{row['p']:.3f}"
 
-    new = [ahead(confirmed, title, name) for name in (average, magmax) for title in (digits, twenty)]
-    new += [ahead(confirmed, ten, name) for name in (average, magmax)] + [p(ten, name) for name in (average, magmax)]
-    new += [ahead(confirmed, five, name) for name in (average, magmax)]
-    plain = [ahead(found, title, ema) for found in (beyond, confirmed) for title in (five, ten)]
+def gain(found, title, name, other, than=None):
+    """Points by which a row is ahead of another, which may be in another report."""
+    return f"{100 * (value(found, title, name) - value(found if than is None else than, title, other)):.1f}"
+
+
+def test_what_is_said_of_magmax_and_what_came_later():
+    beyond, confirmed = published("beyond"), published("confirmation")
+    new = [ahead(confirmed, title, name) for name in (AVERAGE, MAGMAX) for title in (DIGITS, TWENTY)]
+    new += [ahead(confirmed, TEN, name) for name in (AVERAGE, MAGMAX)]
+    new += [f"{rows(confirmed, TEN, name)[0]['p']:.3f}" for name in (AVERAGE, MAGMAX)]
+    new += [ahead(confirmed, FIVE, name) for name in (AVERAGE, MAGMAX)]
+    plain = [ahead(found, title, EMA) for found in (beyond, confirmed) for title in (FIVE, TEN)]
     assert numbers_of("Is anything significantly") == [*new, *plain]
-    bests = [
-        (digits, both, "seq + tsv"),
-        (ten, both, "LwF"),
-        (twenty, average, "EWC + MagMax"),
-        (domains, average, "EWC"),
-    ]
-    assert numbers_of("Is anything ahead of") == [ahead(beyond, *best, than=report) for best in bests]
-    helped = [ahead(beyond, title, magmax) for title in (five, ten, twenty)]
-    helped += [ahead(beyond, title, average, "seq + average") for title in (five, ten, twenty)]
+
+
+def test_what_is_said_of_where_align_helps():
+    beyond = published("beyond")
+    helped = [ahead(beyond, title, MAGMAX) for title in (FIVE, TEN, TWENTY)]
+    helped += [gain(beyond, title, AVERAGE, "seq + average") for title in (FIVE, TEN, TWENTY)]
     assert numbers_of("It helps") == helped
-    bare, own = (
-        "seq + ema, align, calibration.statistics = encoder, decay = 0",
-        f"{average}, calibration.statistics = encoder",
-    )
-    alone = [ahead(parts, title, bare, "sequential, last task") for title in (digits, five, ten)]
-    gains = [ahead(parts, digits, name, "seq + average") for name in (own, average)]
+
+
+def test_what_is_said_of_the_parts_of_align():
+    parts = published("align")
+    bare = "seq + ema, align, calibration.statistics = encoder, decay = 0"
+    alone = [gain(parts, title, bare, "sequential, last task") for title in (DIGITS, FIVE, TEN)]
+    own = f"{AVERAGE}, calibration.statistics = encoder"
+    gains = [gain(parts, DIGITS, name, "seq + average") for name in (own, AVERAGE)]
     assert numbers_of("Both parts") == [*alone, *gains]
-    start = [ahead(beyond, title, "merged + ema, λ = 1").removeprefix("-") for title in (five, ten, twenty)]
-    assert numbers_of("What does not help")[:2] == [min(start), max(start)]
-    veneers = {
-        name: max(
-            100 * (value(beyond, t, f"{of}, {name}") - value(beyond, t, of))
-            for t in by_class
+
+
+def test_what_is_said_of_what_does_not_help():
+    beyond = published("beyond")
+    start = [ahead(beyond, title, "merged + ema, λ = 1") for title in (FIVE, TEN, TWENTY)]
+    said = [max(start, key=float), min(start, key=float)]
+    for calibration in ("svc", "lines"):
+        gains = [
+            gain(beyond, title, f"{of}, {calibration}", of)
+            for title in (DIGITS, FIVE, TEN, TWENTY)
             for of in ("MagMax", "seq + average")
-        )
-        for name in ("svc", "lines")
-    }
-    said = [f"{veneers['svc']:.1f}", f"{veneers['lines']:.1f}", ahead(beyond, ten, "MagMax, svc")]
-    said += [ahead(beyond, five, f"seq + {name}") for name in ("consensus", "nufilt")]
-    said += [ahead(beyond, title, "seq + regmean", "seq + average") for title in (digits, domains)]
-    assert numbers_of("What does not help")[2:] == [number.removeprefix("-") for number in said]
+        ]
+        said.append(max(gains, key=float))
+    said.append(ahead(beyond, TEN, "MagMax, svc"))
+    said += [ahead(beyond, FIVE, f"seq + {name}") for name in ("consensus", "nufilt")]
+    said += [gain(beyond, title, "seq + regmean", "seq + average") for title in (DIGITS, DOMAINS)]
+    assert numbers_of("What does not help") == [number.removeprefix("-") for number in said]
+
+
+def paired(row, other):
+    """The paired t-test of two rows, of one report or two: the difference in points, and p."""
+    assert row["seeds"] == other["seeds"]
+    ours, theirs = ([float(a) for a in of["final_accuracies"].split()] for of in (row, other))
+    return 100 * (sum(ours) - sum(theirs)) / len(ours), float(stats.ttest_rel(ours, theirs).pvalue)
+
+
+def test_the_best_rows_are_compared(report):
+    beyond = published("beyond")
+    cells = table("docs/results.md", "the best of both")
+    found = []
+    for title, where in TITLES.items():
+        old, late = (lines[(lines[BENCHMARK] == list(where)).all(axis=1)] for lines in (report, beyond))
+        shared = old.merge(late, on="name", suffixes=("", "_later"))
+        assert len(shared) >= 5  # rows that both reports have, measured twice
+        assert (shared["final_accuracies"] == shared["final_accuracies_later"]).all()
+        bests = []
+        for lines in (old[~is_bound(old)], late[~late["name"].isin(old["name"])]):
+            bests.append(lines.loc[lines["final_accuracy"].idxmax()])
+        assert cells["the paper's methods", title] == bests[0]["name"]
+        assert cells["what came later", title] == bests[1]["name"]
+        found.append(paired(bests[1], bests[0]))
+    p = multipletests([p for _, p in found], method="holm")[1]
+    shown = [f"{by:+.1f} (p {chance(p)})".replace("-", "−") for (by, _), p in zip(found, p, strict=True)]
+    assert [cells["difference", title] for title in TITLES] == shown
 
 
 def test_which_differences_are_called_significant():
     """On the first five orders, and those that align does not help."""
     found = published("beyond")
-    five, ten, domains = "glyphs, 5 tasks", "glyphs, 10 tasks", "glyphs, 6 domains"
     behind = ["seq + fisher", "seq + laplace", "seq + average, lines", "merged + average", "merged + magmax"]
-    ahead = [(five, "lwf + ema"), (ten, "lwf + ema"), ("digits, 5 tasks", "seq + average, align")]
-    for sign, places in ((1, ahead), (-1, [(ten, "MagMax, svc"), *((five, name) for name in behind)])):
+    better = [(FIVE, EMA), (TEN, EMA), (DIGITS, AVERAGE)]
+    for sign, places in ((1, better), (-1, [(TEN, "MagMax, svc"), *((FIVE, name) for name in behind)])):
         for title, name in places:
             (row,) = rows(found, title, name)
             assert row["p"] < 0.05, name
             assert sign * row["minus_baseline"] > 0, name
     merged = found[(found["method"] == "merged") & (found["stream"] == "class")]
     assert not ((merged["p"] < 0.05) & (merged["minus_baseline"] > 0)).any()
-    for title in (five, domains):
-        (plain,), (aligned,) = (
-            rows(found, title, name) for name in ("lwf + ema", "lwf + ema, align, calibration.statistics = encoder")
-        )
-        assert aligned["final_accuracy"] <= plain["final_accuracy"]
-    for title in TITLES:  # fisher and laplace against the average
-        (average,) = rows(found, title, "seq + average")
+    for title in (FIVE, DOMAINS):
+        assert value(found, title, EMA_ALIGNED) <= value(found, title, EMA)
+    for title in TITLES:
         for name in ("seq + fisher", "seq + laplace"):
-            assert rows(found, title, name)[0]["final_accuracy"] <= average["final_accuracy"]
+            assert value(found, title, name) <= value(found, title, "seq + average")
 
 
 def rows(found, title, name):
@@ -279,6 +303,11 @@ def test_results_have_the_values_of_the_experiments(report):
                 (chosen,) = (
                     grid[key] for key in ("lambda", "calibration.beta", "calibration.coefficient") if key in grid
                 )
-                where |= {"method": grid["method"], "strategy": strategy, "tag": "", "options": options}
+                where |= {
+                    "method": grid["method"],
+                    "strategy": strategy,
+                    "tag": grid.get("tag", ""),
+                    "options": options,
+                }
                 only(report, **where, scale=f"{chosen:g}")
     assert seen == set(TITLES.values())
