@@ -3,14 +3,15 @@
 It uses three seeds that the benchmark does not, each with its own class order, and holds out a fifth of each class's
 training samples for validation. The test split is never used. Every method has the same budget: six configurations on
 the first seed, and the best two on all three (for seq, ewc and lwf, the best two with a merge and the best two
-without). A configuration is a learning rate for seq, ind, joint and merged, and a learning rate and a strength for
-ewc and lwf. Every merge uses the λ (with LiNeS β, with align what λ is elsewhere) of fifteen candidates with the best
-mean over the three seeds, and published values for the rest.
+without). A configuration is a learning rate and, for ewc and lwf, a strength. swa is seq with the average of the
+weights along each task, lora is seq with adapters. Every merge uses the λ (with LiNeS β, with align what λ is
+elsewhere) of fifteen candidates with the best mean over the three seeds, and published values for the rest.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 use the values of glyphs/10.
 - seq and ind serve many merges, so they get the learning rate with the best mean over `JUDGES`, each at its best λ;
   ewc and lwf get the configuration with the best mean of two accuracies: without a merge, and merged by magmax;
-  merged gets the one that is best as it is meant, deployed as the merge that tasks start from.
+  swa and lora that with the best mean of magmax and average; merged gets the one that is best as it is meant, deployed
+  as the merge that tasks start from.
 - If another configuration is best without a merge, it gets a separate row with the tag `ALONE`.
 - Then λ of every strategy is chosen on each of the five streams.
 
@@ -29,6 +30,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -58,10 +60,17 @@ BUDGET = {
     "ewc": {"optimizer.lr": PAIR, "method.strength": ["100000.0", "1000000.0", "10000000.0"]},
     "lwf": {"optimizer.lr": PAIR, "method.strength": ["0.3", "1.0", "3.0"]},
     "merged": RATES,
+    "swa": RATES,
+    "lora": {"optimizer.lr": ["0.0003", "0.001", "0.002", "0.003", "0.006", "0.01"]},
 }
-WORDS = {"merged": "method: merged, strategy: ema"}  # what else names the training of a method
-# weighted_average without weights is average; core_space is for adapters; dop, as published, would take longer than all
-# other merges together, so its closed form stands for it.
+WORDS = {  # how the training of a method is named, where it is not by its name alone
+    "merged": "method: merged, strategy: ema",
+    "swa": "method: seq, method.average: swa",
+    "lora": "method: seq, model.adapter: lora",
+}
+TAGGED = ("swa", "lora")  # a tag, which is the name here, tells them apart from seq
+# weighted_average without weights is average; core_space merges adapters alone; dop, as published, would take longer
+# than all other merges together, so its closed form stands for it.
 LEFT_OUT = {"weighted_average", "core_space", "dop"}
 STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
 LATER = ["consensus", "fisher", "laplace", "metagpt", "nufilt", "regmean"]  # than the benchmark, or than the paper
@@ -104,6 +113,8 @@ BEYOND = {
     "seq": ["magmax", "average", *LATER, "dop closed", *CALIBRATED],
     "lwf": ["magmax", "ema", "ema align encoder"],  # ema is near the last encoder
     "merged": ["ema", "average", "magmax"],
+    "swa": ["magmax", "average"],
+    "lora": ["magmax", "average", "knots", "core_space"],
 }
 CONFIRMED = {"seq": ["magmax", "average", "magmax align", "average align"], "lwf": ["ema", "ema align encoder"]}
 EXPERIMENTS = {
@@ -122,7 +133,7 @@ EXPERIMENTS = {
 }
 MERGED = {
     method: list(dict.fromkeys(name for part in (EMBEDDED, BEYOND) for name in part.get(method, [])))
-    for method in ("seq", "ind", "ewc", "lwf", "merged")
+    for method in ("seq", "ind", "ewc", "lwf", "merged", "swa", "lora")
 }
 MERGES = {name for names in MERGED.values() for name in names}
 JUDGES = {
@@ -130,6 +141,7 @@ JUDGES = {
     **{method: ["", "magmax"] for method in ("ewc", "lwf")},
     "joint": [""],
     "merged": ["ema"],
+    **{method: ["magmax", "average"] for method in TAGGED},
 }
 NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]", "lambda=select"]  # the last encoder itself
 CONFIGURATION = ["optimizer.lr", "method.strength"]
@@ -272,7 +284,7 @@ def curvature_of(merges: Iterable[str]) -> list[str]:
 
 def tag(method: str) -> str:
     """A folder for each configuration."""
-    return "tag=" + "_".join(f"${{{key}}}" for key in BUDGET[method])
+    return "tag=" + "_".join([method] * (method in TAGGED) + [f"${{{key}}}" for key in BUDGET[method]])
 
 
 def validated(root: Path) -> pd.DataFrame:
@@ -281,7 +293,7 @@ def validated(root: Path) -> pd.DataFrame:
     for path in sorted(root.glob("*/*/*/*/*/merges/*/metrics.json")):
         content = files.read_json(path)
         config, merge, changed = content["config"], content["merge"], content["merge"]["changed"]
-        method, stream = config["method"]["id"], config["stream"]["name"]
+        method, stream = method_of(config), config["stream"]["name"]
         line = {"stream": f"{config['dataset']['name']}_{stream if stream == 'domain' else config['tasks']}"}
         line |= {"method": method, "seed": config["seed"], "optimizer.lr": repr(float(config["optimizer"]["lr"]))}
         strength = config["method"].get("strength")
@@ -299,6 +311,11 @@ def validated(root: Path) -> pd.DataFrame:
             value = next(value for key, value in tried.items() if key != "accuracy")
             lines.append(line | {"value": value, "accuracy": tried["accuracy"]})
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The name of a training's method here."""
+    return config["model"].get("adapter") or config["method"].get("average") or config["method"]["id"]
 
 
 def over_seeds(results: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
@@ -383,6 +400,7 @@ def grids_of(stream: str, of: Experiment, chosen: pd.DataFrame, results: pd.Data
         scales = choose_scales(results, stream, method, values) if method in MERGED and not alone else {}
         scales = {merge: scales[merge] for merge in of.merges.get(name, []) if merge in scales}
         words = f"method: {method}, tag: {alone}" if alone else WORDS.get(method, f"method: {method}")
+        words += f", tag: {name}" if name in TAGGED else ""
         words += "".join(f", {word}" for word in curvature_of(scales))
         words += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])
         train.append(f"{stream}_{name.replace(' ', '_')}: {{ {data}, {words} }}")

@@ -81,10 +81,10 @@ LATER = {"fisher", "laplace", "regmean", "consensus", "metagpt", "nufilt"}  # th
 
 
 def streams_of(script, experiment, seeds, *keys):
-    """(stream, the values of `keys`) of every job without a tag; each is there with all seeds."""
+    """(stream, the values of `keys`) of every job that is not tuned alone; each is there with all seeds."""
     found = {}
     for job in (job for grid in grids(script, experiment) for job in grid):
-        if "tag" not in job:
+        if job.get("tag") != "tuned-alone":
             stream = job["dataset"], job.get("stream", job.get("tasks"))
             found.setdefault((stream, *(job.get(key, "") for key in keys)), []).append(job["seed"])
     assert all(of == seeds for of in found.values())
@@ -106,15 +106,18 @@ def test_the_embedded_benchmark_is_whole():
 
 def test_what_came_after_the_paper_is_whole():
     seeds = ["1", "2", "3", "4", "5"]
-    methods = {(s, m) for s in STREAMS for m in ("zeroshot", "seq", "lwf", "merged")}
-    assert streams_of("train", "beyond", seeds, "method") == methods
+    trained = [(method, "") for method in ("zeroshot", "seq", "lwf", "merged")]
+    trained += [("seq", "swa"), ("seq", "lora")]
+    assert streams_of("train", "beyond", seeds, "method", "tag") == {(s, *of) for s in STREAMS for of in trained}
     calibrated = [(s, c) for s in ("average", "magmax") for c in ("", "align", "lines", "svc")]
-    merges = [("seq", strategy, calibration) for strategy, calibration in calibrated]
-    merges += [("seq", strategy, "") for strategy in ("dop", *LATER)]
-    merges += [("lwf", "magmax", ""), ("lwf", "ema", ""), ("lwf", "ema", "align")]
-    merges += [("merged", strategy, "") for strategy in ("ema", "average", "magmax")]
+    merges = [("seq", "", strategy, calibration) for strategy, calibration in calibrated]
+    merges += [("seq", "", strategy, "") for strategy in ("dop", *LATER)]
+    merges += [("lwf", "", "magmax", ""), ("lwf", "", "ema", ""), ("lwf", "", "ema", "align")]
+    merges += [("merged", "", strategy, "") for strategy in ("ema", "average", "magmax")]
+    merges += [("seq", tag, strategy, "") for tag in ("swa", "lora") for strategy in ("average", "magmax")]
+    merges += [("seq", "lora", strategy, "") for strategy in ("knots", "core_space")]
     expected = {(s, *merge) for s in STREAMS for merge in merges}
-    assert streams_of("merge", "beyond", seeds, "method", "strategy", "calibration") == expected
+    assert streams_of("merge", "beyond", seeds, "method", "tag", "strategy", "calibration") == expected
 
 
 def test_the_confirmation_has_seeds_of_its_own():

@@ -24,6 +24,7 @@ TITLES = {
 }
 DIGITS, FIVE, TEN, TWENTY, DOMAINS = TITLES
 AVERAGE, MAGMAX = "seq + average, align", "MagMax, align"
+ADAPTERS = ["MagMax [lora]", "seq + average [lora]"]
 EMA, EMA_ALIGNED = "lwf + ema", "lwf + ema, align, calibration.statistics = encoder"
 AHEAD_OF = ["MaxAbs", "Avg", "RandMix", "EWC", "LwF", "EWC + MagMax", "LwF + MagMax", "seq + average"]
 AHEAD_OF += ["sequential, last task", "Zero-shot"]
@@ -173,6 +174,23 @@ def test_what_is_said_of_what_does_not_help():
     assert numbers_of("What does not help") == [number.removeprefix("-") for number in said]
 
 
+def test_what_is_said_of_adapters_and_of_averages_along_a_task():
+    beyond = published("beyond")
+
+    def apart_of(*names):
+        return sorted((ahead(beyond, title, name) for title in TITLES for name in names), key=float)
+
+    level, last, knots = apart_of(*ADAPTERS), apart_of("sequential, last task [lora]"), apart_of("seq + knots [lora]")
+    core = apart_of("seq + core space [lora]")
+    said = [level[0], level[-1], last[-1], last[0], knots[-1], knots[0], core[-1], core[0]]
+    assert numbers_of("Adapters merge") == [number.removeprefix("-") for number in said]
+    last = "sequential, last task"
+    averaged = apart_of("MagMax [swa]")
+    said = [gain(beyond, DIGITS, f"{last} [swa]", last), gain(beyond, DOMAINS, f"{last} [swa]", last)]
+    said += [averaged[0], averaged[-1], ahead(beyond, FIVE, "seq + average [swa]")]
+    assert numbers_of("An average along") == [number.removeprefix("-") for number in said]
+
+
 def paired(row, other):
     """The paired t-test of two rows, of one report or two: the difference in points, and p."""
     assert row["seeds"] == other["seeds"]
@@ -203,8 +221,8 @@ def test_the_best_rows_are_compared(report):
 def test_which_differences_are_called_significant():
     """On the first five orders, and those that align does not help."""
     found = published("beyond")
-    behind = ["seq + fisher", "seq + laplace", "seq + average, lines", "merged + average", "merged + magmax"]
-    better = [(FIVE, EMA), (TEN, EMA), (DIGITS, AVERAGE)]
+    behind = ["seq + consensus", "seq + nufilt", "seq + average, lines", "seq + average [swa]"]
+    better = [(FIVE, EMA), (DIGITS, AVERAGE), (TWENTY, MAGMAX)]
     for sign, places in ((1, better), (-1, [(TEN, "MagMax, svc"), *((FIVE, name) for name in behind)])):
         for title, name in places:
             (row,) = rows(found, title, name)
@@ -212,6 +230,8 @@ def test_which_differences_are_called_significant():
             assert sign * row["minus_baseline"] > 0, name
     merged = found[(found["method"] == "merged") & (found["stream"] == "class")]
     assert not ((merged["p"] < 0.05) & (merged["minus_baseline"] > 0)).any()
+    level = found[found["name"].isin([*ADAPTERS, "MagMax [swa]"]) | ((found["name"] == EMA) & (found["tasks"] == 10))]
+    assert not (level["p"] < 0.05).any()
     for title in (FIVE, DOMAINS):
         assert value(found, title, EMA_ALIGNED) <= value(found, title, EMA)
     for title in TITLES:

@@ -136,13 +136,13 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
 
 
 def test_what_is_read_from_a_root(tune, tmp_path):
-    """Of ten merges four: one, the last encoder itself, a calibrated one, and one with another solver."""
+    """Of twelve merges six: two plain ones, the last encoder, a calibrated one, another solver, and one of adapters."""
     roots = []
 
-    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2):
-        values = {"optimizer": {"lr": rate}, "stream": {"name": "class", "validation": validation}, "tasks": 5}
+    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2, **others):
+        others |= {"optimizer": {"lr": rate}, "stream": {"name": "class", "validation": validation}}
         roots.append(tmp_path / str(len(roots)))
-        path = write(roots[-1], seed=seed, strategy=strategy, **values)
+        path = write(roots[-1], seed=seed, strategy=strategy, tasks=5, **others)
         content = files.read_json(path / "metrics.json")
         content["merge"] |= {"changed": changed, "validation": [{"lambda": 0.5, "accuracy": 0.7}]}
         files.write_json(path / "metrics.json", content)
@@ -157,11 +157,15 @@ def test_what_is_read_from_a_root(tune, tmp_path):
     merge("magmax", {"calibration": "align", "calibration.coefficient": "select"})
     merge("average", {"calibration": "align", "calibration.steps": 7})
     merge("dop", {"solver": "closed"})
+    merge("knots", {}, rate=3e-3, model={"name": "tiny", "adapter": "lora"})
+    merge("magmax", {}, method="seq", model={"name": "tiny", "adapter": None})
     found = pd.concat([tune.validated(root) for root in roots])
     expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
     expected |= {"value": 0.5, "accuracy": 0.7}
     names = ["ties", "", "magmax align", "dop closed"]
-    assert found.to_dict("records") == [{**expected, "strategy": name} for name in names]
+    adapters = {"method": "lora", "optimizer.lr": "0.003", "strategy": "knots"}
+    of_each = [*({"strategy": name} for name in names), adapters, {"strategy": "magmax"}]
+    assert found.to_dict("records") == [{**expected, **values} for values in of_each]
 
 
 def test_what_was_not_measured_is_left_out(tune, results):
@@ -169,7 +173,7 @@ def test_what_was_not_measured_is_left_out(tune, results):
     sweeper = sweeper_of(tune, "beyond", measured)
     assert "merged" not in {grid["method"] for grid in [*sweeper["train"].values(), *sweeper["merge"].values()]}
     strategies = {name for grid in sweeper["merge"].values() for name in grid["strategy"].split(",")}
-    expected = {name.split()[0] for method in ("seq", "lwf") for name in tune.BEYOND[method]}
+    expected = {name.split()[0] for method in tune.BEYOND if method != "merged" for name in tune.BEYOND[method]}
     assert strategies == expected - {"fisher"}
 
 
@@ -200,19 +204,19 @@ def test_the_experiment_has_every_merge_once(tune, results):
     results.better(0.3, stream="glyphs_10", method="seq", **{"optimizer.lr": "0.0002"})
     results.better(0.4, stream="glyphs_5", strategy="ties", value=0.5)
     trained = {grid["method"] for grid in sweeper_of(tune, "embedded_glyphs_5", results)["train"].values()}
-    assert trained == {"zeroshot", *tune.BUDGET} - {"joint", "merged"}
+    assert trained == {"zeroshot", *tune.BUDGET} - {"joint", "merged", *tune.TAGGED}
     assert "joint" in {grid["method"] for grid in sweeper_of(tune, "embedded_glyphs_10", results)["train"].values()}
     for name, of in (("embedded_glyphs_5", tune.EMBEDDED), ("beyond", tune.BEYOND), ("confirmation", tune.CONFIRMED)):
         grids = [grid for grid in sweeper_of(tune, name, results)["merge"].values() if "tasks" in grid]
         grids = [grid for grid in grids if (grid["dataset"], grid["tasks"]) == ("glyphs", 5)]
         merges = [
-            (grid["method"], " ".join([strategy, *adjusted(grid)]), value_of(grid))
+            (grid.get("tag", grid["method"]), " ".join([strategy, *adjusted(grid)]), value_of(grid))
             for grid in grids
             for strategy in grid["strategy"].split(",")
         ]
         expected = [(method, strategy) for method, strategies in of.items() for strategy in strategies]
         assert sorted((m, s) for m, s, _ in merges) == sorted(expected)
         assert {scale for _, strategy, scale in merges if strategy != "ties"} == {0.3}
-        assert all(grid["optimizer.lr"] == 0.0002 for grid in grids if grid["method"] == "seq")
+        assert all(grid["optimizer.lr"] == 0.0002 for grid in grids if grid["method"] == "seq" and "tag" not in grid)
         if of is tune.EMBEDDED:
             assert {scale for _, strategy, scale in merges if strategy == "ties"} == {0.5}
