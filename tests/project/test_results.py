@@ -145,7 +145,7 @@ def test_what_is_said_of_where_align_helps():
     beyond = published("beyond")
     helped = [ahead(beyond, title, MAGMAX) for title in (FIVE, TEN, TWENTY)]
     helped += [gain(beyond, title, AVERAGE, "seq + average") for title in (FIVE, TEN, TWENTY)]
-    assert numbers_of("It helps") == helped
+    assert numbers_of("`align` helps") == helped
 
 
 def test_what_is_said_of_the_parts_of_align():
@@ -154,7 +154,7 @@ def test_what_is_said_of_the_parts_of_align():
     alone = [gain(parts, title, bare, "sequential, last task") for title in (DIGITS, FIVE, TEN)]
     own = f"{AVERAGE}, calibration.statistics = encoder"
     gains = [gain(parts, DIGITS, name, "seq + average") for name in (own, AVERAGE)]
-    assert numbers_of("Both parts") == [*alone, *gains]
+    assert numbers_of("Both of its parts") == [*alone, *gains]
 
 
 def test_what_is_said_of_what_does_not_help():
@@ -182,7 +182,8 @@ def test_what_is_said_of_adapters_and_of_averages_along_a_task():
 
     level, last, knots = apart_of(*ADAPTERS), apart_of("sequential, last task [lora]"), apart_of("seq + knots [lora]")
     core = apart_of("seq + core space [lora]")
-    said = [level[0], level[-1], last[-1], last[0], knots[-1], knots[0], core[-1], core[0]]
+    averages = [gain(beyond, title, "seq + average [lora]", "seq + average") for title in TITLES]
+    said = [level[0], level[-1], *averages, last[-1], last[0], knots[-1], knots[0], core[-1], core[0]]
     assert numbers_of("Adapters merge") == [number.removeprefix("-") for number in said]
     last = "sequential, last task"
     averaged = apart_of("MagMax [swa]")
