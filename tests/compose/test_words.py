@@ -122,6 +122,6 @@ def test_inputs_of_an_interrupted_run_are_one_run_of_wandb(tmp_path):
     assert forked(interrupted).code == 143
     outcome = forked(lambda: command("train.py", *words))
     assert outcome.code == 0, outcome.err
-    parts = [path.name.rpartition("-") for path in tmp_path.rglob("wandb/offline-run-*")]
-    assert len({start for start, _, _ in parts}) == 2
-    assert len({name for _, _, name in parts}) == 1
+    parts = list(tmp_path.rglob("wandb/offline-run-*/run-*.wandb"))  # a folder's may also end in -1
+    assert len({path.parent for path in parts}) == 2
+    assert len({path.name for path in parts}) == 1
