@@ -314,8 +314,9 @@ def validated(root: Path) -> pd.DataFrame:
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """The name of a training's method here."""
-    return config["model"].get("adapter") or config["method"].get("average") or config["method"]["id"]
+    """The name of a training's method here; that of a training which is not tuned here is none of `BUDGET`."""
+    parts = [config["method"]["id"], config["method"].get("average"), config["model"].get("adapter")]
+    return "_".join(part for part in parts if part).removeprefix("seq_")
 
 
 def over_seeds(results: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:

@@ -183,7 +183,7 @@ class Cut(Exception):
 
 @contextlib.contextmanager
 def cut_off_after(owner: object, name: str, calls: int) -> Iterator[None]:
-    """Require that what runs here makes so many calls of a function; the last of them returns and then raises `Cut`."""
+    """Cut off what runs inside, right after it has called a function `calls` times; it must get that far."""
     original, made = getattr(owner, name), itertools.count(1)
 
     def cut(*arguments: object) -> None:

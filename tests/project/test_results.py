@@ -307,6 +307,65 @@ def test_what_is_said_of_consistency():
     assert numbers_of("In sequential fine-tuning") == [f"{value:.4f}" for value in said]
 
 
+def test_what_is_said_of_magmax(report):
+    """The ranges in "What holds" and "What does not hold"."""
+    of = {title: report[(report[BENCHMARK] == list(where)).all(axis=1)] for title, where in TITLES.items()}
+    points = {title: 100 * lines.set_index("name")["final_accuracy"] for title, lines in of.items()}
+    by_class = [title for title in TITLES if title != DOMAINS]
+
+    def behind(title, *names):
+        """Points by which rows are behind MagMax."""
+        return (points[title]["MagMax"] - points[title][list(names)]).tolist()
+
+    def ends(values):
+        return [f"{end:.1f}" for end in (min(values), max(values))]
+
+    merges = {t: lines.loc[(lines["method"] == "ind") & (lines["strategy"] != ""), "name"] for t, lines in of.items()}
+    of_ind = [value for title in (FIVE, TEN) for value in behind(title, *merges[title])]
+    max_abs = [value for title in (DIGITS, TWENTY, DOMAINS) for value in behind(title, "MaxAbs")]
+    assert numbers_of("MagMax is ahead of every merge") == [*ends(of_ind), "0.01", *ends(max_abs)]
+    (least,) = {sum(value < 0 for value in behind(DOMAINS, *merges[DOMAINS]))}
+    text = (ROOT / "docs/results.md").read_text()
+    assert f"{least} of its {len(merges[DOMAINS])} merges are ahead of MagMax" in text
+    assert [sum(value < 0 for value in behind(title, *merges[title])) for title in by_class] == [1, 0, 0, 0]
+    average = [value for title in TITLES for value in behind(title, "seq + average")]
+    assert numbers_of("Averaging the same encoders") == [f"{max(average):.1f}", f"{-min(average):.1f}"]
+    seeds = {
+        name: [100 * float(a) for a in only(of[DOMAINS], name=name)["final_accuracies"].split()]
+        for name in ("sequential, last task", "MagMax", "seq + average")
+    }
+    inverted = [f"{values[3]:.1f}" for values in seeds.values()]  # seed 4
+    others = [f"{(sum(seeds[name]) - seeds[name][3]) / 4:.1f}" for name in ("MagMax", "seq + average")]
+    assert numbers_of("The largest magnitude follows") == [*inverted, *others]
+    joint = [-value for title in TITLES for value in behind(title, "Joint")]
+    best = points[TWENTY].drop("Joint").max() - points[TWENTY]["Zero-shot"]
+    assert numbers_of("Everything is far from") == [*ends(joint), f"{best:.1f}"]
+
+
+def test_what_the_readme_says_of_the_results(report):
+    """Its sentences below the table."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    beyond, confirmed = published("beyond"), published("confirmation")
+    gained = [float(ahead(beyond, title, AVERAGE)) for title in TITLES]
+    assert f"the average is ahead of MagMax on all five, by {min(gained)} to {max(gained)} points" in text
+    significant = [
+        sum(rows(found, title, AVERAGE)[0]["p"] < 0.05 for title in titles)
+        for found, titles in ((beyond, TITLES), (confirmed, [DIGITS, FIVE, TEN, TWENTY]))
+    ]
+    assert significant == [1, 2]
+    assert "significantly on one, and on new class orders on two of four" in text
+    facts_of = table("docs/results.md", "what the claims rest on")
+    counts = [int(facts_of["strategies that seq is better for than ind", title].split()[0]) for title in TITLES]
+    assert f"for {min(counts)} to {max(counts)} of 19 strategies" in text
+    shares = [
+        [float(facts_of[f"sign conflicts, {method} (%)", title].split()[0]) for title in TITLES]
+        for method in ("ind", "seq")
+    ]
+    fewer = [ind / seq for ind, seq in zip(*shares, strict=True)]
+    assert 14 < min(fewer) < max(fewer) < 51
+    assert "15 to 50 times fewer sign conflicts" in text
+
+
 def test_results_have_the_values_of_the_experiments(report):
     """λ of every merge; a report of other values would have other rows."""
     seen = set()

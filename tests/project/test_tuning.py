@@ -136,14 +136,15 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
 
 
 def test_what_is_read_from_a_root(tune, tmp_path):
-    """Of twelve merges six: two plain ones, the last encoder, a calibrated one, another solver, and one of adapters."""
+    """Of fourteen merges seven: two plain ones, the last encoder, and one of each other kind that the benchmark has."""
     roots = []
 
-    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2, **others):
+    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2, average=None, **others):
         others |= {"optimizer": {"lr": rate}, "stream": {"name": "class", "validation": validation}}
         roots.append(tmp_path / str(len(roots)))
         path = write(roots[-1], seed=seed, strategy=strategy, tasks=5, **others)
         content = files.read_json(path / "metrics.json")
+        content["config"]["method"]["average"] = average
         content["merge"] |= {"changed": changed, "validation": [{"lambda": 0.5, "accuracy": 0.7}]}
         files.write_json(path / "metrics.json", content)
 
@@ -158,13 +159,16 @@ def test_what_is_read_from_a_root(tune, tmp_path):
     merge("average", {"calibration": "align", "calibration.steps": 7})
     merge("dop", {"solver": "closed"})
     merge("knots", {}, rate=3e-3, model={"name": "tiny", "adapter": "lora"})
-    merge("magmax", {}, method="seq", model={"name": "tiny", "adapter": None})
+    merge("knots", {}, method="ind", model={"name": "tiny", "adapter": "lora"})
+    merge("magmax", {}, average="swa")
+    merge("magmax", {}, model={"name": "tiny", "adapter": None})
     found = pd.concat([tune.validated(root) for root in roots])
     expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
     expected |= {"value": 0.5, "accuracy": 0.7}
     names = ["ties", "", "magmax align", "dop closed"]
     adapters = {"method": "lora", "optimizer.lr": "0.003", "strategy": "knots"}
-    of_each = [*({"strategy": name} for name in names), adapters, {"strategy": "magmax"}]
+    averages = {"method": "swa", "strategy": "magmax"}
+    of_each = [*({"strategy": name} for name in names), adapters, averages, {"strategy": "magmax"}]
     assert found.to_dict("records") == [{**expected, **values} for values in of_each]
 
 

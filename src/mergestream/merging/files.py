@@ -23,9 +23,8 @@ def merge_files(settings: FileMerge) -> None:
     try:
         _merge_files(settings)
     except Stopped as stopped:
-        interrupt.leave_threads(
-            stopped.code, 30 if stopped.signum in interrupt.TIME_IS_UP else 1
-        )  # SLURM may need longer
+        seconds = 30 if stopped.signum in interrupt.TIME_IS_UP else 1  # SLURM may need longer
+        interrupt.leave_threads(stopped.code, seconds)
         raise Stopped(
             stopped.signum,
             f"stopped by {stopped.signum.name}; the unfinished merge was removed. Repeat the command to start again.",

@@ -72,7 +72,7 @@ class _Options(NamedTuple):
     seed: int
 
     def check(self, shapes: Shapes | None) -> str | None:
-        """Check the options, and that they fit the weights, if their shapes are known; return what to warn of."""
+        """Check the options, and that they fit the weights if their shapes are known; return a warning or None."""
         require_choice("strategy.variant", self.variant, VARIANTS)
         for key in ("null_rank", "task_rank", "rank", "steps"):
             require_whole(f"strategy.{key}", getattr(self, key), 0)

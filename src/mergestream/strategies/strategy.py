@@ -38,9 +38,9 @@ class Running:
         finish: ``finish(state, tasks) -> tau``, the merged task vector; None is `Strategy.finalize` of `MERGED`.
         factor: ``factor(lengths, length) -> float``, applied at the end. It gets ‖τ_t‖ of every task and the length of
             the merge, over the whole model.
-        check: ``check(shapes, **options) -> str | None``, which refuses options that do not fit, and returns what to
-            warn of; `shapes` are those of the weights by name, or None before they are known. Without it, a step checks
-            the options.
+        check: ``check(shapes, **options) -> str | None``, which refuses options that do not fit, and returns a
+            warning or None; `shapes` are those of the weights by name, or None before they are known. Without it, a
+            step checks the options.
     """
 
     step: Callable[..., State] | None = None
@@ -246,7 +246,7 @@ class BoundStrategy:
             shapes: of the weights, by name; None before they are known.
 
         Returns:
-            What to warn of, if anything.
+            A warning about the options, or None.
 
         Raises:
             UserError: if it needs all task vectors at once, or an option breaks its rule or does not fit the weights.
