@@ -401,7 +401,11 @@ def test_a_wrong_pipeline_is_one_line(words):
     outcome = command("pipeline.py", words)
     assert outcome.code == 1
     assert outcome.err.startswith(
-        ("error: stages must be some of train, merge, report", "error: dry_run", "error: Could not")
+        (
+            "error: stages must be some of train, merge, report",
+            "error: dry_run",
+            "error: unknown key: seeed; did you mean seed?",
+        )
     )
     assert outcome.err.count("\n") == 1
 

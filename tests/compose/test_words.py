@@ -24,13 +24,23 @@ from mergestream.training.callbacks.checkpoint import Checkpointing
         ("evaluate.py", "+encoders=1", "encoder"),
         ("analyze.py", "+lambdas=1", "lambda"),
         ("report.py", "+base_line=MagMax", "baseline"),
+        ("train.py", "task", "tasks"),
     ],
 )
 def test_inputs_that_no_code_reads_are_refused_with_the_nearest_key(script, word, nearest, tmp_path):
-    outcome = command(script, f"root={tmp_path}", word)
+    outcome = command(script, f"root={tmp_path}", word if "=" in word else f"{word}=5")
     assert (outcome.code, outcome.err) == (
         1,
         f"error: unknown key: {word}; did you mean {nearest}? See --help for all keys\n",
+    )
+
+
+def test_inputs_that_a_group_does_not_have_are_refused_with_those_that_it_has(tmp_path):
+    outcome = command("merge.py", f"root={tmp_path}", "strategy=ties", "strategy.densty=0.1")
+    assert (outcome.code, outcome.err) == (
+        1,
+        "error: unknown key: strategy.densty; strategy has density, scale, scope. "
+        "To append to your config use +strategy.densty=0.1\n",
     )
 
 

@@ -5,6 +5,7 @@ Imports no torch, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import time
@@ -210,7 +211,7 @@ def _explain(error: BaseException) -> str:
         return f"{group} must be one of {', '.join(error.options)}; got {group}={option}"
     if isinstance(error, OverrideParseException):
         return f"an override must be KEY=VALUE in Hydra's grammar; got {error.override}. Does it need quotes?"
-    if (line := one_line(error)) is not None:
+    if (line := one_line(error) or _unknown_key(error)) is not None:
         return line
     cause = error.__cause__
     text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
@@ -221,6 +222,22 @@ def _explain(error: BaseException) -> str:
     # OmegaConf appends "full_key: …" and "object_type=…" lines, and Hydra wraps its hints over several lines.
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def _unknown_key(error: BaseException) -> str | None:
+    """Return a line on an override of a key that the config does not have; None if the error is another."""
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException) or not str(error).startswith("Could not override"):
+        return None
+    parent, key = cause.parent_node, cause.full_key
+    keys = sorted(str(k) for k in parent if not str(k).startswith("_")) if isinstance(parent, DictConfig) else []
+    if not keys:
+        return None
+    if group := str(key).rpartition(".")[0]:
+        _, *hint = str(error).splitlines()
+        return f"unknown key: {key}; {group} has {', '.join(keys)}. {' '.join(hint)}"
+    (nearest,) = difflib.get_close_matches(str(key), keys, n=1, cutoff=0)
+    return f"unknown key: {key}; did you mean {nearest}? See --help for all keys"
 
 
 def _exit_with(error: BaseException) -> NoReturn:
