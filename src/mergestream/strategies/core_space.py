@@ -39,12 +39,13 @@ def survey(
         rank: singular values of each task vector that are kept where it is not that of an adapter; None is all.
 
     Raises:
-        UserError: if an option breaks its rule.
+        UserError: if an option breaks its rule, or `rank` is above that of every matrix.
     """
     require_choice("strategy.rule", rule, sorted([*RULES, TIES]))
     require_fraction("strategy.density", density)
     if rank is not None:
-        require_whole("strategy.rank", rank, 1)
+        shapes = [block.shape for block in vectors.blocks(vectors.names, whole=True)]
+        require_whole("strategy.rank", rank, 1, max((min(s) for s in shapes if len(s) == 2), default=None))
     return {"factors": vectors.factors, "rule": rule, "density": density, "rank": rank}
 
 
