@@ -43,16 +43,16 @@ def survey(vectors: SurveyedVectors) -> dict[str, Any]:
     propagates_nan=True,
     needs="fisher",
     reference=Reference(
-        "A Practical Bayesian Framework for Backpropagation Networks",
-        "Neural Computation 1992",
-        "https://doi.org/10.1162/neco.1992.4.3.448",
+        "BECAME: Bayesian Continual Learning with Adaptive Model Merging",
+        "ICML 2025",
+        "https://arxiv.org/abs/2504.02666",
     ),
 )
 def laplace(taus: Rows, *, weights: Sequence[float]) -> Tensor:
     """M_1 = τ_1, M_t = M_{t−1} + λ_t d with d = τ_t − M_{t−1}, λ_t = dᵀF_t d / dᵀ(F_1 + … + F_t) d, τ = M_T.
 
     λ_t minimises the sum of the two losses along d in the Laplace approximation, where the loss of a task grows as
-    ½ (θ − θ_t)ᵀ F_t (θ − θ_t) (MacKay 1992). It is ½ where no task has curvature along d.
+    ½ (θ − θ_t)ᵀ F_t (θ − θ_t) (MacKay 1992; Li et al. 2025). It is ½ where no task has curvature along d.
 
     Args:
         taus: T tensors of one shape.
