@@ -69,10 +69,14 @@ def test_the_past_and_the_task_count_the_same_at_one_half():
 
 
 @pytest.mark.parametrize("solver", ["mgda", "adam", "closed"])
-def test_the_same_task_again_and_a_task_that_changed_nothing(solver):
+def test_the_same_task_again(solver):
     tau = draw(6, 5)
     torch.testing.assert_close(dop(torch.stack([tau, tau]), solver=solver, steps=3), tau)
-    # Nothing asks to be left at θ₀ along any direction, so the past stays along those that it uses.
+
+
+def test_a_task_that_changed_nothing():
+    """It asks for nothing along any direction, so the past stays along those that it uses."""
+    tau = draw(6, 5)
     merged = dop(torch.stack([tau, torch.zeros(6, 5)]), solver="closed", variant="corrected", alpha=0.9)
     torch.testing.assert_close(merged, tau)
 
