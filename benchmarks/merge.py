@@ -3,6 +3,7 @@
     python benchmarks/merge.py [--tasks 20] [--repeats 5] [--strategies magmax,ties] [--folder /tmp/merge_benchmark]
     python benchmarks/merge.py --tasks 8 --strategies average,magmax --calibrations none,align,svc,lines
     python benchmarks/merge.py --growth 5,50
+    python benchmarks/merge.py --growth 8 --layers 12
     python benchmarks/merge.py --billions 7
 
 The first command writes a base of the size of ViT-B/16's image tower (86 M parameters, float32) and T fine-tunes of it
@@ -15,9 +16,10 @@ The second command alternates merges with and without calibrations, and prints m
 ratio to the merge without, and memory.
 
 The third command merges T = 5 and T = 50 fine-tunes of one block of ViT-B/16 and its projection (7.5 M parameters) with
-every strategy, and prints seconds and memory of both, each once and in a fresh process.
+every strategy, and prints seconds and memory of both, each once and in a fresh process. The fourth merges eight
+fine-tunes of the whole tower in the same way.
 
-The fourth command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
+The fifth command writes a sharded bfloat16 checkpoint with the shapes of a 7-billion-parameter Llama and a fine-tune
 of it, with as many layers as fit into the free disk space, and merges the pair into a folder.
 """
 
@@ -45,6 +47,7 @@ WIDTH, LAYERS = 768, 12
 # Minutes; merged only if they are named.
 SLOW = ("core_space", "della", "dop", "iso_c", "iso_cts", "knots", "nufilt", "opcm", "regmean", "tsv", "wudi")
 OPTIONS = {"lines": {"beta": 0.5}}  # of calibrations that have no default for files
+SOLVERS = {"dop": {"solver": "closed"}}  # the descent takes hours
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -195,9 +198,11 @@ def calibrated(names: list[str], kinds: list[str], tasks: int, repeats: int, fol
     out.unlink()
 
 
-def growth(names: list[str], counts: list[int], folder: Path) -> None:
+def growth(names: list[str], counts: list[int], layers: int, folder: Path) -> None:
     """Print the table of the strategies `names` for each T of `counts`."""
-    base, *checkpoints = map(str, _written(max(counts), folder / "block", needs(names), layers=1))
+    if layers != LAYERS:
+        folder = folder / f"{layers}_layers"
+    base, *checkpoints = map(str, _written(max(counts), folder, needs(names), layers))
     out = folder / "out.safetensors"
     print(f"torch {torch.__version__}\n| strategy |", *(f"T = {t}, s | MB |" for t in counts))
     print("|---" * (1 + 2 * len(counts)) + "|")
@@ -205,7 +210,8 @@ def growth(names: list[str], counts: list[int], folder: Path) -> None:
         cells = []
         for tasks in counts:
             out.unlink(missing_ok=True)
-            seconds, above = fresh(base=base, checkpoints=checkpoints[:tasks], strategy=name, out=str(out))
+            given = {"base": base, "checkpoints": checkpoints[:tasks], "strategy": name, "out": str(out)}
+            seconds, above = fresh(**given, **SOLVERS.get(name, {}))
             cells += [f"{seconds:.2f}", f"{above:.0f}"]
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
     out.unlink()
@@ -251,6 +257,7 @@ def main() -> None:
     parser.add_argument("--strategies", help="all that are quick; with --growth all")
     parser.add_argument("--calibrations", help="compare these, the first with each of the others; none is none")
     parser.add_argument("--growth", help="numbers of tasks, such as 5,50: merge one block with every strategy instead")
+    parser.add_argument("--layers", type=int, default=1, help="of what --growth merges")
     parser.add_argument("--billions", type=float, help="merge a sharded pair of so many billion parameters instead")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/merge_benchmark"))
     args = parser.parse_args()
@@ -260,7 +267,7 @@ def main() -> None:
     if args.billions:
         large(names, args.billions, args.folder)
     elif args.growth:
-        growth(names, [int(count) for count in args.growth.split(",")], args.folder)
+        growth(names, [int(count) for count in args.growth.split(",")], args.layers, args.folder)
     elif args.calibrations:
         calibrated(names, args.calibrations.split(","), args.tasks, args.repeats, args.folder)
     else:
