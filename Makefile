@@ -55,7 +55,7 @@ benchmark: setup ## every method and strategy on the embedded streams, five seed
 results: ## publish the reports of the embedded benchmark, its figures and their numbers in docs/results
 	test -f "runs/embedded/glyphs/class-10/$(OVER_SEEDS).csv"
 	for name in embedded beyond confirmation; do test -f runs/$$name/_report/report.csv || exit 1; done
-	find docs/results -type f ! -name align.csv -delete
+	find docs/results -type f -delete
 	cp runs/embedded/_report/report.md runs/embedded/_report/report.csv docs/results
 	for name in beyond confirmation; do cp runs/$$name/_report/report.csv docs/results/$$name.csv || exit 1; done
 	for name in $$(grep -o '[^(]*\.png' docs/results/report.md); do cp runs/embedded/_report/$$name docs/results || exit 1; done

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from mergestream import strategies
 from mergestream.runs.directory import CURVATURES
@@ -63,26 +64,42 @@ BUDGET = {
     "swa": RATES,
     "lora": {"optimizer.lr": ["0.0003", "0.001", "0.002", "0.003", "0.006", "0.01"]},
 }
+CLEARED = "ewc cleared"  # ewc, and its values, with the estimator that clears the gradient before the Fisher pass
 WORDS = {  # how the training of a method is named, where it is not by its name alone
     "merged": "method: merged, strategy: ema",
     "swa": "method: seq, method.average: swa",
     "lora": "method: seq, model.adapter: lora",
+    CLEARED: "method: ewc, method.estimator: reference_cleared, tag: cleared",
 }
 TAGGED = ("swa", "lora")  # a tag, which is the name here, tells them apart from seq
 # weighted_average without weights is average; core_space merges adapters alone; dop, as published, would take longer
 # than all other merges together, so its closed form stands for it.
-LEFT_OUT = {"weighted_average", "core_space", "dop"}
+# The published null_rank of nufilt is all that a tiny CLIP has, so it is scaled.
+LEFT_OUT = {"weighted_average", "core_space", "dop", "nufilt"}
 STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
-LATER = ["consensus", "fisher", "laplace", "metagpt", "nufilt", "regmean"]  # than the benchmark, or than the paper
+LATER = ["consensus", "fisher", "laplace", "metagpt", "regmean"]  # than the benchmark, or than the paper
+OF_ENCODER = ["calibration: align", "calibration.statistics: encoder"]
+NARROW = ["strategy.null_rank: 21"]  # of 128 directions, as the published 128 are of ViT-B's 768
 # What a merge may have beside its strategy, with the words for it, and the key that is chosen like λ.
 VARIANTS = {
     "": ([], "lambda"),
     "align": (["calibration: align"], "calibration.coefficient"),
-    "align encoder": (["calibration: align", "calibration.statistics: encoder"], "calibration.coefficient"),
+    "align encoder": (OF_ENCODER, "calibration.coefficient"),
+    "last": (["strategy.decay: 0"], "lambda"),  # of ema: the last encoder, between θ₀ and itself
+    "last align encoder": (["strategy.decay: 0", *OF_ENCODER], "calibration.coefficient"),
     "lines": (["calibration: lines"], "calibration.beta"),
     "svc": (["calibration: svc"], "lambda"),
     "closed": (["strategy.solver: closed"], "lambda"),
+    "closed corrected": (["strategy.solver: closed", "strategy.variant: corrected"], "lambda"),
+    "narrow": (NARROW, "lambda"),
+    "narrow corrected": ([*NARROW, "strategy.variant: corrected"], "lambda"),
+    "low": (["strategy.threshold: 0.2"], "lambda"),
+    "ties": (["strategy.rule: ties"], "lambda"),
 }
+# Where the paper and its code disagree, both.
+DIVIDED = ["dop closed", "dop closed corrected", "nufilt narrow", "nufilt narrow corrected"]
+# Of align: without the mean of statistics, without a merge, and without either.
+PARTS = ["average align encoder", "ema last align encoder", "ema last"]
 CALIBRATED = [f"{strategy} {name}" for strategy in ("average", "magmax") for name in ("align", "lines", "svc")]
 
 
@@ -110,11 +127,11 @@ OTHERS = ["zeroshot", "joint", *(f"{method} {ALONE}" for method in ("seq", "ewc"
 PAPER = [name for name in STRATEGIES if name not in LATER]
 EMBEDDED = {"seq": PAPER, "ind": PAPER, "ewc": ["magmax"], "lwf": ["magmax"]}
 BEYOND = {
-    "seq": ["magmax", "average", *LATER, "dop closed", *CALIBRATED],
-    "lwf": ["magmax", "ema", "ema align encoder"],  # ema is near the last encoder
+    "seq": ["magmax", "average", *LATER, "consensus low", *DIVIDED, *CALIBRATED, *PARTS],
+    "lwf": ["magmax", "ema", "ema align", "ema align encoder"],  # ema is near the last encoder
     "merged": ["ema", "average", "magmax"],
     "swa": ["magmax", "average"],
-    "lora": ["magmax", "average", "knots", "core_space"],
+    "lora": ["magmax", "average", "knots", "core_space", "core_space ties"],
 }
 CONFIRMED = {"seq": ["magmax", "average", "magmax align", "average align"], "lwf": ["ema", "ema align encoder"]}
 EXPERIMENTS = {
@@ -122,7 +139,7 @@ EXPERIMENTS = {
         f"embedded_{s}": Experiment("A part of the embedded benchmark", "1,2,3,4,5", [s], EMBEDDED, OTHERS)
         for s in STREAMS
     },
-    "beyond": Experiment("What came after the paper", "1,2,3,4,5", [*STREAMS], BEYOND, ["zeroshot"]),
+    "beyond": Experiment("What came after the paper", "1,2,3,4,5", [*STREAMS], BEYOND, ["zeroshot", CLEARED]),
     "confirmation": Experiment(
         "What leads by class, on new class orders",
         "8,9,10,11,12",
@@ -143,7 +160,8 @@ JUDGES = {
     "merged": ["ema"],
     **{method: ["magmax", "average"] for method in TAGGED},
 }
-NOT_MERGED = ["strategy=ema", "strategy.decay=0", "candidates=[1.0]", "lambda=select"]  # the last encoder itself
+LAST = "ema last"  # with λ = 1, the last encoder itself
+NOT_MERGED = ["strategy=ema", "strategy.decay=0", "lambda=select"]
 CONFIGURATION = ["optimizer.lr", "method.strength"]
 ROUNDING = 1e-5  # a thousand validation images have no smaller differences than 1/3000 between means of three seeds
 TRAINED = [*BUDGET, *(f"{method} {ALONE}" for method in ("seq", "ewc", "lwf"))]
@@ -301,16 +319,24 @@ def validated(root: Path) -> pd.DataFrame:
         within = method in BUDGET and all(line[key] in values for key, values in BUDGET[method].items())
         if not within or config["seed"] not in SEEDS or config["stream"]["validation"] != 0.2:
             continue
-        not_merged = method == "joint" or (merge["strategy"], changed) == ("ema", {"decay": 0})
-        variant = " ".join(changed.pop(key, "") for key in ("solver", "calibration", "calibration.statistics")).strip()
-        changed = {key: value for key, value in changed.items() if value != "select"}
-        line["strategy"] = "" if not_merged else f"{merge['strategy']} {variant}".strip()
-        if line["strategy"] not in ("", *MERGES) or (changed and not not_merged):
+        name = f"{merge['strategy']} {variant_of(changed)}".strip()
+        if name not in MERGES:
             continue
         for tried in merge.get("validation", []):
             value = next(value for key, value in tried.items() if key != "accuracy")
-            lines.append(line | {"value": value, "accuracy": tried["accuracy"]})
+            names = [""] if method == "joint" else [name, ""] if (name, value) == (LAST, 1) else [name]
+            lines += [line | {"strategy": of, "value": value, "accuracy": tried["accuracy"]} for of in names]
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def variant_of(changed: Mapping[str, Any]) -> str | None:
+    """Which of `VARIANTS` has changed these options of a strategy or calibration; None if none has."""
+    changed = {key: value for key, value in changed.items() if value != "select"}
+    for variant, (adjustments, _) in VARIANTS.items():
+        values = yaml.safe_load("\n".join(adjustments)) or {}
+        if changed == {key.removeprefix("strategy."): value for key, value in values.items()}:
+            return variant
+    return None
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -353,7 +379,7 @@ def compared(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
         source = TUNED_ON.get(stream, stream)
         if stream == source and strategy in ("", *JUDGES[method]):
             return True
-        return method in MERGED and strategy != "" and values == best[source, method]
+        return strategy in MERGED.get(method, []) and values == best[source, method]
 
     lines = results[["stream", "method", "strategy", *CONFIGURATION]].itertuples(index=False, name=None)
     return results[[decided(*line) for line in lines]]
@@ -389,18 +415,19 @@ def grids_of(stream: str, of: Experiment, chosen: pd.DataFrame, results: pd.Data
     train = [f"{stream}_zeroshot: {{ {data}, method: zeroshot }}"] if "zeroshot" in of.others else []
     merge: list[str] = []
     best = chosen.loc[TUNED_ON.get(stream, stream)]
-    for name in TRAINED:
-        if name not in best.index or name not in (*of.merges, *of.others):  # the first was not measured
-            continue
+    for name in [*TRAINED, CLEARED]:
         method, _, alone = name.partition(" ")
-        values = best.loc[name]
+        source = method if name == CLEARED else name
+        if source not in best.index or name not in (*of.merges, *of.others):  # the first was not measured
+            continue
+        values = best.loc[source]
         lent = method == "joint" and stream in TUNED_ON  # which does not depend on T: a report lends it
-        same = alone and bool((values[CONFIGURATION] == best.loc[method, CONFIGURATION]).all())
+        same = source != method and bool((values[CONFIGURATION] == best.loc[method, CONFIGURATION]).all())
         if lent or same:
             continue
         scales = choose_scales(results, stream, method, values) if method in MERGED and not alone else {}
         scales = {merge: scales[merge] for merge in of.merges.get(name, []) if merge in scales}
-        words = f"method: {method}, tag: {alone}" if alone else WORDS.get(method, f"method: {method}")
+        words = WORDS.get(name, f"method: {method}, tag: {alone}" if alone else f"method: {method}")
         words += f", tag: {name}" if name in TAGGED else ""
         words += "".join(f", {word}" for word in curvature_of(scales))
         words += "".join(f", {key}: {values[key]}" for key in CONFIGURATION if values[key])

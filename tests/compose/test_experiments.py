@@ -107,17 +107,34 @@ def test_the_embedded_benchmark_is_whole():
 def test_what_came_after_the_paper_is_whole():
     seeds = ["1", "2", "3", "4", "5"]
     trained = [(method, "") for method in ("zeroshot", "seq", "lwf", "merged")]
-    trained += [("seq", "swa"), ("seq", "lora")]
+    trained += [("seq", "swa"), ("seq", "lora"), ("ewc", "cleared")]
     assert streams_of("train", "beyond", seeds, "method", "tag") == {(s, *of) for s in STREAMS for of in trained}
-    calibrated = [(s, c) for s in ("average", "magmax") for c in ("", "align", "lines", "svc")]
-    merges = [("seq", "", strategy, calibration) for strategy, calibration in calibrated]
-    merges += [("seq", "", strategy, "") for strategy in ("dop", *LATER)]
-    merges += [("lwf", "", "magmax", ""), ("lwf", "", "ema", ""), ("lwf", "", "ema", "align")]
-    merges += [("merged", "", strategy, "") for strategy in ("ema", "average", "magmax")]
-    merges += [("seq", tag, strategy, "") for tag in ("swa", "lora") for strategy in ("average", "magmax")]
-    merges += [("seq", "lora", strategy, "") for strategy in ("knots", "core_space")]
-    expected = {(s, *merge) for s in STREAMS for merge in merges}
-    assert streams_of("merge", "beyond", seeds, "method", "tag", "strategy", "calibration") == expected
+
+    keys = ["method", "strategy", "calibration", "calibration.statistics", "tag"]
+    keys += [f"strategy.{option}" for option in ("threshold", "variant", "rule", "decay")]
+    merges = set()
+
+    def merged(method, strategies, **values):
+        """These merges are in the experiment, with the values of `keys` whose last part is named."""
+        values = {key: values.get(key.rpartition(".")[2], "") for key in keys[2:]}
+        merges.update((s, method, strategy, *values.values()) for s in STREAMS for strategy in strategies)
+
+    for calibration in ("", "align", "lines", "svc"):
+        merged("seq", ["average", "magmax"], calibration=calibration)
+    merged("seq", ["dop", *LATER])
+    merged("seq", ["dop", "nufilt"], variant="corrected")
+    merged("seq", ["consensus"], threshold="0.2")
+    merged("seq", ["average"], calibration="align", statistics="encoder")
+    merged("seq", ["ema"], calibration="align", statistics="encoder", decay="0")
+    merged("seq", ["ema"], decay="0")
+    merged("lwf", ["magmax", "ema"])
+    merged("lwf", ["ema"], calibration="align")
+    merged("lwf", ["ema"], calibration="align", statistics="encoder")
+    merged("merged", ["ema", "average", "magmax"])
+    merged("seq", ["average", "magmax"], tag="swa")
+    merged("seq", ["average", "magmax", "knots", "core_space"], tag="lora")
+    merged("seq", ["core_space"], tag="lora", rule="ties")
+    assert streams_of("merge", "beyond", seeds, *keys) == merges
 
 
 def test_the_confirmation_has_seeds_of_its_own():

@@ -25,6 +25,7 @@ TITLES = {
 DIGITS, FIVE, TEN, TWENTY, DOMAINS = TITLES
 AVERAGE, MAGMAX = "seq + average, align", "MagMax, align"
 ADAPTERS = ["MagMax [lora]", "seq + average [lora]"]
+NUFILT = "nufilt, null_rank = 21"
 EMA, EMA_ALIGNED = "lwf + ema", "lwf + ema, align, calibration.statistics = encoder"
 AHEAD_OF = ["MaxAbs", "Avg", "RandMix", "EWC", "LwF", "EWC + MagMax", "LwF + MagMax", "seq + average"]
 AHEAD_OF += ["sequential, last task", "Zero-shot"]
@@ -100,7 +101,7 @@ def apart(row):
     ("name", "corner", "shown"),
     [
         ("beyond", "beyond the paper, accuracy (%)", accuracy),
-        ("align", "the parts of align, accuracy (%)", accuracy),
+        ("beyond", "the parts of align, accuracy (%)", accuracy),
         ("beyond", "beyond the paper, minus MagMax", apart),
         ("confirmation", "five new orders, minus MagMax", apart),
     ],
@@ -143,18 +144,47 @@ def test_what_is_said_of_magmax_and_what_came_later():
 
 def test_what_is_said_of_where_align_helps():
     beyond = published("beyond")
-    helped = [ahead(beyond, title, MAGMAX) for title in (FIVE, TEN, TWENTY)]
-    helped += [gain(beyond, title, AVERAGE, "seq + average") for title in (FIVE, TEN, TWENTY)]
+    helped = [gain(beyond, title, AVERAGE, "seq + average") for title in (FIVE, TEN, TWENTY)]
+    helped += [ahead(beyond, title, MAGMAX) for title in (FIVE, TEN, TWENTY)]
     assert numbers_of("`align` helps") == helped
 
 
-def test_what_is_said_of_the_parts_of_align():
-    parts = published("align")
-    bare = "seq + ema, align, calibration.statistics = encoder, decay = 0"
-    alone = [gain(parts, title, bare, "sequential, last task") for title in (DIGITS, FIVE, TEN)]
-    own = f"{AVERAGE}, calibration.statistics = encoder"
-    gains = [gain(parts, DIGITS, name, "seq + average") for name in (own, AVERAGE)]
-    assert numbers_of("Both of its parts") == [*alone, *gains]
+def test_what_the_parts_of_align_add():
+    """Holm's method for the five streams of each line."""
+    found, own = published("beyond"), "calibration.statistics = encoder"
+    lines = {
+        "align, for the average": (AVERAGE, "seq + average"),
+        "… with the mean of the statistics instead of each task's": (AVERAGE, f"{AVERAGE}, {own}"),
+        "align, for the last encoder": (f"seq + ema, align, {own}, decay = 0", "seq + ema, decay = 0"),
+        "align, for the moving average of LwF": (EMA_ALIGNED, EMA),
+        "… with the mean of the statistics instead of each task's, LwF": (f"{EMA}, align", EMA_ALIGNED),
+    }
+    cells, found_of = table("docs/results.md", "what the parts of align add"), {}
+    for line, names in lines.items():
+        tests = [paired(*(rows(found, title, name)[0] for name in names)) for title in TITLES]
+        p = multipletests([p for _, p in tests], method="holm")[1]
+        shown = [f"{by:+.1f} (p {chance(p)})".replace("-", "−") for (by, _), p in zip(tests, p, strict=True)]
+        assert [cells[line, title] for title in TITLES] == shown
+        found_of[line] = [by for by, _ in tests], p
+    assert len(cells) == len(lines) * len(TITLES)
+    whole, mean, last, _, mean_of_lwf = found_of.values()
+    assert (whole[1] < 0.05).all()
+    assert not (mean[1] < 0.05).any()
+    assert not (last[1] < 0.05).any()
+    assert numbers_of("What its parts add") == [f"{end(of):.1f}" for of in (last[0], mean[0]) for end in (min, max)]
+    assert [by < 0 for by in mean_of_lwf[0]] == [True, False, True, True, False]
+    assert (mean_of_lwf[1] < 0.05).tolist() == [title == TEN for title in TITLES]
+
+
+def test_which_statistics_validation_data_prefer():
+    """For LwF's moving average, by the best mean over the seeds."""
+    table = pd.read_csv(ROOT / "docs/tuning.csv")
+    of = table[(table["method"] == "lwf") & table["strategy"].isin(["ema align", "ema align encoder"])]
+    values = of.columns[of.columns.get_loc("seed") + 1 :]
+    best = of.groupby(["stream", "strategy"])[list(values)].mean().max(axis=1).unstack()
+    ahead = best["ema align encoder"] - best["ema align"]
+    assert (ahead[[f"glyphs_{tasks}" for tasks in (5, 10, 20)]] > 0).all()
+    assert ahead["digits_5"] < 0
 
 
 def test_what_is_said_of_what_does_not_help():
@@ -169,9 +199,34 @@ def test_what_is_said_of_what_does_not_help():
         ]
         said.append(max(gains, key=float))
     said.append(ahead(beyond, TEN, "MagMax, svc"))
-    said += [ahead(beyond, FIVE, f"seq + {name}") for name in ("consensus", "nufilt")]
+    said += [ahead(beyond, FIVE, name) for name in (f"seq + {NUFILT}", "seq + average, lines")]
     said += [gain(beyond, title, "seq + regmean", "seq + average") for title in (DIGITS, DOMAINS)]
     assert numbers_of("What does not help") == [number.removeprefix("-") for number in said]
+
+
+def test_what_is_said_of_the_threshold_of_consensus():
+    beyond, low = published("beyond"), "seq + consensus, threshold = 0.2"
+    behind = [ahead(beyond, FIVE, name).removeprefix("-") for name in ("seq + consensus", low)]
+    above = [gain(beyond, TWENTY, name, "Zero-shot") for name in ("seq + consensus", low)]
+    assert numbers_of("Consensus needs") == [behind[0], "0.4", behind[1], "0.2", "0.4", "0.2", *above]
+
+
+def test_what_is_said_of_papers_and_their_codes():
+    """Holm's method for the five streams of each strategy."""
+    beyond, said = published("beyond"), []
+    for name in ("seq + dop, solver = closed", f"seq + {NUFILT}"):
+        of = [paired(*(rows(beyond, title, n)[0] for n in (f"{name}, variant = corrected", name))) for title in TITLES]
+        said += [f"{abs(end(by for by, _ in of)):.1f}" for end in (min, max)]
+        assert not multipletests([p for _, p in of], method="holm")[0].any()
+    assert numbers_of("Where a paper") == said
+
+
+def test_what_is_said_of_the_estimator_of_ewc(report):
+    """In docs/training.md."""
+    text = " ".join((ROOT / "docs/training.md").read_text().split())
+    for title in (DIGITS, TEN):
+        (plain,), (cleared,) = rows(report, title, "EWC"), rows(published("beyond"), title, "EWC [cleared]")
+        assert f"{accuracy(plain)} % become {accuracy(cleared)} %" in text
 
 
 def test_what_is_said_of_adapters_and_of_averages_along_a_task():
@@ -181,9 +236,10 @@ def test_what_is_said_of_adapters_and_of_averages_along_a_task():
         return sorted((ahead(beyond, title, name) for title in TITLES for name in names), key=float)
 
     level, last, knots = apart_of(*ADAPTERS), apart_of("sequential, last task [lora]"), apart_of("seq + knots [lora]")
-    core = apart_of("seq + core space [lora]")
+    core, ties = apart_of("seq + core space [lora]"), apart_of("seq + core space, rule = ties [lora]")
     averages = [gain(beyond, title, "seq + average [lora]", "seq + average") for title in TITLES]
     said = [level[0], level[-1], *averages, last[-1], last[0], knots[-1], knots[0], core[-1], core[0]]
+    said += [ties[-1], ties[0]]
     assert numbers_of("Adapters merge") == [number.removeprefix("-") for number in said]
     last = "sequential, last task"
     averaged = apart_of("MagMax [swa]")
@@ -222,7 +278,7 @@ def test_the_best_rows_are_compared(report):
 def test_which_differences_are_called_significant():
     """On the first five orders, and those that align does not help."""
     found = published("beyond")
-    behind = ["seq + consensus", "seq + nufilt", "seq + average, lines", "seq + average [swa]"]
+    behind = ["seq + consensus", f"seq + {NUFILT}", "seq + average, lines", "seq + average [swa]"]
     better = [(FIVE, EMA), (DIGITS, AVERAGE), (TWENTY, MAGMAX)]
     for sign, places in ((1, better), (-1, [(TEN, "MagMax, svc"), *((FIVE, name) for name in behind)])):
         for title, name in places:
@@ -233,8 +289,8 @@ def test_which_differences_are_called_significant():
     assert not ((merged["p"] < 0.05) & (merged["minus_baseline"] > 0)).any()
     level = found[found["name"].isin([*ADAPTERS, "MagMax [swa]"]) | ((found["name"] == EMA) & (found["tasks"] == 10))]
     assert not (level["p"] < 0.05).any()
-    for title in (FIVE, DOMAINS):
-        assert value(found, title, EMA_ALIGNED) <= value(found, title, EMA)
+    gains = [gain(found, title, name, EMA) for title in (FIVE, DOMAINS) for name in (f"{EMA}, align", EMA_ALIGNED)]
+    assert numbers_of("What `align` does not do") == [max(gains, key=float)]
     for title in TITLES:
         for name in ("seq + fisher", "seq + laplace"):
             assert value(found, title, name) <= value(found, title, "seq + average")
@@ -366,28 +422,55 @@ def test_what_the_readme_says_of_the_results(report):
     assert "15 to 50 times fewer sign conflicts" in text
 
 
+CHOSEN = ("lambda", "calibration.beta", "calibration.coefficient")
+
+
+def merges_of(experiment):
+    """(title, strategy, grid) of every merge of an experiment."""
+    grids = OmegaConf.to_container(OmegaConf.load(experiment))["hydra"]["sweeper"]["merge"].values()
+    title_of = {benchmark: title for title, benchmark in TITLES.items()}
+    for grid in grids:
+        benchmark = (grid["dataset"], grid.get("stream", "class"), grid.get("tasks", 6))
+        yield from ((title_of[benchmark], strategy, grid) for strategy in grid["strategy"].split(","))
+
+
 def test_results_have_the_values_of_the_experiments(report):
     """λ of every merge; a report of other values would have other rows."""
     seen = set()
     experiments = dict.fromkeys(ROOT.glob("configs/experiment/embedded_*.yaml"), report)
     experiments |= {ROOT / f"configs/experiment/{name}.yaml": published(name) for name in ("beyond", "confirmation")}
     for part, report in experiments.items():
-        for grid in OmegaConf.to_container(OmegaConf.load(part))["hydra"]["sweeper"]["merge"].values():
-            benchmark = (grid["dataset"], grid.get("stream", "class"), grid.get("tasks", 6))
-            seen.add(benchmark)
-            where = dict(zip(BENCHMARK, benchmark, strict=True))
-            for strategy in grid["strategy"].split(","):
-                named = {key: grid[key] for key in ("calibration", "calibration.statistics") if key in grid}
-                named |= {"solver": grid["strategy.solver"]} if "strategy.solver" in grid else {}
-                options = ", ".join(f"{key} = {value}" for key, value in named.items())
-                (chosen,) = (
-                    grid[key] for key in ("lambda", "calibration.beta", "calibration.coefficient") if key in grid
-                )
-                where |= {
-                    "method": grid["method"],
-                    "strategy": strategy,
-                    "tag": grid.get("tag", ""),
-                    "options": options,
-                }
-                only(report, **where, scale=f"{chosen:g}")
-    assert seen == set(TITLES.values())
+        for title, strategy, grid in merges_of(part):
+            seen.add(title)
+            named = {key: grid[key] for key in grid if key.startswith("calibration") and key not in CHOSEN}
+            named |= {key.removeprefix("strategy."): grid[key] for key in grid if key.startswith("strategy.")}
+            where = dict(zip(BENCHMARK, TITLES[title], strict=True)) | {"method": grid["method"], "strategy": strategy}
+            (chosen,) = (grid[key] for key in CHOSEN if key in grid)
+            found = report[(report[list(where)] == pd.Series(where)).all(axis=1)]
+            found = found[(found["tag"] == grid.get("tag", "")) & (found["scale"] == f"{chosen:g}")]
+            options = [dict(part.split(" = ") for part in text.split(", ") if part) for text in found["options"]]
+            assert options.count({key: str(value) for key, value in named.items()}) == 1, (title, strategy, named)
+    assert seen == set(TITLES)
+
+
+def test_what_is_said_of_values_at_the_edge_of_their_grid():
+    """λ of every merge of the paper's methods and of what came later, and β."""
+    found = {}
+    for part in [*ROOT.glob("configs/experiment/embedded_*.yaml"), ROOT / "configs/experiment/beyond.yaml"]:
+        for title, strategy, grid in merges_of(part):
+            (key,) = (key for key in CHOSEN if key in grid)
+            if grid[key] in (0.025, 2):
+                found.setdefault((key, grid[key], title, grid.get("tag", grid["method"])), set()).add(strategy)
+    few = {where: names for where, names in found.items() if where[2:] not in {(DIGITS, "ind"), (TWENTY, "ind")}}
+    assert len(found["lambda", 2, DIGITS, "ind"]) == 8
+    assert len(found["lambda", 0.025, TWENTY, "ind"]) == 12
+    assert "magmax" in found["lambda", 0.025, TWENTY, "ind"]  # MaxAbs
+    assert found["lambda", 0.025, DIGITS, "ind"] == {"model_stock"}
+    assert few == {
+        ("lambda", 2, DOMAINS, "ind"): {"model_stock"},
+        ("lambda", 0.025, TWENTY, "seq"): {"breadcrumbs", "dare", "task_arithmetic", "wudi"},
+        ("lambda", 0.025, TEN, "ind"): {"dare"},
+        ("lambda", 0.025, TEN, "lora"): {"core_space"},
+        ("calibration.beta", 0.025, TEN, "seq"): {"average"},
+        ("calibration.beta", 0.025, TWENTY, "seq"): {"average"},
+    }

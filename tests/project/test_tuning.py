@@ -135,21 +135,30 @@ def test_sequential_training_is_there_once_or_with_two_rates(tune, results):
     assert found("glyphs_20") == [(0.0006, None)]
 
 
+def test_ewc_is_there_with_its_values_and_the_other_estimator(tune, results):
+    best = {"optimizer.lr": "0.0003", "method.strength": "100000.0"}
+    results.better(0.1, stream="digits_5", method="ewc", **best)
+    grid = sweeper_of(tune, "beyond", results)["train"]["digits_5_ewc_cleared"]
+    assert (grid["method"], grid["method.estimator"], grid["tag"]) == ("ewc", "reference_cleared", "cleared")
+    assert {key: grid[key] for key in best} == {key: float(value) for key, value in best.items()}
+
+
 def test_what_is_read_from_a_root(tune, tmp_path):
-    """Of fourteen merges seven: two plain ones, the last encoder, and one of each other kind that the benchmark has."""
+    """Of eighteen merges ten: two plain ones, the last encoder, and one of each other kind that the benchmark has."""
     roots = []
 
-    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2, average=None, **others):
+    def merge(strategy, changed, seed=6, rate=1e-4, validation=0.2, average=None, scale=0.5, **others):
         others |= {"optimizer": {"lr": rate}, "stream": {"name": "class", "validation": validation}}
         roots.append(tmp_path / str(len(roots)))
         path = write(roots[-1], seed=seed, strategy=strategy, tasks=5, **others)
         content = files.read_json(path / "metrics.json")
         content["config"]["method"]["average"] = average
-        content["merge"] |= {"changed": changed, "validation": [{"lambda": 0.5, "accuracy": 0.7}]}
+        content["merge"] |= {"changed": changed, "validation": [{"lambda": scale, "accuracy": 0.7}]}
         files.write_json(path / "metrics.json", content)
 
     merge("ties", {})
     merge("ema", {"decay": 0})
+    merge("ema", {"decay": 0}, scale=1.0)
     merge("ema", {"decay": 0.9})
     merge("ties", {"density": 0.1})
     merge("ties", {}, seed=1)
@@ -157,7 +166,10 @@ def test_what_is_read_from_a_root(tune, tmp_path):
     merge("ties", {}, validation=0.1)
     merge("magmax", {"calibration": "align", "calibration.coefficient": "select"})
     merge("average", {"calibration": "align", "calibration.steps": 7})
+    merge("ema", {"decay": 0, "calibration": "align", "calibration.statistics": "encoder"})
     merge("dop", {"solver": "closed"})
+    merge("nufilt", {"null_rank": 21, "variant": "corrected"})
+    merge("nufilt", {"null_rank": 20})
     merge("knots", {}, rate=3e-3, model={"name": "tiny", "adapter": "lora"})
     merge("knots", {}, method="ind", model={"name": "tiny", "adapter": "lora"})
     merge("magmax", {}, average="swa")
@@ -165,10 +177,12 @@ def test_what_is_read_from_a_root(tune, tmp_path):
     found = pd.concat([tune.validated(root) for root in roots])
     expected = {"stream": "digits_5", "method": "seq", "seed": 6, "optimizer.lr": "0.0001", "method.strength": ""}
     expected |= {"value": 0.5, "accuracy": 0.7}
-    names = ["ties", "", "magmax align", "dop closed"]
+    last = [{"strategy": "ema last"}, {"strategy": "ema last", "value": 1.0}, {"strategy": "", "value": 1.0}]
+    names = ["magmax align", "ema last align encoder", "dop closed", "nufilt narrow corrected"]
     adapters = {"method": "lora", "optimizer.lr": "0.003", "strategy": "knots"}
     averages = {"method": "swa", "strategy": "magmax"}
-    of_each = [*({"strategy": name} for name in names), adapters, averages, {"strategy": "magmax"}]
+    of_each = [{"strategy": "ties"}, *last, *({"strategy": name} for name in names), adapters, averages]
+    of_each += [{"strategy": "magmax"}]
     assert found.to_dict("records") == [{**expected, **values} for values in of_each]
 
 
@@ -193,12 +207,16 @@ def test_every_method_has_the_same_budget(tune):
     assert {len(list(itertools.product(*grid.values()))) for grid in tune.BUDGET.values()} == {6}
 
 
-def adjusted(grid):
-    return [grid[key] for key in ("strategy.solver", "calibration", "calibration.statistics") if key in grid]
+CHOSEN = ("lambda", "calibration.beta", "calibration.coefficient")
+
+
+def adjusted(tune, grid):
+    changed = {key: grid[key] for key in grid if key.startswith(("strategy.", "calibration")) and key not in CHOSEN}
+    return tune.variant_of({key.removeprefix("strategy."): value for key, value in changed.items()}).split()
 
 
 def value_of(grid):
-    (value,) = (grid[key] for key in ("lambda", "calibration.beta", "calibration.coefficient") if key in grid)
+    (value,) = (grid[key] for key in CHOSEN if key in grid)
     return value
 
 
@@ -214,7 +232,7 @@ def test_the_experiment_has_every_merge_once(tune, results):
         grids = [grid for grid in sweeper_of(tune, name, results)["merge"].values() if "tasks" in grid]
         grids = [grid for grid in grids if (grid["dataset"], grid["tasks"]) == ("glyphs", 5)]
         merges = [
-            (grid.get("tag", grid["method"]), " ".join([strategy, *adjusted(grid)]), value_of(grid))
+            (grid.get("tag", grid["method"]), " ".join([strategy, *adjusted(tune, grid)]), value_of(grid))
             for grid in grids
             for strategy in grid["strategy"].split(",")
         ]
