@@ -5,7 +5,8 @@ training samples for validation. The test split is never used. Every method has 
 the first seed, and the best two on all three (for seq, ewc and lwf, the best two with a merge and the best two
 without). A configuration is a learning rate and, for ewc and lwf, a strength. swa is seq with the average of the
 weights along each task, lora is seq with adapters. Every merge uses the λ (with LiNeS β, with align what λ is
-elsewhere) of fifteen candidates with the best mean over the three seeds, and published values for the rest.
+elsewhere) of fifteen candidates with the best mean over the three seeds, and published values for the rest, unless
+`VARIANTS` names others.
 
 - Training is tuned on digits/5, glyphs/10 and glyphs by domain; glyphs/5 and /20 use the values of glyphs/10.
 - seq and ind serve many merges, so they get the learning rate with the best mean over `JUDGES`, each at its best λ;
@@ -73,8 +74,8 @@ WORDS = {  # how the training of a method is named, where it is not by its name 
 }
 TAGGED = ("swa", "lora")  # a tag, which is the name here, tells them apart from seq
 # weighted_average without weights is average; core_space merges adapters alone; dop, as published, would take longer
-# than all other merges together, so its closed form stands for it.
-# The published null_rank of nufilt is all that a tiny CLIP has, so it is scaled.
+# than all other merges together, so its closed form stands for it; the published null_rank of nufilt is all that a tiny
+# CLIP has.
 LEFT_OUT = {"weighted_average", "core_space", "dop", "nufilt"}
 STRATEGIES = sorted({path.stem for path in (REPOSITORY / "configs/strategy").glob("*.yaml")} - LEFT_OUT)
 LATER = ["consensus", "fisher", "laplace", "metagpt", "regmean"]  # than the benchmark, or than the paper
