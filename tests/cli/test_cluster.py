@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 from helpers import ROOT, command, noise
+from omegaconf import OmegaConf
 
 from mergestream.cli import pipeline, slurm
 from mergestream.runtime import interrupt, lock
@@ -387,6 +389,17 @@ def test_stages_depend_on_each_other(stages, programs, tmp_path):
     (script,) = tmp_path.glob("_sweeps/report-*.sh")
     assert "#SBATCH --dependency=afterok:43" in script.read_text()
     assert "#SBATCH --kill-on-invalid-dep=yes" in script.read_text()
+
+
+def test_what_starts_in_the_same_second_has_files_of_its_own(programs, tmp_path):
+    programs(sbatch="echo 44", squeue="", sinfo=f"printf '{SINFO}'")
+    cluster = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/cluster/slurm.yaml"))
+    logs = {slurm.submit_command("report", ["true"], slurm.asked(cluster, False), tmp_path)[1] for _ in range(2)}
+    assert len(logs) == 2
+    words = ("seed=1,2", f"root={tmp_path}/runs", "cluster=slurm", "cluster.wait=false")
+    assert command("train.py", "-m", *words).code == 0
+    (folder,) = (tmp_path / "runs/_sweeps").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
 
 
 def test_a_stage_that_cannot_be_submitted(stages, tmp_path):

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def submit_command(name: str, words: Sequence[str], asked: Asked, folder: Path) 
     """Submit one command, and return the id of its job and the log."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{name}-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    stem = f"{name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     log, script = folder / f"{stem}.log", folder / f"{stem}.sh"
     counted = _timeouts(asked, shlex.quote(str(folder / f"{stem}.timeouts")))
     lines = [*_head(name, asked, {"output": str(log).replace("%", "%%")}), counted, f"exec {shlex.join(words)}", ""]
