@@ -162,6 +162,7 @@ JUDGES = {
     **{method: ["magmax", "average"] for method in TAGGED},
 }
 LAST = "ema last"  # with λ = 1, the last encoder itself
+# Every λ, since `LAST` is one of the merges of seq.
 NOT_MERGED = ["strategy=ema", "strategy.decay=0", "lambda=select"]
 CONFIGURATION = ["optimizer.lr", "method.strength"]
 ROUNDING = 1e-5  # a thousand validation images have no smaller differences than 1/3000 between means of three seeds
@@ -341,7 +342,7 @@ def variant_of(changed: Mapping[str, Any]) -> str | None:
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """The name of a training's method here; that of a training which is not tuned here is none of `BUDGET`."""
+    """The name of a training's method here; with an average or adapter that is not tuned here, none of `BUDGET`."""
     parts = [config["method"]["id"], config["method"].get("average"), config["model"].get("adapter")]
     return "_".join(part for part in parts if part).removeprefix("seq_")
 

@@ -111,7 +111,7 @@ def test_what_came_after_the_paper_is_whole():
     assert streams_of("train", "beyond", seeds, "method", "tag") == {(s, *of) for s in STREAMS for of in trained}
 
     keys = ["method", "strategy", "calibration", "calibration.statistics", "tag"]
-    keys += [f"strategy.{option}" for option in ("threshold", "variant", "rule", "decay")]
+    keys += [f"strategy.{option}" for option in ("threshold", "variant", "rule", "decay", "solver", "null_rank")]
     merges = set()
 
     def merged(method, strategies, **values):
@@ -121,8 +121,10 @@ def test_what_came_after_the_paper_is_whole():
 
     for calibration in ("", "align", "lines", "svc"):
         merged("seq", ["average", "magmax"], calibration=calibration)
-    merged("seq", ["dop", *LATER])
-    merged("seq", ["dop", "nufilt"], variant="corrected")
+    merged("seq", set(LATER) - {"nufilt"})
+    for variant in ("", "corrected"):
+        merged("seq", ["dop"], solver="closed", variant=variant)
+        merged("seq", ["nufilt"], null_rank="21", variant=variant)
     merged("seq", ["consensus"], threshold="0.2")
     merged("seq", ["average"], calibration="align", statistics="encoder")
     merged("seq", ["ema"], calibration="align", statistics="encoder", decay="0")

@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from mergestream.reporting.rows import is_bound
 
 PUBLISHED = ROOT / "docs/results"
+CONFIGURATION = ["optimizer.lr", "method.strength"]
 BENCHMARK = ["dataset", "stream", "tasks"]
 TITLES = {
     "digits, 5 tasks": ("digits", "class", 5),
@@ -138,7 +139,8 @@ def test_what_is_said_of_magmax_and_what_came_later():
     new += [ahead(confirmed, TEN, name) for name in (AVERAGE, MAGMAX)]
     new += [f"{rows(confirmed, TEN, name)[0]['p']:.3f}" for name in (AVERAGE, MAGMAX)]
     new += [ahead(confirmed, FIVE, name) for name in (AVERAGE, MAGMAX)]
-    plain = [ahead(found, title, EMA) for found in (beyond, confirmed) for title in (FIVE, TEN)]
+    plain = [ahead(beyond, FIVE, EMA), ahead(beyond, FIVE, f"{EMA}, align"), ahead(beyond, TEN, EMA)]
+    plain += [ahead(confirmed, title, EMA) for title in (FIVE, TEN)]
     assert numbers_of("Is anything significantly") == [*new, *plain]
 
 
@@ -155,8 +157,8 @@ def test_what_the_parts_of_align_add():
     lines = {
         "align, for the average": (AVERAGE, "seq + average"),
         "… with the mean of the statistics instead of each task's": (AVERAGE, f"{AVERAGE}, {own}"),
-        "align, for the last encoder": (f"seq + ema, align, {own}, decay = 0", "seq + ema, decay = 0"),
-        "align, for the moving average of LwF": (EMA_ALIGNED, EMA),
+        "align with each task's, for the last encoder": (f"seq + ema, align, {own}, decay = 0", "seq + ema, decay = 0"),
+        "align with each task's, for the moving average of LwF": (EMA_ALIGNED, EMA),
         "… with the mean of the statistics instead of each task's, LwF": (f"{EMA}, align", EMA_ALIGNED),
     }
     cells, found_of = table("docs/results.md", "what the parts of align add"), {}
@@ -176,15 +178,30 @@ def test_what_the_parts_of_align_add():
     assert (mean_of_lwf[1] < 0.05).tolist() == [title == TEN for title in TITLES]
 
 
-def test_which_statistics_validation_data_prefer():
-    """For LwF's moving average, by the best mean over the seeds."""
+def validated(method, *merges):
+    """(stream, merge) → the best mean validation accuracy over the seeds, with the values that were chosen."""
     table = pd.read_csv(ROOT / "docs/tuning.csv")
-    of = table[(table["method"] == "lwf") & table["strategy"].isin(["ema align", "ema align encoder"])]
-    values = of.columns[of.columns.get_loc("seed") + 1 :]
-    best = of.groupby(["stream", "strategy"])[list(values)].mean().max(axis=1).unstack()
+    of = table[(table["method"] == method) & table["strategy"].isin(merges)]
+    values = list(of.columns[of.columns.get_loc("seed") + 1 :])
+    return of.groupby(["stream", *CONFIGURATION, "strategy"], dropna=False)[values].mean().max(axis=1)
+
+
+def test_what_is_said_of_rules_for_sequential_adapters():
+    """In docs/merging.md."""
+    found = validated("lora", "core_space", "core_space ties", "magmax").loc["digits_5", 0.003]
+    accuracies = [f"{100 * found.xs(name, level='strategy').item():.1f} %" for name in found.index.unique("strategy")]
+    text = " ".join((ROOT / "docs/merging.md").read_text().split())
+    core, ties, magmax = accuracies
+    assert f"is {core} with `rule=iso_c`, {ties} with `rule=ties`, and {magmax} with `strategy=magmax`" in text
+
+
+def test_which_statistics_validation_data_prefer():
+    """For LwF's moving average."""
+    best = validated("lwf", "ema align", "ema align encoder").groupby(["stream", "strategy"]).max().unstack()
     ahead = best["ema align encoder"] - best["ema align"]
     assert (ahead[[f"glyphs_{tasks}" for tasks in (5, 10, 20)]] > 0).all()
     assert ahead["digits_5"] < 0
+    assert ahead["glyphs_domain"] == pytest.approx(0, abs=5e-4)
 
 
 def test_what_is_said_of_what_does_not_help():
@@ -199,16 +216,20 @@ def test_what_is_said_of_what_does_not_help():
         ]
         said.append(max(gains, key=float))
     said.append(ahead(beyond, TEN, "MagMax, svc"))
-    said += [ahead(beyond, FIVE, name) for name in (f"seq + {NUFILT}", "seq + average, lines")]
+    said += [ahead(beyond, title, f"seq + {NUFILT}") for title in (FIVE, TEN)]
+    said.append(ahead(beyond, FIVE, "seq + average, lines"))
     said += [gain(beyond, title, "seq + regmean", "seq + average") for title in (DIGITS, DOMAINS)]
     assert numbers_of("What does not help") == [number.removeprefix("-") for number in said]
 
 
 def test_what_is_said_of_the_threshold_of_consensus():
     beyond, low = published("beyond"), "seq + consensus, threshold = 0.2"
-    behind = [ahead(beyond, FIVE, name).removeprefix("-") for name in ("seq + consensus", low)]
+    plain, lowered = (
+        [f"{-float(ahead(beyond, title, name)):.1f}" for title in (FIVE, TEN)] for name in ("seq + consensus", low)
+    )
     above = [gain(beyond, TWENTY, name, "Zero-shot") for name in ("seq + consensus", low)]
-    assert numbers_of("Consensus needs") == [behind[0], "0.4", behind[1], "0.2", "0.4", "0.2", *above]
+    said = [*plain, "0.4", *lowered, "0.2", lowered[0], "0.4", "0.2", *above]
+    assert numbers_of("Consensus needs") == said
 
 
 def test_what_is_said_of_papers_and_their_codes():
@@ -216,9 +237,10 @@ def test_what_is_said_of_papers_and_their_codes():
     beyond, said = published("beyond"), []
     for name in ("seq + dop, solver = closed", f"seq + {NUFILT}"):
         of = [paired(*(rows(beyond, title, n)[0] for n in (f"{name}, variant = corrected", name))) for title in TITLES]
-        said += [f"{abs(end(by for by, _ in of)):.1f}" for end in (min, max)]
+        said.append(" to ".join(f"{end(by for by, _ in of):+.1f}" for end in (min, max)).replace("-", "−"))
         assert not multipletests([p for _, p in of], method="holm")[0].any()
-    assert numbers_of("Where a paper") == said
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert f"of `dop` by {said[0]} points and that of `nufilt` by {said[1]}, never" in text
 
 
 def test_what_is_said_of_the_estimator_of_ewc(report):
@@ -279,8 +301,15 @@ def test_which_differences_are_called_significant():
     """On the first five orders, and those that align does not help."""
     found = published("beyond")
     behind = ["seq + consensus", f"seq + {NUFILT}", "seq + average, lines", "seq + average [swa]"]
-    better = [(FIVE, EMA), (DIGITS, AVERAGE), (TWENTY, MAGMAX)]
-    for sign, places in ((1, better), (-1, [(TEN, "MagMax, svc"), *((FIVE, name) for name in behind)])):
+    better = [(FIVE, EMA), (FIVE, f"{EMA}, align"), (FIVE, "LwF"), (DIGITS, AVERAGE), (DIGITS, EMA_ALIGNED)]
+    better.append((TWENTY, MAGMAX))
+    ahead_of_all = found[(found["p"] < 0.05) & (found["minus_baseline"] > 0) & (found["name"] != "Joint")]
+    titles = {benchmark: title for title, benchmark in TITLES.items()}
+    places = {(titles[tuple(line[key] for key in BENCHMARK)], line["name"]) for _, line in ahead_of_all.iterrows()}
+    assert places == set(better)
+    worse = [(TEN, name) for name in ("MagMax, svc", f"seq + {NUFILT}", "seq + consensus")]
+    worse.append((TEN, "seq + consensus, threshold = 0.2"))
+    for sign, places in ((1, better), (-1, [*worse, *((FIVE, name) for name in behind)])):
         for title, name in places:
             (row,) = rows(found, title, name)
             assert row["p"] < 0.05, name
@@ -462,6 +491,14 @@ def test_what_is_said_of_values_at_the_edge_of_their_grid():
             if grid[key] in (0.025, 2):
                 found.setdefault((key, grid[key], title, grid.get("tag", grid["method"])), set()).add(strategy)
     few = {where: names for where, names in found.items() if where[2:] not in {(DIGITS, "ind"), (TWENTY, "ind")}}
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert "highest, 2: eight merges of independent fine-tuning on digits, and its `model_stock` by domain." in text
+    assert (
+        "lowest, 0.025: twelve merges of independent fine-tuning on glyphs in 20 tasks, MaxAbs among them, and" in text
+    )
+    assert "four of sequential fine-tuning (`breadcrumbs`, `dare`, `task_arithmetic` and `wudi`); `dare` of" in text
+    assert "`dare` of independent fine-tuning and `core_space` in 10 tasks; `model_stock` of independent" in text
+    assert "β of `lines` at its lowest, 0.025: the average on glyphs in 10 and in 20 tasks." in text
     assert len(found["lambda", 2, DIGITS, "ind"]) == 8
     assert len(found["lambda", 0.025, TWENTY, "ind"]) == 12
     assert "magmax" in found["lambda", 0.025, TWENTY, "ind"]  # MaxAbs
