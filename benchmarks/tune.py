@@ -321,8 +321,9 @@ def validated(root: Path) -> pd.DataFrame:
         within = method in BUDGET and all(line[key] in values for key, values in BUDGET[method].items())
         if not within or config["seed"] not in SEEDS or config["stream"]["validation"] != 0.2:
             continue
-        name = f"{merge['strategy']} {variant_of(changed)}".strip()
-        if name not in MERGES:
+        variant = variant_of(changed)
+        name = f"{merge['strategy']} {variant}".strip()
+        if variant is None or name not in MERGES:
             continue
         for tried in merge.get("validation", []):
             value = next(value for key, value in tried.items() if key != "accuracy")

@@ -5,7 +5,6 @@ Imports no torch, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mergestream.cli.dry_run import Look
+from mergestream.compose.overrides import unknown
 from mergestream.runtime import interrupt
 from mergestream.runtime.errors import ProcessError, UserError, first_line, one_line, program
 from mergestream.runtime.interrupt import Signals, Stopped
@@ -236,8 +236,7 @@ def _unknown_key(error: BaseException) -> str | None:
     if group := str(key).rpartition(".")[0]:
         _, *hint = str(error).splitlines()
         return f"unknown key: {key}; {group} has {', '.join(keys)}. {' '.join(hint)}"
-    (nearest,) = difflib.get_close_matches(str(key), keys, n=1, cutoff=0)
-    return f"unknown key: {key}; did you mean {nearest}? See --help for all keys"
+    return unknown(str(key), keys, str(key))
 
 
 def _exit_with(error: BaseException) -> NoReturn:

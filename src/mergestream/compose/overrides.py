@@ -67,10 +67,13 @@ def require_read(cfg: DictConfig) -> None:
     for key, value in _keys(cfg, folder):
         if key in (own if key in added else anywhere) or any(f"{n}.".startswith(f"{key}.") for n in named):
             continue
-        (nearest,) = difflib.get_close_matches(key, sorted(own), n=1, cutoff=0)
-        raise UserError(
-            f"unknown key: {added.get(key, f'{key}={value}')}; did you mean {nearest}? See --help for all keys"
-        )
+        raise UserError(unknown(key, own, added.get(key, f"{key}={value}")))
+
+
+def unknown(key: str, known: Iterable[str], shown: str) -> str:
+    """Return the line on a key that is not `known`, with the nearest that is; `shown` is how it was typed."""
+    (nearest,) = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0)
+    return f"unknown key: {shown}; did you mean {nearest}? See --help for all keys"
 
 
 def _keys(cfg: DictConfig, folder: Path) -> Iterator[tuple[str, object]]:
